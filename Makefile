@@ -1,0 +1,49 @@
+# Each target does its own set-up: a fresh Debian 12 with python3 (>= 3.11), make and git is enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SOURCE := exporter tests
+
+.PHONY: demo test check format docs soak bench image-test clean
+
+demo: $(READY)  ## a simulated BlueKing and the exporter watching it
+	$(BIN)/blueking-exporter demo $(ARGS)
+
+test: $(READY) components  ## the whole suite; ARGS="-k name" for a part of it
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+check: $(READY)  ## format, lint, types, layers, example configuration, generated documents
+	$(BIN)/ruff format --check $(SOURCE)
+	$(BIN)/ruff check $(SOURCE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/blueking-exporter check --config.file=config.example.yaml
+	sh scripts/docs.sh --check
+
+format: $(READY)
+	$(BIN)/ruff format $(SOURCE)
+	$(BIN)/ruff check --fix $(SOURCE)
+
+docs: $(READY)  ## write the documents that are generated from the code
+	sh scripts/docs.sh
+
+soak: $(READY) components  ## kill -9, restarts and reloads for a long time, compared with the truth
+	$(BIN)/python -m pytest -m slow -k soak $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python -m bench $(ARGS)
+
+image-test: $(READY)  ## build and run the image with buildah on a base made of Debian packages
+	$(BIN)/python -m pytest -m slow tests/test_image.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* build dist
+
+.PHONY: components
+components:
+	sh scripts/components.sh
+
+$(READY): pyproject.toml scripts/venv.sh
+	sh scripts/venv.sh $(PYTHON) $(VENV)
+	touch $@

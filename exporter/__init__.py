@@ -1,0 +1,19 @@
+"""blueking-exporter: BlueKing JOB executions and NodeMan installs as Prometheus metrics, counted exactly once.
+
+Where things are, from the outside in:
+
+    cli          sub-commands, flags, exit codes
+    app          builds everything from a configuration, starts, reloads and stops it
+    poller       one poll as a transaction, and the loop around it
+    web          /metrics, landing page, JSON, web configuration file
+    state        what has been counted: SQLite, memory
+    metrics      a family as one row (family), its samples as bytes (render), the page made of them (page)
+    collectors   one file per thing that is watched: fetch, then a pure fold over the records
+    blueking     one typed function per endpoint of the platform; authentication, retry, limits
+    config       YAML to typed values
+    telemetry    the exporter's own metrics
+    model        the words of BlueKing: scopes, statuses, slugs
+    simulator    a BlueKing platform made of thin air
+"""
+
+__version__ = "0.1.0"
