@@ -1,0 +1,50 @@
+"""The two small protocols of systemd that a daemon speaks: tell the manager how it is, take the sockets it opened."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+from exporter.errors import ConfigError, Problem
+
+FIRST_SOCKET = 3
+
+
+def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Send `READY=1`, `STATUS=…`, `WATCHDOG=1` and the like; False when no manager listens. Never raises."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)
+            sender.sendto("\n".join(lines).encode(), "\0" + address[1:] if address[0] == "@" else address)
+    except OSError:
+        return False
+    return True
+
+
+def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Seconds between two `WATCHDOG=1`, half of what the manager waits for; None when it does not wait for any."""
+    try:
+        microseconds = int(environ.get("WATCHDOG_USEC", "0"))
+        mine = int(environ.get("WATCHDOG_PID", str(os.getpid()))) == os.getpid()
+    except ValueError:
+        return None
+    return microseconds / 2e6 if microseconds > 0 and mine else None
+
+
+def sockets(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:
+    """The listening sockets that a socket unit passed to this very process. ConfigError when there are none."""
+    try:
+        mine = int(environ.get("LISTEN_PID", "0")) == os.getpid()
+        count = int(environ.get("LISTEN_FDS", "0")) if mine else 0
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ConfigError([Problem("--web.systemd-socket", 0, 0, "", "systemd passed no socket (LISTEN_FDS)")])
+    passed = [socket.socket(fileno=fd) for fd in range(FIRST_SOCKET, FIRST_SOCKET + count)]
+    for one in passed:
+        one.set_inheritable(False)
+    return passed
