@@ -1,0 +1,14 @@
+"""A BlueKing platform made of thin air, for tests, demos and benchmarks.
+
+    world.py            what happens in JOB: executions, steps, hosts, over (virtual) time
+    ledger.py           the truth about it: what a correct exporter must have counted
+    api.py              how JOB tells it: v4, v3, ESB
+    nodeman_world.py    the same for NodeMan
+    nodeman_api.py
+    gateway.py          what the API gateway and the ESB put around every answer: credentials, limits, envelopes
+    faults.py           everything that goes wrong between them and the client
+    platform.py         one platform: worlds, settings, faults, the log of calls
+    server.py           HTTP
+
+It knows nothing of the exporter's decoding: both follow the vendor's behaviour, not each other.
+"""

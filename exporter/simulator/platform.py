@@ -1,0 +1,160 @@
+"""One simulated BlueKing platform: its worlds, its settings, its faults and the log of what it was asked."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from exporter.model import Scope
+from exporter.simulator.faults import Fault, Faults
+from exporter.simulator.world import JobWorld
+
+Dialect = Literal["v4", "v3", "gateway", "esb"]
+"""`gateway`: NodeMan behind the API gateway. `esb`: anything under /api/c/compapi."""
+
+DEFAULT_APP_CODE = "blueking-exporter"
+DEFAULT_APP_SECRET = "simulated"
+
+
+@dataclass
+class Call:
+    """One request, parsed and authenticated. `params` are the query and the JSON body, without credentials."""
+
+    api: str
+    dialect: Dialect
+    app_type: bool
+    method: str
+    path: str
+    path_args: Mapping[str, str]
+    params: dict[str, object]
+    language: Literal["zh", "en"]
+    at: float
+    """Unix seconds on the platform's clock."""
+    user: str = ""
+    faults: tuple[Fault, ...] = ()
+
+    def fault(self, name: str) -> Fault | None:
+        """The active fault of that name, for those that a handler itself acts out."""
+        return next((fault for fault in self.faults if fault.name == name), None)
+
+    @property
+    def scope(self) -> Scope | None:
+        """The scope named in the parameters, None where there is none."""
+        kind, key, biz = (self.params.get(name) for name in ("bk_scope_type", "bk_scope_id", "bk_biz_id"))
+        if kind in ("biz", "biz_set", "tenant_set") and key is not None:
+            return Scope(kind, str(key))
+        return Scope("biz", str(biz)) if isinstance(biz, int | str) else None
+
+
+@dataclass
+class Answer:
+    """What a handler answers: a JSON value, or raw bytes that are sent as they are."""
+
+    body: object
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    content_type: str | None = "application/json"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One route. `path` in aiohttp's notation; a trailing slash in it is optional for clients."""
+
+    methods: tuple[str, ...]
+    path: str
+    api: str
+    dialect: Dialect
+    app_type: bool
+    handler: Callable[[Call], Answer | Awaitable[Answer]]
+
+
+@dataclass(frozen=True)
+class LoggedCall:
+    """One line of the log of calls; served by `/-/requests`."""
+
+    at: float
+    api: str
+    dialect: str
+    app_type: bool
+    method: str
+    path: str
+    scope: str
+    params: dict[str, object]
+    faults: tuple[str, ...]
+    status: int | None
+    """None when no answer was finished."""
+
+
+class Platform:
+    """A platform and its switches. Attributes may be changed at any time and act on the next request.
+
+    `now`: unix seconds, virtual in tests. `speed`: see JobWorld. `skew`: seconds by which the platform's Date header
+    is ahead of the clock that its data uses. The world of NodeMan hangs on `nodeman`, set by nodeman_api.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 1,
+        now: Callable[[], float] = time.time,
+        scopes: Iterable[Scope] = (Scope("biz", "2"),),
+        speed: float = 1.0,
+    ) -> None:
+        self.seed = seed
+        self.now = now
+        self.speed = speed
+        self.random = random.Random(f"{seed} platform")
+        self.job = JobWorld(seed, now, scopes=scopes, speed=speed)
+        self.nodeman: object | None = None
+        self.faults = Faults(seed)
+        self.calls: deque[LoggedCall] = deque(maxlen=200_000)
+
+        self.app_code = DEFAULT_APP_CODE
+        self.app_secret = DEFAULT_APP_SECRET
+        self.access_tokens = {"simulated-access-token": "admin"}
+        self.bk_tokens = {"simulated-bk-token": "admin"}
+        self.trusts_usernames = False
+        """Whether the app is exempt from user verification: then user-type resources accept a bare bk_username."""
+        self.tenant_id: str | None = None
+        """Set: every gateway call must carry it in X-Bk-Tenant-Id."""
+        self.rate_limit: int | None = None
+        """Requests per second and app at the gateway and the ESB; None: unlimited, and no quota headers."""
+        self.quota_headers = True
+        self.denied: set[Scope] = set()
+        """Scopes whose access_business is missing."""
+        self.denied_history: set[Scope] = set()
+        """Scopes in which executions may be listed, but view_history is missing."""
+        self.v3_start_limit: int | None = None
+        """The operator's optional limit on `start` of the v3 list."""
+        self.fills_bk_biz_id = True
+        """The server's compatibility toggle for the deprecated bk_biz_id."""
+        self.skew = 0.0
+        self._window = (0, 0)
+
+    @property
+    def scopes(self) -> list[Scope]:
+        return self.job.scopes
+
+    def take_quota(self) -> int | None:
+        """Count one request in the current fixed window: how many remain, negative when refused, None without a limit."""
+        if self.rate_limit is None:
+            return None
+        second, used = int(self.now()), self._window[1] if self._window[0] == int(self.now()) else 0
+        self._window = (second, used + 1)
+        return self.rate_limit - used - 1
+
+    def log(self, call: Call, status: int | None) -> None:
+        scope = call.scope
+        self.calls.append(
+            LoggedCall(
+                call.at, call.api, call.dialect, call.app_type, call.method, call.path,
+                str(scope) if scope else "", call.params, tuple(fault.name for fault in call.faults), status,
+            )
+        )  # fmt: skip
+
+    def calls_as_json(self) -> list[dict[str, object]]:
+        return [asdict(call) for call in self.calls]

@@ -1,0 +1,306 @@
+"""The simulated platform over HTTP.
+
+Beside the vendor's paths it serves, for tests and demonstrations:
+
+    GET  /-/ledger?bk_scope_type=&bk_scope_id=[&since_ms=][&until_ms=]   the truth, see ledger.Truth
+    GET  /-/requests[?since=]       the log of calls
+    POST /-/world/start             {"bk_scope_type", "bk_scope_id", …}: JobWorld.start by JSON, answers {"job_instance_id"}
+    POST /-/world/retry             {"job_instance_id", …}
+    POST /-/world/vanish            {"job_instance_id"}
+    POST /-/world/fault             {"name", …} as faults.Fault, or {"clear": name or null}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib.util
+import inspect
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from email.utils import formatdate
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+
+from exporter.model import Scope
+from exporter.simulator import api, faults, gateway
+from exporter.simulator.faults import Fault
+from exporter.simulator.platform import Answer, Call, Endpoint, Platform
+
+PLATFORM = web.AppKey("platform", Platform)
+
+
+def _nodeman(platform: Platform) -> Iterable[Endpoint]:
+    if importlib.util.find_spec("exporter.simulator.nodeman_api") is None:
+        return ()
+    nodeman_api = importlib.import_module("exporter.simulator.nodeman_api")
+    routes: Iterable[Endpoint] = nodeman_api.routes(platform)
+    return routes
+
+
+ROUTES: tuple[Callable[[Platform], Iterable[Endpoint]], ...] = (api.routes, _nodeman)
+"""Who serves what."""
+
+
+def create_app(platform: Platform) -> web.Application:
+    """Everything this platform answers, as one application."""
+    app = web.Application(client_max_size=10 * 2**20)
+    app[PLATFORM] = platform
+    for provide in ROUTES:
+        for endpoint in provide(platform):
+            paths = {endpoint.path, endpoint.path.rstrip("/")}
+            for path in sorted(paths if endpoint.path.endswith("/") else {endpoint.path, endpoint.path + "/"}):
+                for method in endpoint.methods:
+                    app.router.add_route(method, path, _handler(platform, endpoint))
+    app.router.add_get("/-/ledger", _ledger)
+    app.router.add_get("/-/requests", _requests)
+    app.router.add_post("/-/world/{action}", _world)
+    app.router.add_route("*", "/api/c/compapi/{path:.*}", _unknown_component)
+    app.router.add_route("*", "/api/{gateway}/{stage}/{path:.*}", _unknown_resource)
+    return app
+
+
+def _handler(platform: Platform, endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        given = {**request.query, **await _body(request)}
+        call = Call(
+            endpoint.api, endpoint.dialect, endpoint.app_type, request.method, request.path, dict(request.match_info),
+            {name: value for name, value in given.items() if name not in gateway.CREDENTIALS},
+            "en" if request.headers.get("Blueking-Language", "").startswith("en") else "zh",
+            platform.now(),
+        )  # fmt: skip
+        call.faults = platform.faults.choose(call.api, call.scope)
+        status = None
+        try:
+            for fault in call.faults:
+                if fault.name == "latency":
+                    await asyncio.sleep(fault.seconds(1))
+            answer = await _answer(platform, endpoint, request, call, given)
+            response = await _send(platform, request, call, answer)
+            status = response.status if response.prepared or response.status == answer.status else None
+            return response
+        finally:
+            platform.log(call, status)
+
+    return handle
+
+
+async def _answer(
+    platform: Platform, endpoint: Endpoint, request: web.Request, call: Call, given: Mapping[str, object]
+) -> Answer:
+    for fault in call.faults:
+        if (instead := _replacement(platform, fault, request, call)) is not None:
+            return instead
+    refused = gateway.authenticate(platform, call, request.headers, request.cookies, given)
+    limited, quota = gateway.limit(platform, call)
+    answer = refused or limited
+    if answer is None:
+        made = endpoint.handler(call)
+        answer = await made if inspect.isawaitable(made) else made
+        if call.dialect == "esb":
+            answer = gateway.esb_wrap(platform, call, answer)
+    answer.headers.update(quota)
+    return answer
+
+
+def _replacement(platform: Platform, fault: Fault, request: web.Request, call: Call) -> Answer | None:
+    if fault.name.startswith("rate_limited"):
+        if call.dialect == "esb":
+            return gateway.esb_error(platform, 1306429, "Access frequency exceeds the limit")
+        answer = gateway.rate_limited(platform)
+        if fault.name == "rate_limited":
+            answer.headers["X-Bkapi-RateLimit-Reset"] = str(fault.value or 1)
+        elif fault.name == "rate_limited_200":
+            answer.status = 200
+        answer.headers.update(fault.headers)
+        return answer
+    if fault.name == "bad_credentials":
+        if call.dialect == "esb":
+            return gateway.esb_error(platform, 1306000, "APP authentication failed")
+        reason = 'Parameters error [reason="bk_app_code or bk_app_secret is incorrect"]'
+        return gateway.gateway_error(platform, 400, 1640001, "INVALID_ARGS", reason)
+    return faults.replace(fault, str(request.url), platform.faults.garbage())
+
+
+async def _send(platform: Platform, request: web.Request, call: Call, answer: Answer) -> web.StreamResponse:
+    if not isinstance(answer.body, bytes):
+        answer.body = json.dumps(answer.body, ensure_ascii=False, separators=(",", ":")).encode()
+    skew = call.fault("clock_skew")
+    ahead = platform.skew + (skew.seconds(3600) if skew else 0)
+    answer.headers["Date"] = formatdate(int(platform.now() + ahead), usegmt=True)
+    for fault in call.faults:
+        answer = faults.rewrite(fault, answer)
+    for fault in call.faults:
+        if (broken := await faults.break_off(fault, request, answer)) is not None:
+            return broken
+    assert isinstance(answer.body, bytes)
+    headers = dict(answer.headers)
+    if answer.content_type is not None:
+        headers["Content-Type"] = answer.content_type
+    return web.Response(status=answer.status, body=answer.body, headers=headers)
+
+
+async def _body(request: web.Request) -> dict[str, object]:
+    if not request.can_read_body:
+        return {}
+    try:
+        value = json.loads(await request.read())
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+async def _unknown_component(request: web.Request) -> web.StreamResponse:
+    return web.json_response({"result": False, "data": None, "message": "The content does not exist"}, status=404)
+
+
+async def _unknown_resource(request: web.Request) -> web.StreamResponse:
+    platform = request.app[PLATFORM]
+    answer = gateway.gateway_error(platform, 404, 1640401, "API_NOT_FOUND", "API not found")
+    return web.json_response(answer.body, status=404, headers=answer.headers)
+
+
+async def _ledger(request: web.Request) -> web.StreamResponse:
+    platform = request.app[PLATFORM]
+    query = request.query
+    scope = _scope({"bk_scope_type": query.get("bk_scope_type", "biz"), "bk_scope_id": query.get("bk_scope_id", "")})
+    until = int(query["until_ms"]) if "until_ms" in query else None
+    truth = platform.job.truth(
+        scope, int(query.get("since_ms", 0)), until, host_results=query.get("host_results", "failed")
+    )
+    return web.json_response(truth.as_json())
+
+
+async def _requests(request: web.Request) -> web.StreamResponse:
+    since = float(request.query.get("since", 0))
+    calls = [call for call in request.app[PLATFORM].calls_as_json() if float(str(call["at"])) >= since]
+    return web.json_response({"now": request.app[PLATFORM].now(), "calls": calls})
+
+
+async def _world(request: web.Request) -> web.StreamResponse:
+    platform, given = request.app[PLATFORM], await _body(request)
+    answer: dict[str, Any] = {}
+    try:
+        match request.match_info["action"]:
+            case "start":
+                answer = {"job_instance_id": platform.job.start_from_json(_scope(given), given)}
+            case "retry":
+                platform.job.retry_from_json(given)
+            case "vanish":
+                platform.job.vanish(int(str(given["job_instance_id"])))
+            case "fault" if "clear" in given:
+                name = given["clear"]
+                platform.faults.clear(None if name is None else str(name))
+            case "fault":
+                scope = _scope(given) if "bk_scope_id" in given else None
+                names = {field.name for field in dataclasses.fields(Fault)} - {"scope"}
+                picked: dict[str, Any] = {name: value for name, value in given.items() if name in names}
+                platform.faults.add(Fault(**picked, scope=scope))
+            case _:
+                raise web.HTTPNotFound
+    except (KeyError, TypeError, ValueError) as error:
+        return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
+    return web.json_response(answer)
+
+
+def _scope(given: Mapping[str, object]) -> Scope:
+    kind = given.get("bk_scope_type", "biz")
+    if kind not in ("biz", "biz_set", "tenant_set"):
+        raise ValueError(f'"{kind}" is no scope type')
+    return Scope(kind, str(given["bk_scope_id"]))
+
+
+def default_scopes(count: int) -> list[Scope]:
+    """`count` businesses from 2 on, and the business set 9001."""
+    return [*(Scope("biz", str(2 + index)) for index in range(count)), Scope("biz_set", "9001")]
+
+
+def sample_config(url: str, scopes: Iterable[Scope], *, interval: str = "5s") -> str:
+    """A configuration with which the exporter watches this simulator (YAML text)."""
+    listed = "\n".join(
+        f"  - {{bk_scope_type: {scope.bk_scope_type}, bk_scope_id: \"{scope.bk_scope_id}\", "
+        f"name: Simulated {scope.bk_scope_type} {scope.bk_scope_id}}}"
+        for scope in scopes
+    )
+    return f"""\
+blueking:
+  job: {{url: "{url}/api/bk-job/prod", api: v4}}
+  auth: {{app_code: blueking-exporter, app_secret: simulated, username: admin}}
+  requests_per_second: 50
+collectors:
+  job: {{interval: {interval}, lookback: 2m}}
+counter_birth_hold: 5s
+scopes:
+{listed}
+"""
+
+
+class SimulatorServer:
+    """A platform that listens on a real socket while the context is open. `url` carries the port that port 0 became."""
+
+    def __init__(self, platform: Platform, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.platform = platform
+        self.host = host
+        self.port = port
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> Self:
+        self._runner = web.AppRunner(create_app(self.platform), access_log=None, shutdown_timeout=1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self.host, self.port)
+        try:
+            await site.start()
+        except OSError:
+            await self._runner.cleanup()
+            raise
+        self.port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if _is_v6(self.host) else self.host
+        return f"http://{host}:{self.port}"
+
+
+def _is_v6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def create_platform(*, seed: int = 1, scopes: int = 3, speed: float = 1.0, fault_list: str = "") -> Platform:
+    """A populated platform as the commands `simulate` and `demo` use it. Raises ValueError for an unknown fault."""
+    platform = Platform(seed=seed, scopes=default_scopes(scopes), speed=speed)
+    platform.faults.add(*faults.parse_faults(fault_list))
+    platform.rate_limit = 100
+    platform.job.populate()
+    return platform
+
+
+async def run(
+    listen_address: str = "127.0.0.1:10072",
+    *,
+    seed: int = 1,
+    scopes: int = 3,
+    speed: float = 1.0,
+    fault_list: str = "",
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve until cancelled; `say` gets the URL and a configuration to watch it with. Raises ValueError, OSError."""
+    host, _, port = listen_address.rpartition(":")
+    platform = create_platform(seed=seed, scopes=scopes, speed=speed, fault_list=fault_list)
+    async with SimulatorServer(platform, host.strip("[]") or "127.0.0.1", int(port)) as server:
+        say(f"# simulated BlueKing at {server.url}; a configuration to watch it with:\n")
+        say(sample_config(server.url, platform.scopes))
+        await asyncio.Event().wait()
