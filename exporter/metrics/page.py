@@ -1,0 +1,357 @@
+"""The page: what every owner shows at the moment, ready to be sent.
+
+    Page ── per family ──► _Shelf ── some 64 kB of lines each ──► Piece
+
+Pollers put chunks; a scrape takes a `Snapshot`, a tuple of pieces, and sends it. A piece never changes: when one of its
+chunks does, a new piece takes its place, and all others keep what they have compressed. Lines exist once in memory: a
+piece refers to the chunks, and is joined while it is sent.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+
+from exporter.metrics.family import Chunk, Family
+from exporter.metrics.negotiate import Format
+from exporter.metrics.render import header
+from exporter.model import Key
+
+PIECE = 64 * 1024
+"""Bytes of classic text that chunks are gathered to: enough to compress well, little enough to do it in one go."""
+WRITE = 256 * 1024
+"""Bytes that are handed to the socket at once; between two of them the event loop serves others."""
+
+_GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
+_GZIP_END = b"\x03\x00"  # an empty final block: all blocks before it are not final
+_ZEROS = memoryview(bytes(WRITE))
+
+
+class Piece:
+    """Some lines of one family, immutable. `size` is that of the lines."""
+
+    __slots__ = ("_crc", "_deflated", "lines", "size")
+
+    def __init__(self, lines: tuple[bytes, ...]) -> None:
+        self.lines = lines
+        self.size = sum(map(len, lines))
+        self._deflated: bytes | None = None
+        self._crc = 0
+
+    def deflated(self) -> tuple[bytes, int]:
+        """Raw deflate ended by a full flush, so that pieces can be put in any order, and the CRC-32 of the lines."""
+        if self._deflated is None:
+            plain = b"".join(self.lines)
+            self._deflated, self._crc = _deflate(plain), zlib.crc32(plain)
+        return self._deflated, self._crc
+
+
+class Snapshot:
+    """All pieces of one moment in one format; scrapes that find nothing changed share it."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self.pieces = tuple(pieces)
+        self.size = sum(piece.size for piece in self.pieces)
+        self._crc: int | None = None
+
+    def plain(self, extra: bytes) -> Iterator[bytes]:
+        """The lines and `extra` after them, in writes of about `WRITE` bytes."""
+        gathered: list[bytes] = []
+        size = 0
+        for piece in self.pieces:
+            gathered += piece.lines
+            size += piece.size
+            if size >= WRITE:
+                yield b"".join(gathered)
+                gathered, size = [], 0
+        yield b"".join((*gathered, extra))
+
+    def gzip(self, extra: bytes) -> Iterator[bytes]:
+        """The same as one gzip member, compressing at most `WRITE` bytes and a piece between two writes."""
+        crc, known = 0, self._crc is not None
+        gathered = [_GZIP_HEAD]
+        size = 0
+        for piece in self.pieces:
+            deflated, piece_crc = piece.deflated()
+            gathered.append(deflated)
+            size += len(deflated) if known else piece.size
+            if not known:
+                crc = crc32_combine(crc, piece_crc, piece.size)
+            if size >= WRITE:
+                yield b"".join(gathered)
+                gathered, size = [], 0
+        if self._crc is None:
+            self._crc = crc
+        trailer = struct.pack("<II", zlib.crc32(extra, self._crc), (self.size + len(extra)) & 0xFFFFFFFF)
+        yield b"".join((*gathered, _deflate(extra), _GZIP_END, trailer))
+
+
+class Exposition:
+    """One answer to a scrape: iterate once over the bytes to send, and let others run in between.
+
+    `size` is the size of the page uncompressed; `length` that of what is sent, None when only sending it will tell.
+    """
+
+    def __init__(self, snapshot: Snapshot, extra: bytes, gzip: bool) -> None:
+        self.size = snapshot.size + len(extra)
+        self.length = None if gzip else self.size
+        self._snapshot = snapshot
+        self._extra = extra
+        self._gzip = gzip
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._snapshot.gzip(self._extra) if self._gzip else self._snapshot.plain(self._extra)
+
+
+class Page:
+    """Chunks by owner and family. `max_series` bounds the page at the cost of detail families (contract 4.4).
+
+    `on_cut(family, n)` is told how many series newly fell victim to `max_series`. Families without series are left out,
+    HELP and TYPE too. An owner is a (collector, scope), or None for what belongs to no scope.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[Family],
+        max_series: int = 200_000,
+        on_cut: Callable[[str, int], None] = lambda family, n: None,
+    ) -> None:
+        self._shelves = {family.name: _Shelf(family) for family in families}
+        if len(self._shelves) != len(families):
+            raise ValueError("two families of the same name")
+        self._names: dict[str, set[str]] = {}
+        for family in families:
+            for name in sample_names(family.name, family.kind):
+                self._names.setdefault(name, set()).add(family.name)
+        self._max_series = max_series
+        self._on_cut = on_cut
+        self._owners: dict[Key | None, int] = {}  # numbers are hashed much faster than keys
+        self._snapshots: dict[Format, Snapshot] = {}
+        self._settled = True
+
+    def put(self, key: Key | None, chunks: Mapping[str, Chunk]) -> None:
+        """Show exactly these chunks (by family name) for this owner; what it showed before is replaced.
+
+        ValueError, and nothing changed, for an unknown family and for one that would repeat another collector's series.
+        """
+        for name, chunk in chunks.items():
+            if name not in self._shelves:
+                raise ValueError(f"{name} is not a family of this page")
+            self._shelves[name].claim(key, chunk)
+        owner = self._owners.setdefault(key, len(self._owners))
+        changed = False
+        for name, shelf in self._shelves.items():
+            changed |= shelf.put(owner, chunks.get(name))
+        if changed:
+            self._snapshots.clear()
+            self._settled = False
+
+    def remove(self, key: Key | None) -> None:
+        """Show nothing more for this owner."""
+        self.put(key, {})
+
+    def limit(self, max_series: int) -> None:
+        """Bound the page by another number of series from now on."""
+        self._max_series = max_series
+        self._snapshots.clear()
+        self._settled = False
+
+    def counts(self) -> dict[str, int]:
+        """Series shown, by family; families without series are left out."""
+        self._settle()
+        return {name: shelf.shown for name, shelf in self._shelves.items() if shelf.shown}
+
+    def snapshot(self, form: Format, names: Set[str] | None = None) -> Snapshot:
+        """What is shown now. `names` selects families by any of their sample or family names; None selects all."""
+        self._settle()
+        if names is not None:
+            wanted = {family for name in names for family in self._names.get(name, ())}
+            return Snapshot([p for n, shelf in self._shelves.items() if n in wanted for p in shelf.pieces(form)])
+        if form not in self._snapshots:
+            self._snapshots[form] = Snapshot([p for shelf in self._shelves.values() for p in shelf.pieces(form)])
+        return self._snapshots[form]
+
+    def exposition(
+        self, form: Format, names: Set[str] | None = None, extra: bytes = b"", gzip: bool = False
+    ) -> Exposition:
+        """A whole answer: the page, the families in `extra` (complete lines), and the end mark of OpenMetrics."""
+        end = b"# EOF\n" if form.openmetrics else b""
+        return Exposition(self.snapshot(form, names), extra + end, gzip)
+
+    def _settle(self) -> None:
+        """Find the cut that `max_series` asks for: the same number of series for each owner and detail family."""
+        if self._settled:
+            return
+        self._settled = True
+        details = [shelf for shelf in self._shelves.values() if shelf.family.detail]
+        budget = self._max_series - sum(shelf.series for shelf in self._shelves.values() if not shelf.family.detail)
+        limit = _water_level(sum((shelf.sizes for shelf in details), Counter()), budget)
+        for shelf in details:
+            if dropped := shelf.cut(limit):
+                self._on_cut(shelf.family.name, dropped)
+
+
+def sample_names(family: str, kind: str) -> set[str]:
+    """Every name under which a family, given by its classic name, or one of its samples appears in either format."""
+    if kind == "counter":
+        base = family.removesuffix("_total")
+        return {family, base, f"{base}_created"}
+    if kind == "histogram":
+        return {family, *(f"{family}_{suffix}" for suffix in ("bucket", "sum", "count", "created"))}
+    return {family}
+
+
+def crc32_combine(first: int, second: int, size: int) -> int:
+    """The CRC-32 of two texts put together, from theirs and the size of the second.
+
+    CRC is linear, so what `first` does to the result can be found on zeros instead of the second text.
+    """
+    zeros = 0
+    while size > 0:
+        block = _ZEROS[:size]
+        first, zeros, size = zlib.crc32(block, first), zlib.crc32(block, zeros), size - len(block)
+    return first ^ zeros ^ second
+
+
+def _deflate(plain: bytes) -> bytes:
+    stream = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return stream.compress(plain) + stream.flush(zlib.Z_FULL_FLUSH)
+
+
+def _water_level(sizes: Mapping[int, int], budget: int) -> int | None:
+    """The greatest number to cut chunks to so that all of them fit the budget; None when they fit uncut.
+
+    `sizes`: how many chunks there are of each size.
+    """
+    level, chunks, budget = 0, sum(sizes.values()), max(budget, 0)
+    for size in sorted(sizes):
+        if (size - level) * chunks > budget:
+            return level + budget // chunks
+        budget -= (size - level) * chunks
+        chunks -= sizes[size]
+        level = size
+    return None
+
+
+class _Group:
+    """Neighbouring chunks of one family and the pieces made of them. `size` is that of their classic text."""
+
+    __slots__ = ("chunks", "pieces", "size")
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, Chunk] = {}
+        self.size = 0
+        self.pieces: dict[Format, Piece] = {}
+
+    def resize(self, by: int) -> None:
+        """A chunk comes (positive size) or goes: what was made of the old ones is void."""
+        self.size += by
+        self.pieces.clear()
+
+    def piece(self, form: Format, limit: int | None) -> Piece:
+        if form not in self.pieces:
+            lines = (chunk.openmetrics if form.openmetrics else chunk.text for chunk in self.chunks.values())
+            self.pieces[form] = Piece(tuple(lines if limit is None else (_first(text, limit) for text in lines)))
+        return self.pieces[form]
+
+
+def _first(text: bytes, count: int) -> bytes:
+    """The first `count` lines, each ended."""
+    lines = text.split(b"\n", count)
+    return text if len(lines) <= count else text[: len(text) - len(lines[count])]
+
+
+class _Shelf:
+    """One family: its chunks, gathered in groups of neighbours, each group with the piece made of it."""
+
+    def __init__(self, family: Family) -> None:
+        if (family.kind == "counter") != family.name.endswith("_total"):
+            raise ValueError(f"{family.name}: counters and only counters end in _total")
+        self.family = family
+        self.series = 0
+        self.sizes: Counter[int] = Counter()
+        self._limit: int | None = None
+        self._dropped: dict[int, frozenset[int]] = {}
+        self._cut_dirty: set[int] = set()
+        self._groups: list[_Group] = []
+        self._group_of: dict[int, _Group] = {}
+        self._collector: str | None = None
+        self._headers = {form: Piece((header(family, form.openmetrics),)) for form in Format}
+
+    @property
+    def shown(self) -> int:
+        return self.series - sum(map(len, self._dropped.values()))
+
+    def claim(self, key: Key | None, chunk: Chunk) -> None:
+        """Without a label `collector`, two collectors would write the same series of one scope."""
+        collector = key.collector if key else ""
+        if self._collector is None:
+            self._collector = collector
+        elif self._collector != collector and not chunk.text.partition(b"{")[2].startswith(b'collector="'):
+            raise ValueError(f"{self.family.name} of {key} repeats the series of collector {self._collector!r}")
+
+    def put(self, owner: int, chunk: Chunk | None) -> bool:
+        """Whether anything changed."""
+        if chunk is not None and not chunk.series:
+            chunk = None
+        group = self._group_of.get(owner)
+        old = group.chunks[owner] if group is not None else None
+        if chunk == old:
+            return False
+        if group is not None and old is not None:
+            self._count(old, -1)
+            group.resize(-len(old.text))
+            # A group that would outgrow its piece sheds the chunk that grew: it goes where new ones go.
+            if chunk is None or (len(group.chunks) > 1 and group.size + len(chunk.text) > 2 * PIECE):
+                del self._group_of[owner], group.chunks[owner]
+                if not group.chunks:
+                    self._groups.remove(group)
+                group = None
+        if chunk is not None:
+            if group is None:
+                group = self._group_of[owner] = self._room()
+            self._count(chunk, 1)
+            group.resize(len(chunk.text))
+            group.chunks[owner] = chunk
+        if self.family.detail:
+            self._cut_dirty.add(owner)
+        return True
+
+    def pieces(self, form: Format) -> list[Piece]:
+        """Header and lines; nothing when there are no lines."""
+        head = self._headers[form]
+        if self.family.kind == "gauge":
+            form = Format.TEXT  # a gauge's lines are the same in both: build and compress them once
+        pieces = [group.piece(form, self._limit) for group in self._groups]
+        pieces = [piece for piece in pieces if piece.size]
+        return [head, *pieces] if pieces else []
+
+    def cut(self, limit: int | None) -> int:
+        """Keep the first `limit` series of each chunk; how many series are now cut that were not before."""
+        owners: Set[int] = self._cut_dirty
+        if limit != self._limit:
+            owners = self._group_of.keys() | self._dropped.keys() if limit is not None else set(self._dropped)
+            for each in self._groups:
+                each.pieces.clear()
+        entered = 0
+        for owner in owners:
+            group = self._group_of.get(owner)
+            before = self._dropped.pop(owner, frozenset())
+            if group is not None and limit is not None and group.chunks[owner].series > limit:
+                lines = group.chunks[owner].text.split(b"\n")[limit:-1]
+                now = self._dropped[owner] = frozenset(hash(line.rpartition(b" ")[0]) for line in lines)
+                entered += len(now - before)
+        self._limit = limit
+        self._cut_dirty = set()
+        return entered
+
+    def _count(self, chunk: Chunk, sign: int) -> None:
+        self.series += sign * chunk.series
+        self.sizes[chunk.series] += sign
+
+    def _room(self) -> _Group:
+        if not self._groups or self._groups[-1].size >= PIECE:
+            self._groups.append(_Group())
+        return self._groups[-1]

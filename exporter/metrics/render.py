@@ -1,0 +1,135 @@
+"""Sample lines: one family of one owner becomes bytes, once, when its values change. Scrapes only pass bytes on.
+
+Both formats write names, labels and values the same way. They differ in HELP and TYPE, and in what OpenMetrics has on
+top: `_created` samples and exemplars.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import accumulate
+
+from exporter.metrics.counts import held
+from exporter.metrics.family import SCOPE_LABELS, Chunk, Counts, Distribution, Exemplar, Family, Labels
+from exporter.model import Scope
+
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+
+def scope_prefix(scope: Scope, collector: str | None = None) -> str:
+    """The owner's part of the label text; with `collector` for families that have this label."""
+    text = _label_text(SCOPE_LABELS, (scope.bk_scope_type, scope.bk_scope_id))
+    return text if collector is None else _join(_label_text(("collector",), (collector,)), text)
+
+
+def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -> Chunk:
+    """One line per sample, in the order of `samples`. A NaN is a value nobody knows: it gives no line."""
+    head, names, bare = _head(family.name, prefix), family.labels, not prefix
+    lines = [
+        f"{head}{_tail(names, labels, bare)} {number(value)}\n" for labels, value in samples.items() if value == value
+    ]
+    text = _encode(lines)
+    return Chunk(text, text, len(lines))
+
+
+def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold: float) -> Chunk:
+    """The family's counters or histograms. `now` and `hold` (seconds) decide which are still exposed as 0.
+
+    Exemplars of what is exposed as 0 are not shown; `_created` is the true birth.
+    """
+    text: list[str] = []
+    openmetrics: list[str] = []
+    series = 0
+    if family.kind == "counter":
+        head, names, bare = _head(family.name, prefix), family.labels, not prefix
+        created = _head(family.name.removesuffix("_total") + "_created", prefix)
+        for labels, count in counts.counters.get(family.name, {}).items():
+            tail = _tail(names, labels, bare)
+            hidden = held(count.shown, now, hold)
+            line = f"{head}{tail} {0 if hidden else number(count.value)}"
+            text.append(f"{line}\n")
+            openmetrics.append(
+                f"{line}{'' if hidden else _exemplar(count.exemplar)}\n{created}{tail} {number(count.born)}\n"
+            )
+            series += 1
+    else:
+        for labels, distribution in counts.histograms.get(family.name, {}).items():
+            own = _join(prefix, _label_text(family.labels, labels))
+            for line, exemplar in _histogram(family.name, own, distribution, held(distribution.shown, now, hold)):
+                text.append(f"{line}\n")
+                openmetrics.append(f"{line}{exemplar}\n")
+                series += 1
+            openmetrics.append(f"{family.name}_created{_braced(own)} {number(distribution.born)}\n")
+    return Chunk(_encode(text), _encode(openmetrics), series)
+
+
+def header(family: Family, openmetrics: bool) -> bytes:
+    """HELP and TYPE. OpenMetrics names a counter without `_total`."""
+    name, text = family.name, family.help.replace("\\", r"\\").replace("\n", r"\n")
+    if openmetrics:
+        text = text.replace('"', r"\"")
+        if family.kind == "counter":
+            name = name.removesuffix("_total")
+    return f"# HELP {name} {text}\n# TYPE {name} {family.kind}\n".encode()
+
+
+def number(value: float) -> str:
+    """The shortest text that every parser reads back as the same float; whole numbers have no fraction."""
+    if -1e15 < value < 1e15:
+        whole = int(value)
+        return str(whole) if whole == value else repr(value)
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    return repr(float(value))
+
+
+def _histogram(name: str, own: str, distribution: Distribution, hidden: bool) -> Iterator[tuple[str, str]]:
+    """Its lines without line end, each with the exemplar that OpenMetrics adds."""
+    counts = (0,) * len(distribution.counts) if hidden else distribution.counts
+    exemplars = (None,) * len(distribution.counts) if hidden else distribution.exemplars
+    les = (*(repr(float(bound)) for bound in distribution.bounds), "+Inf")
+    for le, count, exemplar in zip(les, accumulate(counts), exemplars, strict=True):
+        label = _join(own, f'le="{le}"')
+        yield f"{name}_bucket{{{label}}} {count}", _exemplar(exemplar)
+    braces = _braced(own)
+    yield f"{name}_sum{braces} {'0' if hidden else number(distribution.sum)}", ""
+    yield f"{name}_count{braces} {sum(counts)}", ""
+
+
+def _exemplar(exemplar: Exemplar | None) -> str:
+    if exemplar is None:
+        return ""
+    return f' # {{job_instance_id="{exemplar.job_instance_id}"}} {number(exemplar.value)} {number(exemplar.timestamp)}'
+
+
+def _braced(labels: str) -> str:
+    return f"{{{labels}}}" if labels else ""
+
+
+def _join(left: str, right: str) -> str:
+    return f"{left},{right}" if left and right else left or right
+
+
+def _head(name: str, prefix: str) -> str:
+    return f"{name}{{{prefix}" if prefix else name
+
+
+# The same few label sets recur in thousands of scopes; escaping them each time costs ten times as much.
+@lru_cache(maxsize=8192)
+def _tail(names: tuple[str, ...], values: Labels, bare: bool) -> str:
+    """The rest of a series after `_head`; `bare`: the head has no label yet."""
+    text = _label_text(names, values)
+    if bare:
+        return _braced(text)
+    return f",{text}}}" if text else "}"
+
+
+def _label_text(names: tuple[str, ...], values: Labels) -> str:
+    return ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in zip(names, values, strict=True))
+
+
+def _encode(lines: list[str]) -> bytes:
+    # Labels are cleaned at the border; should a lone surrogate slip through, one "?" is better than no page at all.
+    return "".join(lines).encode("utf-8", "replace")
