@@ -1,0 +1,12 @@
+"""What others see over HTTP: /metrics, the landing page, the JSON API and the probes.
+
+server       listeners, the way of one request, start and stop
+connection   one connection: what it may cost, in time and memory
+reply        an answer as a value
+metrics      GET /metrics
+landing      GET /
+api          /-/healthy, /-/ready, /-/reload, /api/v1/...
+status       what the landing page and the API show
+config       the web configuration file in force: TLS, users, headers, rate limit
+auth         basic authentication
+"""

@@ -1,0 +1,57 @@
+"""The probes, the reload and the JSON for drill-down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import get_args
+
+import msgspec
+from aiohttp import web
+
+from exporter.model import ScopeType
+from exporter.web.reply import Reply, text, whole
+from exporter.web.status import Failures, Status
+
+JSON = "application/json; charset=utf-8"
+_ID = re.compile("[1-9][0-9]{0,18}")
+
+
+def healthy() -> Reply:
+    """200 as long as the process can answer at all."""
+    return text(200, "blueking-exporter is healthy")
+
+
+def ready(is_ready: bool) -> Reply:
+    """200 or 503."""
+    return text(200, "ready") if is_ready else text(503, "not ready")
+
+
+async def reload(enabled: bool, reload: Callable[[], Awaitable[Sequence[str]]]) -> Reply:
+    """200 when the new configuration is in force, 403 when the lifecycle API is off, 500 with all errors."""
+    if not enabled:
+        return text(403, "reload is not enabled; start with --web.enable-lifecycle")
+    errors = await reload()
+    return text(500, "\n".join(errors)) if errors else text(200, "reloaded")
+
+
+def status(value: Status) -> Reply:
+    """GET /api/v1/status."""
+    return whole(200, JSON, msgspec.json.encode(value))
+
+
+def failures(request: web.BaseRequest, failures: Callable[[str | None, str | None], Failures]) -> Reply:
+    """GET /api/v1/failures?bk_scope_type=&bk_scope_id=; both optional, an empty one counts as absent."""
+    asked: dict[str, str | None] = {"bk_scope_type": None, "bk_scope_id": None}
+    for name, value in request.query.items():
+        if name not in asked:
+            return text(400, "known parameters: bk_scope_type, bk_scope_id")
+        if asked[name] is not None:
+            return text(400, f"{name} is given twice")
+        asked[name] = value
+    scope_type, scope_id = asked["bk_scope_type"] or None, asked["bk_scope_id"] or None
+    if scope_type is not None and scope_type not in get_args(ScopeType):
+        return text(400, f"bk_scope_type: want {', '.join(get_args(ScopeType))}")
+    if scope_id is not None and not _ID.fullmatch(scope_id):
+        return text(400, "bk_scope_id: want a positive number")
+    return whole(200, JSON, msgspec.json.encode(failures(scope_type, scope_id)))

@@ -1,0 +1,52 @@
+"""An answer as a value: handlers return it, the server sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
+
+import msgspec
+
+WRITE = 256 * 1024
+"""Bytes of one write at most: large enough to be cheap, small enough that nobody waits for the event loop."""
+
+SECURITY_HEADERS = {
+    "Server": "blueking-exporter",  # without it the library writes its own name and version
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+NO_STORE = {"Cache-Control": "no-store"}
+TEXT = "text/plain; charset=utf-8"
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Status, content type, further headers, and the body in chunks, iterated once.
+
+    `length` is the size of the body in bytes; None when only sending it will tell.
+    """
+
+    status: int
+    content_type: str
+    body: Iterable[bytes]
+    length: int | None
+    headers: Mapping[str, str] = {}
+
+
+def whole(status: int, content_type: str, body: bytes, headers: Mapping[str, str] = NO_STORE) -> Reply:
+    """A reply whose body exists already."""
+    return Reply(status, content_type, (body,), len(body), headers)
+
+
+def text(status: int, message: str = "", headers: Mapping[str, str] = NO_STORE) -> Reply:
+    """A short plain answer; without a message the phrase of the status."""
+    return whole(status, TEXT, f"{message or HTTPStatus(status).phrase}\n".encode(), headers)
+
+
+def writes(chunks: Iterable[bytes]) -> Iterator[bytes | memoryview]:
+    """The chunks, those above `WRITE` bytes cut."""
+    for chunk in chunks:
+        if len(chunk) <= WRITE:
+            yield chunk
+        else:
+            view = memoryview(chunk)
+            yield from (view[start : start + WRITE] for start in range(0, len(chunk), WRITE))

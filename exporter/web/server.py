@@ -1,0 +1,272 @@
+"""The web server: listeners, the way of one request, start and stop.
+
+accept ─► connection ─► rate limit ─► user ─► route ─► Reply ─► writes of 256 kB, each followed by a turn for others
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from exporter import log
+from exporter.errors import ExporterError
+from exporter.web import api
+from exporter.web.config import WebConfig
+from exporter.web.connection import Connection, Limits
+from exporter.web.landing import landing
+from exporter.web.metrics import Exposition, metrics
+from exporter.web.reply import SECURITY_HEADERS, Reply, text, writes
+from exporter.web.status import Failures, Status
+
+RESERVED_FILES = 32
+"""Descriptors kept for pollers, state and logs, however many clients come."""
+WATCH = 1.0
+"""Seconds between two looks at overdue clients."""
+REFRESH = 2.0
+"""Seconds between two looks at the web configuration file and the certificates."""
+TRANSIENT = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,  # too many clients
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,  # this client
+    }
+)
+"""Errors of accept() that pass by themselves."""
+HTTP_READ = ("GET", "HEAD")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """All that the web layer knows of the rest. None of these may block; `failures` takes scope type and id or None.
+
+    `reload` returns the errors, none when the new configuration is in force. `sent` is told the bytes of an exposition.
+    """
+
+    exposition: Exposition
+    status: Callable[[], Status]
+    failures: Callable[[str | None, str | None], Failures]
+    ready: Callable[[], bool]
+    reload: Callable[[], Awaitable[Sequence[str]]]
+    sent: Callable[[int], None] = lambda _: None
+    telemetry_path: str = "/metrics"
+    enable_lifecycle: bool = False
+
+
+def listen(addresses: Sequence[str]) -> list[socket.socket]:
+    """Listening sockets for `HOST:PORT`, `[IPV6]:PORT` or `:PORT` (all addresses). ExporterError when taken."""
+    opened: list[socket.socket] = []
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        try:
+            if not host and socket.has_dualstack_ipv6():
+                opened.append(_listen(socket.AF_INET6, ("::", int(port)), dualstack=True))
+                continue
+            found = socket.getaddrinfo(host or "0.0.0.0", int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            # A name may have several addresses; the IPv4 one is what people mean by localhost.
+            family, _, _, _, target = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+            opened.append(_listen(family, target, dualstack=False))
+        except OSError as error:
+            for one in opened:
+                one.close()
+            raise ExporterError(f"cannot listen on {address}: {error.strerror or error}") from error
+    return opened
+
+
+def _listen(family: int, target: tuple[object, ...], *, dualstack: bool) -> socket.socket:
+    return socket.create_server(target[:2], family=family, backlog=128, dualstack_ipv6=dualstack)
+
+
+class WebServer:
+    """The state of one server: its connections and how to answer them."""
+
+    def __init__(self, backend: Backend, config: WebConfig | None = None, limits: Limits | None = None) -> None:
+        self._backend = backend
+        self._config = config or WebConfig.none()
+        self._limits = limits = limits or Limits()
+        self._manager = web.Server(self._handle)
+        self._connections: dict[Connection, None] = {}  # in the order of their arrival
+        self._gone = asyncio.Event()
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = max(4, min(limits.connections, files - RESERVED_FILES)) if files > 0 else limits.connections
+
+    async def run(self, listeners: Sequence[socket.socket]) -> None:
+        """Answer requests until cancelled; then stop accepting, give running answers `limits.drain` seconds, cut the rest.
+
+        The listeners are closed. Any other way out is a bug.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for listener in listeners:
+                    tasks.create_task(self._accept(listener), name=f"accept {listener.getsockname()}")
+                tasks.create_task(self._watch(), name="web watch")
+                tasks.create_task(self._refresh(), name="web configuration")
+        finally:
+            for listener in listeners:
+                listener.close()
+            await self._drain()
+
+    # ---- connections -------------------------------------------------------------------------------------------------
+
+    async def _accept(self, listener: socket.socket) -> None:
+        """Take connections for ever. Running out of descriptors is waited out and said once."""
+        loop = asyncio.get_running_loop()
+        listener.setblocking(False)
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno not in TRANSIENT:
+                    raise
+                log.get().warning("accept_failed", reason=errno.errorcode[error.errno])
+                self._make_room()
+                await asyncio.sleep(0.2)
+                continue
+            if len(self._connections) >= self._most and not self._make_room():
+                log.get().warning("connections_exhausted", most=self._most)
+                client.close()
+                continue
+            self._open(client)
+
+    def _open(self, client: socket.socket) -> None:
+        current = self._config.current
+        connection = Connection(self._manager, self._limits, current.allowed_sans, self._forget)
+        self._connections[connection] = None
+        connection.task = asyncio.get_running_loop().create_task(
+            self._handshake(connection, client, current.tls), name="handshake"
+        )
+
+    async def _handshake(self, connection: Connection, client: socket.socket, tls: ssl.SSLContext | None) -> None:
+        timeouts = {"ssl_handshake_timeout": self._limits.head_timeout, "ssl_shutdown_timeout": 1.0} if tls else {}
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client, ssl=tls, **timeouts)
+        except OSError as error:  # ssl.SSLError and TimeoutError are such, too
+            log.get().debug("handshake_failed", message=str(error))
+            self._forget(connection)
+        except BaseException:
+            self._forget(connection)
+            raise
+
+    def _forget(self, connection: Connection) -> None:
+        self._connections.pop(connection, None)
+        self._gone.set()
+
+    def _make_room(self) -> bool:
+        """Cut the oldest connection that no answer is being sent on, so that silent clients cannot lock others out."""
+        for connection in self._connections:
+            if not connection.busy:
+                connection.abort()
+                self._forget(connection)
+                return True
+        return False
+
+    async def _watch(self) -> None:
+        """Cut clients that let a request head, or the end of an answer, wait for too long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCH)
+            now = loop.time()
+            for connection in [one for one in self._connections if one.overdue(now)]:
+                connection.abort()
+
+    async def _refresh(self) -> None:
+        """Follow changes of the web configuration file and of the files it names."""
+        while True:
+            await asyncio.sleep(REFRESH)
+            await self._config.refresh()
+
+    async def _drain(self) -> None:
+        """Close idle connections, wait for running answers, cut what is left."""
+        self._manager.pre_shutdown()
+        for connection in list(self._connections):
+            if not connection.busy:
+                connection.close_idle()
+        try:
+            async with asyncio.timeout(self._limits.drain):
+                while self._connections:
+                    self._gone.clear()
+                    await self._gone.wait()
+        except TimeoutError:
+            log.get().warning("connections_cut", connections=len(self._connections))
+        for connection in list(self._connections):
+            connection.abort()
+        await self._manager.shutdown(timeout=0.1)
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.begin()
+        try:
+            return await self._send(request, await self._reply(request), connection)
+        finally:
+            connection.end()
+
+    async def _reply(self, request: web.BaseRequest) -> Reply:
+        current = self._config.current
+        if not current.limiter.allow():
+            return text(429)
+        if not await self._config.users.admits(request.headers.get("Authorization"), current.users):
+            return text(401, headers={"WWW-Authenticate": 'Basic realm="blueking-exporter", charset="UTF-8"'})
+        return await self._route(request)
+
+    async def _route(self, request: web.BaseRequest) -> Reply:
+        backend = self._backend
+        path = request.path
+        if path == "/-/reload":
+            if request.method != "POST":
+                return text(405, headers={"Allow": "POST"})
+            return await asyncio.shield(api.reload(backend.enable_lifecycle, backend.reload))
+        routes: dict[str, Callable[[], Reply]] = {
+            "/": lambda: landing(request, backend.status(), backend.telemetry_path),
+            "/-/healthy": api.healthy,
+            "/-/ready": lambda: api.ready(backend.ready()),
+            "/api/v1/status": lambda: api.status(backend.status()),
+            "/api/v1/failures": lambda: api.failures(request, backend.failures),
+            # Last: asked for at the root, the metrics take the place of the landing page.
+            backend.telemetry_path: lambda: metrics(request, backend.exposition),
+        }
+        route = routes.get(path)
+        if route is None:
+            return text(404)
+        if request.method not in HTTP_READ:
+            return text(405, headers={"Allow": ", ".join(HTTP_READ)})
+        return route()
+
+    async def _send(self, request: web.BaseRequest, reply: Reply, connection: Connection) -> web.StreamResponse:
+        headers = {**SECURITY_HEADERS, **reply.headers, **self._config.current.headers}
+        response = web.StreamResponse(status=reply.status, headers={**headers, "Content-Type": reply.content_type})
+        if reply.length is not None:
+            response.content_length = reply.length
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.write_timeout):
+                await response.prepare(request)
+                if request.method != "HEAD":
+                    for piece in writes(reply.body):
+                        await response.write(piece)
+                        size += len(piece)
+                        await asyncio.sleep(0)
+                await response.write_eof()
+        except TimeoutError:
+            log.get().warning("client_too_slow", path=request.path, timeout=self._limits.write_timeout)
+            connection.abort()
+            raise ConnectionResetError("the client did not take the answer in time") from None
+        if request.path == self._backend.telemetry_path and reply.status == 200 and size:
+            self._backend.sent(size)
+        return response
