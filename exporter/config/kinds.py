@@ -1,0 +1,351 @@
+"""How one value is written: parse, write back, and describe as JSON Schema.
+
+A parser never puts the value into its message: it may have come out of `${VAR}`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import ipaddress
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from exporter.config.secret import Secret
+
+VARIABLE = r"\$\{"
+"""In the JSON Schema every text may hold a variable instead of a value of its form."""
+
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class Wrong(Exception):
+    """A value that does not fit. `shown`: the message goes on with what is written in the file."""
+
+    def __init__(self, message: str, suggestion: str = "", *, shown: bool = True) -> None:
+        super().__init__(message)
+        self.message = message
+        self.suggestion = suggestion
+        self.shown = shown
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The nearest known word, or ""."""
+    return next(iter(difflib.get_close_matches(word[:64], known, 1)), "")
+
+
+class Kind:
+    """One way to write a value. `private`: the written text is never shown in a message."""
+
+    private = False
+
+    def parse(self, value: object, directory: Path) -> Any:
+        """The typed value of a YAML scalar; relative paths start at `directory`. Raises Wrong."""
+        raise NotImplementedError
+
+    def write(self, value: Any) -> object:
+        """The value as a user writes it."""
+        return value
+
+    def schema(self) -> dict[str, object]:
+        """The JSON Schema of the written form."""
+        raise NotImplementedError
+
+
+class Boolean(Kind):
+    def parse(self, value: object, directory: Path) -> bool:
+        if not isinstance(value, bool):
+            raise Wrong("want true or false")
+        return value
+
+    def schema(self) -> dict[str, object]:
+        return {"type": "boolean"}
+
+
+class Number(Kind):
+    """A finite number, above or at least a limit."""
+
+    def __init__(self, *, whole: bool = False, above: int | None = None, least: int | None = None) -> None:
+        self.whole, self.above, self.least = whole, above, least
+        limit = f" above {above}" if above is not None else f" of at least {least}" if least is not None else ""
+        self.want = f"want a {'whole ' if whole else ''}number{limit}"
+
+    def parse(self, value: object, directory: Path) -> int | float:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            raise Wrong(self.want)
+        if not abs(value) < 2**63 or math.isnan(value):
+            raise Wrong(self.want)
+        if (self.above is not None and value <= self.above) or (self.least is not None and value < self.least):
+            raise Wrong(self.want)
+        return value if self.whole else float(value)
+
+    def write(self, value: Any) -> object:
+        return int(value) if value == int(value) else value
+
+    def schema(self) -> dict[str, object]:
+        schema: dict[str, object] = {"type": "integer" if self.whole else "number"}
+        if self.above is not None:
+            schema["exclusiveMinimum"] = self.above
+        if self.least is not None:
+            schema["minimum"] = self.least
+        return schema
+
+
+class Text(Kind):
+    """Text of a form. Control characters are refused: the text goes into headers, labels and log lines."""
+
+    def __init__(self, want: str = "text", pattern: str = r".+", *, private: bool = False) -> None:
+        self.want = f"want {want}"
+        self.pattern = pattern
+        self.private = private
+        self._match = re.compile(pattern).fullmatch
+
+    def parse(self, value: object, directory: Path) -> Any:
+        if not isinstance(value, str) or not self._match(value):
+            raise Wrong(self.want)
+        if CONTROL.search(value):
+            raise Wrong(f"{self.want}, without control characters", shown=False)
+        return value
+
+    def schema(self) -> dict[str, object]:
+        return {"type": "string", "pattern": f"^(?:{self.pattern})$|{VARIABLE}"}
+
+
+class Choice(Kind):
+    """One of a few words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def parse(self, value: object, directory: Path) -> str:
+        if isinstance(value, str) and value in self.words:
+            return value
+        near = did_you_mean(value, self.words) if isinstance(value, str) else ""
+        raise Wrong(f"want {', '.join(self.words[:-1])} or {self.words[-1]}", near)
+
+    def schema(self) -> dict[str, object]:
+        return {"anyOf": [{"enum": list(self.words)}, {"type": "string", "pattern": VARIABLE}]}
+
+
+class Duration(Text):
+    """`30s`, `5m`, `2h`, `7d`, `1h30m`; seconds."""
+
+    LONGEST = 3650 * 86400
+    _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+    def __init__(self, *, zero: bool = False) -> None:
+        super().__init__(
+            "a duration like 30s, 5m, 2h or 7d",
+            r"(?=[0-9])(?:[0-9]{1,9}d)?(?:[0-9]{1,9}h)?(?:[0-9]{1,9}m)?(?:[0-9]{1,9}s)?(?:[0-9]{1,9}ms)?",
+        )
+        self.zero = zero
+
+    def parse(self, value: object, directory: Path) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            whole = isinstance(value, int) and 0 <= value < 10**9
+            raise Wrong("a duration needs a unit: s, m, h or d", f"{value}s" if whole else "", shown=False)
+        text = super().parse(value, directory)
+        seconds = sum(int(n) * self._UNITS[unit] for n, unit in re.findall(r"([0-9]+)(ms|[dhms])", text))
+        if seconds > self.LONGEST:
+            raise Wrong("want a duration of at most 3650d")
+        if not seconds and not self.zero:
+            raise Wrong("want a duration above 0s")
+        return float(seconds)
+
+    def write(self, value: Any) -> str:
+        for unit in ("d", "h", "m"):
+            # 24h and 60s are how people say it: a unit is used from two on
+            if value >= 2 * self._UNITS[unit] and not value % self._UNITS[unit]:
+                return f"{value / self._UNITS[unit]:.0f}{unit}"
+        return f"{value:.0f}s" if value == int(value) else f"{value * 1000:.0f}ms"
+
+
+class Size(Text):
+    """`64MiB`; bytes."""
+
+    _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
+
+    def __init__(self) -> None:
+        super().__init__("a size like 512KiB, 64MiB or 1GiB", r"[0-9]{1,12}(?:B|KiB|MiB|GiB)")
+
+    def parse(self, value: object, directory: Path) -> int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            raise Wrong("a size needs a unit: B, KiB, MiB or GiB", f"{value}B" if 0 < value < 10**12 else "", shown=False)
+        text = super().parse(value, directory)
+        number = text.rstrip("BKMGi")
+        size = int(number) * self._UNITS[text[len(number) :]]
+        if not 1024 <= size <= 2**40:
+            raise Wrong("want a size from 1KiB to 1024GiB")
+        return size
+
+    def write(self, value: Any) -> str:
+        unit = next(unit for unit, size in self._UNITS.items() if not value % size)
+        return f"{value // self._UNITS[unit]}{unit}"
+
+
+class Timezone(Text):
+    """`+08:00`."""
+
+    def __init__(self) -> None:
+        super().__init__("a distance from UTC like +08:00", r"[+-](?:0[0-9]|1[0-4]):[0-5][0-9]")
+
+    def parse(self, value: object, directory: Path) -> datetime.timezone:
+        text = super().parse(value, directory)
+        minutes = int(text[1:3]) * 60 + int(text[4:6])
+        return datetime.timezone(datetime.timedelta(minutes=-minutes if text[0] == "-" else minutes))
+
+    def write(self, value: Any) -> str:
+        return str(value)[3:] or "+00:00"
+
+
+class Address(Text):
+    """`HOST:PORT`, `[::1]:PORT`, `:PORT` for every address; port 0 takes a free one."""
+
+    def __init__(self) -> None:
+        super().__init__("HOST:PORT, [IPV6]:PORT or :PORT", r"(?:\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]*):[0-9]{1,5}")
+
+    def parse(self, value: object, directory: Path) -> str:
+        text: str = super().parse(value, directory)
+        host, _, port = text.rpartition(":")
+        if int(port) > 65535:
+            raise Wrong("want a port from 0 to 65535")
+        if host.startswith("["):
+            try:
+                ipaddress.IPv6Address(host[1:-1])
+            except ValueError:
+                raise Wrong("want an IPv6 address inside the brackets") from None
+        return text
+
+
+class TelemetryPath(Text):
+    """An absolute path that hides none of the exporter's own pages."""
+
+    def __init__(self) -> None:
+        super().__init__("a path like /metrics", r"(?:/[A-Za-z0-9._~-]+)+")
+
+    def parse(self, value: object, directory: Path) -> str:
+        text: str = super().parse(value, directory)
+        parts = text.split("/")[1:]
+        if parts[0] in ("-", "api") or "." in parts or ".." in parts:
+            raise Wrong("want a path like /metrics outside /-/ and /api/")
+        return text
+
+
+class ScopeId(Text):
+    """The number of a business or set, as number or text."""
+
+    def __init__(self) -> None:
+        super().__init__("a positive number", r"[1-9][0-9]{0,18}")
+
+    def parse(self, value: object, directory: Path) -> str:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value) if abs(value) < 2**63 else ""
+        return str(super().parse(value, directory))
+
+    def schema(self) -> dict[str, object]:
+        return {"anyOf": [{"type": "integer", "minimum": 1}, super().schema()]}
+
+
+class Url(Text):
+    """The base of an API: http or https, no credentials, no query; without its trailing slash."""
+
+    credentials = False
+
+    def __init__(self) -> None:
+        super().__init__("an http:// or https:// URL", r"https?://[^\s/?#]+.*", private=True)
+
+    def parse(self, value: object, directory: Path) -> Any:
+        text = super().parse(value, directory)
+        try:
+            parts = urlsplit(text)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise Wrong("the URL is malformed", shown=False) from None
+        if not host or " " in text:
+            raise Wrong("the URL is malformed", shown=False)
+        if "@" in parts.netloc and not self.credentials:
+            raise Wrong("no user and password in URLs; use blueking.auth", shown=False)
+        if parts.query or parts.fragment or "?" in text or "#" in text:
+            raise Wrong("no query and no fragment in the URL", shown=False)
+        return text.rstrip("/")
+
+
+class ProxyUrl(Url):
+    """The URL of an HTTP proxy. It may carry credentials, so it is a secret."""
+
+    credentials = True
+
+    def parse(self, value: object, directory: Path) -> Secret:
+        return Secret(super().parse(value, directory))
+
+
+class StateUrl(Text):
+    """`sqlite:PATH` (made absolute) or `memory:`."""
+
+    def __init__(self) -> None:
+        super().__init__("sqlite:PATH or memory:", r"sqlite:.+|memory:", private=True)
+
+    def parse(self, value: object, directory: Path) -> str:
+        if isinstance(value, str) and value.startswith(("redis:", "rediss:")):
+            raise Wrong("redis is reserved for the scale-out step; want sqlite:PATH or memory:", shown=False)
+        text: str = super().parse(value, directory)
+        if text == "memory:":
+            return text
+        return f"sqlite:{directory / text.removeprefix('sqlite:')}"
+
+
+class File(Text):
+    """A file that can be read at the start; absolute."""
+
+    def __init__(self) -> None:
+        super().__init__("a path")
+
+    def parse(self, value: object, directory: Path) -> Path:
+        file = directory / super().parse(value, directory)
+        try:
+            if not file.is_file() and file.exists():
+                raise ValueError("is no regular file")
+            with file.open("rb") as stream:
+                stream.read(1)
+        except (OSError, ValueError) as error:
+            raise Wrong(f"cannot be read: {reason(error)}", shown=False) from None
+        return file
+
+    def write(self, value: Any) -> str:
+        return str(value)
+
+
+class SecretText(Text):
+    """A secret in the configuration itself, best as `${VAR}`."""
+
+    def __init__(self) -> None:
+        super().__init__("text", private=True)
+
+    def parse(self, value: object, directory: Path) -> Secret:
+        return Secret(super().parse(value, directory))
+
+
+class SecretFile(Text):
+    """A file whose content is a secret; it is read at once and again whenever it changes."""
+
+    def __init__(self) -> None:
+        # private: people put the secret itself here
+        super().__init__("a path", private=True)
+
+    def parse(self, value: object, directory: Path) -> Secret:
+        try:
+            return Secret.from_file(directory / super().parse(value, directory))
+        except OSError as error:
+            raise Wrong(f"cannot be read: {reason(error)}", shown=False) from None
+        except ValueError as error:
+            raise Wrong(f"the file {error}", shown=False) from None
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Why a file could not be read, without its name."""
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)

@@ -1,0 +1,192 @@
+"""Read the configuration: file, scope files and flags to one immutable value, or every problem at once."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Mapping as Map
+from pathlib import Path
+
+import msgspec
+
+from exporter.config.document import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, parse
+from exporter.config.kinds import StateUrl, reason
+from exporter.config.read import Reader
+from exporter.config.rules import Where, check_budget, check_file, check_scopes, fill_watch
+from exporter.config.schema import Collectors, Config, ConfigFile, ScopeConfig, ScopeEntry, json_schema
+from exporter.errors import ConfigError, Problem
+from exporter.model import Scope
+
+__all__ = ["Loaded", "Override", "json_schema", "load"]
+
+
+class Override(msgspec.Struct, frozen=True):
+    """A value that wins over the file. `source`: the flag or variable it comes from, shown instead of a place."""
+
+    value: str | bool | tuple[str, ...]
+    source: str
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A valid configuration. `files`: absolute, everything that was read: configuration, scope files, secrets."""
+
+    config: Config
+    warnings: tuple[Problem, ...]
+    files: tuple[Path, ...]
+    scope_globs: tuple[str, ...]
+
+    def scope_stamp(self) -> tuple[object, ...]:
+        """Differs from the stamp before when a scope file was added, removed or changed. Reads directories: not for the event loop."""
+        return scope_stamp(self.scope_globs)
+
+
+def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[str, str] = os.environ) -> Loaded:
+    """Read and check the configuration file at `path`.
+
+    `overrides`: by dotted path, such as `server.listen_address`; their relative paths start at the current directory.
+    Raises ConfigError with every problem of every file. Messages hold no secret and no value of a variable.
+    """
+    directory = Path(os.path.abspath(path.parent))
+    here = Place(str(path), 1, 1, directory)
+    contents = hashlib.sha256()
+    try:
+        data = _bytes(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError([here.problem("", f"cannot be read: {reason(error)}")]) from None
+    _feed(contents, data)
+    root, problems = parse(data, str(path), directory)
+    if root is None:
+        raise ConfigError(problems)
+    for dotted, override in (overrides or {}).items():
+        root = _override(root, dotted.split("."), override)
+    reader = Reader(environ)
+    reader.problems += problems
+    file, written = _read_file(reader, root)
+    defaults = file.collectors if file else Collectors()
+
+    scopes = _scopes(reader, written, "scopes", defaults)
+    files = [directory / path.name]
+    warnings: list[Problem] = []
+    readers = [reader]
+    globs: list[str] = []
+    for index, pattern in enumerate(file.scope_files if file else ()):
+        at = f"scope_files[{index}]"
+        globs.append(str(directory / pattern))
+        matches = sorted(glob.glob(str(path.parent / pattern)))
+        if not matches:
+            warnings.append(reader.place(at).problem(at, "matches no file"))
+        for name in matches:
+            absolute = Path(os.path.abspath(name))
+            if absolute in files:
+                continue
+            files.append(absolute)
+            try:
+                data = _bytes(Path(name))
+            except (OSError, ValueError) as error:
+                reader.problem(at, f"{name} cannot be read: {reason(error)}")
+                continue
+            _feed(contents, data)
+            part = Reader(environ)
+            readers.append(part)
+            node, found = parse(data, name, absolute.parent)
+            part.problems += found
+            if node is not None:
+                scopes += _scopes(part, node, "", defaults)
+
+    if file:
+        warnings = check_file(reader, file) + warnings
+        if not (isinstance(written, Sequence) and written.items) and not file.scope_files and reader.sound("scopes") and reader.sound("scope_files"):
+            reader.problem("scopes", "no scope: give scopes or scope_files")
+        entries = check_scopes(reader, file.blueking, scopes)
+        warnings += check_budget(reader, file.blueking, entries)
+    problems = [problem for each in readers for problem in sorted(each.problems, key=_position)]
+    if problems or file is None:
+        raise ConfigError(problems)
+    state = file.state
+    if "state.url" not in reader.places:
+        state = msgspec.structs.replace(state, url=StateUrl().parse(state.url, directory))
+    config = Config(
+        server=file.server,
+        state=state,
+        log=file.log,
+        blueking=file.blueking,
+        counter_birth_hold=file.counter_birth_hold,
+        stale_after=file.stale_after,
+        max_series=file.max_series,
+        scopes=tuple(ScopeConfig(Scope(e.bk_scope_type, e.bk_scope_id), e.name, e.collectors) for e in entries),
+        sha256=contents.hexdigest(),
+    )
+    secrets = [secret for each in readers for secret in each.secret_files]
+    return Loaded(config, tuple(warnings), (*files, *dict.fromkeys(secrets)), tuple(globs))
+
+
+def scope_stamp(globs: tuple[str, ...]) -> tuple[object, ...]:
+    """Names and versions of the files that `globs` match now."""
+    stamp: list[object] = []
+    for name in sorted({name for pattern in globs for name in glob.glob(pattern)}):
+        try:
+            stat = os.stat(name)
+        except OSError:
+            continue
+        stamp.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return tuple(stamp)
+
+
+def _read_file(reader: Reader, root: Node) -> tuple[ConfigFile | None, Node | None]:
+    """The file without its scopes, and the node of its scopes: they can only be read once the defaults are known."""
+    written: Node | None = None
+    if isinstance(root, Mapping):
+        written = root.get("scopes")
+        root = Mapping(root.place, tuple(entry for entry in root.entries if entry[0] != "scopes"))
+    file = reader.struct(root, ConfigFile, "")
+    if file is not None:
+        file = msgspec.structs.replace(file, collectors=fill_watch(reader, file.collectors, "collectors"))
+    return file, written
+
+
+def _scopes(reader: Reader, node: Node | None, path: str, defaults: Collectors) -> list[Where]:
+    """The scopes of a list, each with `defaults` filled in; wrong ones are left out."""
+    if node is None:
+        return []
+    reader.places[path] = node.place
+    if not isinstance(node, Sequence):
+        reader.problem(path, "want a list of scopes")
+        return []
+    base = ScopeEntry("biz", "", collectors=defaults)
+    scopes: list[Where] = []
+    for index, child in enumerate(node.items):
+        at = f"{path}[{index}]"
+        entry = reader.struct(child, ScopeEntry, at, base)
+        if entry is None:
+            continue
+        if f"{at}.collectors.job.watch" in reader.places:
+            entry = msgspec.structs.replace(entry, collectors=fill_watch(reader, entry.collectors, f"{at}.collectors"))
+        scopes.append(Where(reader, at, entry))
+    return scopes
+
+
+def _override(root: Node, path: list[str], override: Override) -> Node:
+    """`root` with the value at `path` replaced. What is no mapping stays, to be refused where it stands."""
+    place = Place(override.source, 0, 0, Path.cwd())
+    if not path:
+        if isinstance(override.value, tuple):
+            return Sequence(place, tuple(Scalar(place, value, literal=True) for value in override.value))
+        return Scalar(place, override.value, literal=True)
+    if not isinstance(root, Mapping):
+        return root
+    below = root.get(path[0]) or Mapping(place, ())
+    return root.replace(path[0], _override(below, path[1:], override))
+
+
+def _bytes(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(MAX_BYTES + 1)
+
+
+def _feed(digest: hashlib._Hash, data: bytes) -> None:
+    digest.update(len(data).to_bytes(8, "big") + data)
+
+
+def _position(problem: Problem) -> tuple[int, int]:
+    return problem.line, problem.column

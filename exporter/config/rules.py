@@ -1,0 +1,183 @@
+"""What two keys say about each other. Each rule adds its problem or warning where the decisive key is written."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from exporter.config.read import Reader
+from exporter.config.schema import Auth, BlueKing, Collectors, ConfigFile, ScopeEntry, State, Watch
+from exporter.errors import Problem
+from exporter.model import Scope
+
+_LEASE_TTL = State().lease_ttl
+_PLATFORMS = {
+    "job": "job",
+    "nodeman_job": "nodeman",
+    "nodeman_subscription": "nodeman",
+    "nodeman_task": "nodeman_legacy",
+}
+"""Which platform of `blueking` each collector asks."""
+
+
+class Where(msgspec.Struct, frozen=True):
+    """One entry of `scopes`: the reader of its file and its path there."""
+
+    reader: Reader
+    path: str
+    entry: ScopeEntry
+
+
+def check_file(reader: Reader, file: ConfigFile) -> list[Problem]:
+    """Rules within the configuration file itself. Returns warnings; problems go to the reader."""
+    warnings: list[Problem] = []
+    if file.state.lease_ttl != _LEASE_TTL:
+        reader.problem("state.lease_ttl", "reserved for the scale-out step; only the default 15s is accepted")
+    if reader.sound("blueking"):
+        warnings += _check_blueking(reader, file.blueking)
+    return warnings
+
+
+def _check_blueking(reader: Reader, blueking: BlueKing) -> list[Problem]:
+    warnings: list[Problem] = []
+    auth = blueking.auth
+    if not (blueking.job or blueking.nodeman or blueking.nodeman_legacy):
+        reader.problem("blueking", "no platform: give at least one of job, nodeman and nodeman_legacy")
+    if auth.access_token and auth.bk_token:
+        warnings.append(_warning(reader, "blueking.auth.bk_token", "not used beside access_token"))
+    if blueking.tls.key_file and not blueking.tls.cert_file:
+        reader.problem("blueking.tls.key_file", "a client key needs cert_file")
+    if blueking.tls.insecure_skip_verify:
+        warnings.append(
+            _warning(reader, "blueking.tls.insecure_skip_verify", "certificates are not verified; the app secret can be read on the way")
+        )
+    for name, platform in (("job", blueking.job), ("nodeman", blueking.nodeman)):
+        if platform is None:
+            continue
+        if platform.api == "esb":
+            _check_esb_auth(reader, auth, f"blueking.{name}")
+        elif platform.app_type:
+            if not (auth.app_code and auth.app_secret):
+                reader.problem("blueking.auth", f"blueking.{name} with app_type: true needs app_code and app_secret")
+        elif not (auth.access_token or auth.bk_token):
+            warnings.append(
+                _warning(
+                    reader,
+                    f"blueking.{name}.app_type",
+                    "the gateway answers 400 to a bare username: app_type: false needs access_token or bk_token",
+                )
+            )
+        elif not auth.access_token and not (auth.app_code and auth.app_secret):
+            reader.problem("blueking.auth", "bk_token needs app_code and app_secret beside it")
+    if blueking.nodeman_legacy:
+        _check_esb_auth(reader, auth, "blueking.nodeman_legacy")
+    return warnings
+
+
+def _check_esb_auth(reader: Reader, auth: Auth, platform: str) -> None:
+    if not (auth.access_token or (auth.app_code and (auth.app_secret or auth.bk_token))):
+        reader.problem("blueking.auth", f"{platform} behind the ESB needs app_code and app_secret, or a token")
+
+
+def fill_watch(reader: Reader, collectors: Collectors, path: str) -> Collectors:
+    """`collectors` with the job_name of every watch entry filled in. `path`: of the collectors that hold the list."""
+    watch: list[Watch] = []
+    seen: dict[str, int] = {}
+    below = f"{path}.job.watch"
+    for index, entry in enumerate(collectors.job.watch):
+        at = f"{below}[{index}]"
+        if (entry.job_plan_id is None) == (entry.name is None):
+            reader.problem(at, "want exactly one of job_plan_id and name")
+            continue
+        name = entry.job_name or (str(entry.job_plan_id) if entry.job_plan_id is not None else entry.name or "")
+        if name in seen:
+            reader.problem(at, f'the same job_name as watch[{seen[name]}]; give one of them another name with "as"')
+        seen.setdefault(name, index)
+        watch.append(msgspec.structs.replace(entry, job_name=name))
+    return msgspec.structs.replace(collectors, job=msgspec.structs.replace(collectors.job, watch=tuple(watch)))
+
+
+def check_scopes(defaults: Reader, blueking: BlueKing, scopes: Sequence[Where]) -> list[ScopeEntry]:
+    """Rules about each scope and between scopes. Returns the scopes, without collectors that have no platform."""
+    known: dict[Scope, Where] = {}
+    checked: list[ScopeEntry] = []
+    told: set[tuple[str, str]] = set()
+    for where in scopes:
+        scope = Scope(where.entry.bk_scope_type, where.entry.bk_scope_id)
+        first = known.setdefault(scope, where)
+        if first is not where:
+            where.reader.problem(where.path, f"scope {scope} is given twice, first at {first.reader.place(first.path)}")
+            continue
+        checked.append(_check_collectors(defaults, blueking, where, scope, told))
+    return checked
+
+
+def _check_collectors(
+    defaults: Reader, blueking: BlueKing, where: Where, scope: Scope, told: set[tuple[str, str]]
+) -> ScopeEntry:
+    """`told`: problems of the defaults that another scope has already brought up."""
+    entry = where.entry
+    for name, platform in _PLATFORMS.items():
+        config = getattr(entry.collectors, name)
+        if not config.enabled:
+            continue
+
+        def problem(key: str, message: str, name: str = name) -> None:
+            path = f"collectors.{name}.{key}"
+            own = f"{where.path}.{path}"
+            if f"{where.path}.collectors.{name}" in where.reader.places:
+                where.reader.problem(own, message)
+            elif (path, message) not in told:
+                told.add((path, message))
+                defaults.problem(path, message)
+
+        if getattr(blueking, platform) is None:
+            own = f"{where.path}.collectors.{name}.enabled" in where.reader.places
+            if own or f"collectors.{name}.enabled" in defaults.places:
+                problem("enabled", f"collector {name} is enabled, but there is no blueking.{platform}")
+            off = msgspec.structs.replace(config, enabled=False)
+            entry = msgspec.structs.replace(entry, collectors=msgspec.structs.replace(entry.collectors, **{name: off}))
+            continue
+        if name == "job":
+            continue
+        if scope.bk_scope_type != "biz":
+            path = f"{where.path}.collectors.{name}.enabled"
+            where.reader.problem(path, f"collector {name} takes biz scopes only, not {scope}; set enabled: false here")
+        if name == "nodeman_job":
+            assert blueking.nodeman is not None
+            if config.discover and blueking.nodeman.api == "esb":
+                problem("discover", "the ESB publishes no job_list: with api: esb give discover: false and job_ids")
+            elif not config.discover and not config.job_ids:
+                problem("job_ids", "discover: false needs job_ids")
+        elif name == "nodeman_subscription" and not config.subscription_ids:
+            problem("subscription_ids", "an enabled nodeman_subscription needs subscription_ids")
+        elif name == "nodeman_task" and not config.job_ids:
+            problem("job_ids", "an enabled nodeman_task needs job_ids")
+    return entry
+
+
+def check_budget(reader: Reader, blueking: BlueKing, scopes: Sequence[ScopeEntry]) -> list[Problem]:
+    """Warn when polling alone needs more requests than are allowed, at one request per poll."""
+    polls: dict[str, float] = defaultdict(float)
+    for entry in scopes:
+        for name in _PLATFORMS:
+            config = getattr(entry.collectors, name)
+            if config.enabled:
+                polls[name] += 1 / config.interval
+    total = sum(polls.values())
+    if total <= blueking.requests_per_second:
+        return []
+    return [
+        _warning(
+            reader,
+            "blueking.requests_per_second",
+            f"{total:.1f} polls per second are more than {blueking.requests_per_second:g} requests per second; "
+            "raise it or the intervals",
+        )
+    ]
+
+
+def _warning(reader: Reader, path: str, message: str) -> Problem:
+    return reader.place(path).problem(path, message)

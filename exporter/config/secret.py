@@ -1,0 +1,95 @@
+"""A value that never prints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+MAX_BYTES = 64 * 1024
+
+
+class Secret:
+    """A password or token, given as text or as a file that may change while the process runs.
+
+    Printing, formatting and copying into a log give `***`; pickling and serialising fail. Two secrets are equal when
+    they come from the same source: the same text, or the same file whatever it holds by now.
+    """
+
+    __slots__ = ("_file", "_stamp", "_value")
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        self._file: Path | None = None
+        self._stamp: tuple[int, ...] = ()
+
+    @classmethod
+    def from_file(cls, file: Path) -> Secret:
+        """Read `file`, without its trailing line break. Raises OSError, or ValueError when its content is no secret."""
+        secret = cls("")
+        secret._file = file
+        secret._stamp = _stamp(file)
+        secret._value = _read(file)
+        return secret
+
+    @property
+    def file(self) -> Path | None:
+        """Where the value comes from, None when it stands in the configuration."""
+        return self._file
+
+    def reveal(self) -> str:
+        """The value of this moment. A file is read again when it has changed; while it is unusable, the last good value stays."""
+        if self._file is not None:
+            try:
+                stamp = _stamp(self._file)
+                if stamp != self._stamp:
+                    self._value = _read(self._file)
+                    self._stamp = stamp
+            except (OSError, ValueError):
+                pass  # a file that is being replaced must not take a working token away
+        return self._value
+
+    def __str__(self) -> str:
+        return "***"
+
+    __repr__ = __str__
+
+    def __format__(self, spec: str) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        if self._file is not None or other._file is not None:
+            return self._file == other._file
+        return self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._file if self._file is not None else self._value)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not serialised")
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    stat = os.stat(file)
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_dev
+
+
+def _read(file: Path) -> str:
+    if not file.is_file() and file.exists():
+        raise ValueError("is no regular file")  # reading a pipe would wait for its writer
+    with file.open("rb") as stream:
+        data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError("is larger than 64 KiB")
+    try:
+        value = data.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        # `from None`: the cause carries the bytes of the file
+        raise ValueError("is not UTF-8 text") from None
+    if not value:
+        raise ValueError("is empty")
+    if any(character < " " or character == "\x7f" for character in value):
+        raise ValueError("holds control characters")
+    return value
