@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 from exporter.metrics.family import Chunk, Family
 from exporter.metrics.negotiate import Format
-from exporter.metrics.render import header
+from exporter.metrics.render import header, sample_names
 from exporter.model import Key
 
 PIECE = 64 * 1024
@@ -193,16 +193,6 @@ class Page:
                 self._on_cut(shelf.family.name, dropped)
 
 
-def sample_names(family: str, kind: str) -> set[str]:
-    """Every name under which a family, given by its classic name, or one of its samples appears in either format."""
-    if kind == "counter":
-        base = family.removesuffix("_total")
-        return {family, base, f"{base}_created"}
-    if kind == "histogram":
-        return {family, *(f"{family}_{suffix}" for suffix in ("bucket", "sum", "count", "created"))}
-    return {family}
-
-
 def crc32_combine(first: int, second: int, size: int) -> int:
     """The CRC-32 of two texts put together, from theirs and the size of the second.
 
@@ -278,7 +268,9 @@ class _Shelf:
         self._groups: list[_Group] = []
         self._group_of: dict[int, _Group] = {}
         self._collector: str | None = None
-        self._headers = {form: Piece((header(family, form.openmetrics),)) for form in Format}
+        self._headers = {
+            form: Piece((header(family.name, family.kind, family.help, form.openmetrics).encode(),)) for form in Format
+        }
 
     @property
     def shown(self) -> int:

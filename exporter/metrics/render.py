@@ -7,7 +7,7 @@ top: `_created` samples and exemplars.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import accumulate
 
@@ -20,8 +20,8 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 def scope_prefix(scope: Scope, collector: str | None = None) -> str:
     """The owner's part of the label text; with `collector` for families that have this label."""
-    text = _label_text(SCOPE_LABELS, (scope.bk_scope_type, scope.bk_scope_id))
-    return text if collector is None else _join(_label_text(("collector",), (collector,)), text)
+    text = label_text(SCOPE_LABELS, (scope.bk_scope_type, scope.bk_scope_id))
+    return text if collector is None else _join(label_text(("collector",), (collector,)), text)
 
 
 def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -> Chunk:
@@ -30,7 +30,7 @@ def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -
     lines = [
         f"{head}{_tail(names, labels, bare)} {number(value)}\n" for labels, value in samples.items() if value == value
     ]
-    text = _encode(lines)
+    text = encode(lines)
     return Chunk(text, text, len(lines))
 
 
@@ -56,23 +56,33 @@ def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold:
             series += 1
     else:
         for labels, distribution in counts.histograms.get(family.name, {}).items():
-            own = _join(prefix, _label_text(family.labels, labels))
+            own = _join(prefix, label_text(family.labels, labels))
             for line, exemplar in _histogram(family.name, own, distribution, held(distribution.shown, now, hold)):
                 text.append(f"{line}\n")
                 openmetrics.append(f"{line}{exemplar}\n")
                 series += 1
             openmetrics.append(f"{family.name}_created{_braced(own)} {number(distribution.born)}\n")
-    return Chunk(_encode(text), _encode(openmetrics), series)
+    return Chunk(encode(text), encode(openmetrics), series)
 
 
-def header(family: Family, openmetrics: bool) -> bytes:
-    """HELP and TYPE. OpenMetrics names a counter without `_total`."""
-    name, text = family.name, family.help.replace("\\", r"\\").replace("\n", r"\n")
+def header(name: str, kind: str, text: str, openmetrics: bool) -> str:
+    """HELP and TYPE of a family, given by its classic name. OpenMetrics names a counter without `_total`."""
+    text = text.replace("\\", r"\\").replace("\n", r"\n")
     if openmetrics:
         text = text.replace('"', r"\"")
-        if family.kind == "counter":
+        if kind == "counter":
             name = name.removesuffix("_total")
-    return f"# HELP {name} {text}\n# TYPE {name} {family.kind}\n".encode()
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
+
+
+def sample_names(family: str, kind: str) -> set[str]:
+    """Every name under which a family, given by its classic name, or one of its samples appears in either format."""
+    if kind == "counter":
+        base = family.removesuffix("_total")
+        return {family, base, f"{base}_created"}
+    if kind == "histogram":
+        return {family, *(f"{family}_{suffix}" for suffix in ("bucket", "sum", "count", "created"))}
+    return {family}
 
 
 def number(value: float) -> str:
@@ -120,16 +130,18 @@ def _head(name: str, prefix: str) -> str:
 @lru_cache(maxsize=8192)
 def _tail(names: tuple[str, ...], values: Labels, bare: bool) -> str:
     """The rest of a series after `_head`; `bare`: the head has no label yet."""
-    text = _label_text(names, values)
+    text = label_text(names, values)
     if bare:
         return _braced(text)
     return f",{text}}}" if text else "}"
 
 
-def _label_text(names: tuple[str, ...], values: Labels) -> str:
+def label_text(names: Iterable[str], values: Iterable[str]) -> str:
+    """`name="value"` pairs, escaped and joined by commas."""
     return ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in zip(names, values, strict=True))
 
 
-def _encode(lines: list[str]) -> bytes:
+def encode(lines: Iterable[str]) -> bytes:
+    """Lines as they are sent."""
     # Labels are cleaned at the border; should a lone surrogate slip through, one "?" is better than no page at all.
     return "".join(lines).encode("utf-8", "replace")

@@ -1,0 +1,312 @@
+"""The exporter's own metrics that belong to the process; those of a collector and scope are on the page.
+
+A row of `FAMILIES` is all there is to say about a metric: prometheus_client keeps its values, the reference is made of
+the row. A gauge whose value is not known yet is absent, never 0.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Mapping, Set
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
+from prometheus_client.metrics_core import Metric
+from prometheus_client.process_collector import ProcessCollector
+
+from exporter.metrics.family import Family
+from exporter.metrics.render import encode, header, label_text, number, sample_names
+
+_PREFIX = "blueking_exporter_"
+_REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+MOST_FIELDS = 64
+"""Distinct values of the label `field`; further ones are counted as `other`."""
+
+
+def _row(
+    kind: Literal["counter", "gauge", "histogram"], name: str, labels: tuple[str, ...], text: str, text_zh: str
+) -> Family:
+    return Family(_PREFIX + name, kind, labels, text, text_zh)
+
+
+FAMILIES = (
+    _row(
+        "counter",
+        "api_requests_total",
+        ("api", "code"),
+        "Requests to BlueKing by operation and HTTP status, `none` when no answer came.",
+        "对蓝鲸的请求数，按接口与 HTTP 状态码统计；没有应答时为 none。",
+    ),
+    _row(
+        "histogram",
+        "api_request_duration_seconds",
+        ("api",),
+        "Time from sending a request to BlueKing to its last byte, without waiting for the rate budget.",
+        "请求蓝鲸的耗时（秒），从发出到读完，不含等待限速的时间。",
+    ),
+    _row("counter", "api_retries_total", ("api",), "Requests that were tried again.", "重试的请求数。"),
+    _row(
+        "counter",
+        "api_throttle_seconds_total",
+        (),
+        "Time that requests waited for the rate budget or because BlueKing asked to wait.",
+        "请求因限速预算或平台要求而等待的时间（秒）。",
+    ),
+    _row("gauge", "api_inflight_requests", (), "Requests to BlueKing under way.", "正在进行的请求数。"),
+    _row(
+        "gauge",
+        "api_quota_remaining",
+        ("api",),
+        "Requests that the gateway still allows, as it told with its last answer.",
+        "网关在最近一次应答中给出的剩余配额。",
+    ),
+    _row(
+        "gauge",
+        "api_clock_skew_seconds",
+        (),
+        "Clock of this machine minus that of BlueKing.",
+        "本机时钟减去蓝鲸平台时钟的差（秒）。",
+    ),
+    _row(
+        "counter",
+        "state_resets_total",
+        (),
+        "Times that unreadable state was moved aside and counting began anew.",
+        "状态无法读取而被移走、重新开始计数的次数。",
+    ),
+    _row(
+        "counter",
+        "unknown_values_total",
+        ("field",),
+        "Values from BlueKing that this version does not know, by field.",
+        "平台返回的、本版本不认识的值的数量，按字段统计。",
+    ),
+    _row("gauge", "series", ("family",), "Series on the page.", "页面上的时间序列数。"),
+    _row(
+        "counter",
+        "series_dropped_total",
+        ("family",),
+        "Series that were left out because of max_series, each when it entered the cut.",
+        "因 max_series 而被裁掉的时间序列数，每条在被裁时计一次。",
+    ),
+    _row("counter", "state_writes_total", (), "Transactions committed to the state.", "状态提交的事务数。"),
+    _row("counter", "state_write_errors_total", (), "Transactions that failed.", "提交失败的事务数。"),
+    _row(
+        "gauge",
+        "state_last_write_timestamp_seconds",
+        (),
+        "When the state was last committed.",
+        "状态最近一次成功提交的时间。",
+    ),
+    _row("gauge", "state_bytes", (), "Size of the state on disk.", "状态文件的大小（字节）。"),
+    _row(
+        "gauge",
+        "render_duration_seconds",
+        (),
+        "Time it took to put the last exposition together.",
+        "最近一次生成指标页面的耗时（秒）。",
+    ),
+    _row(
+        "gauge",
+        "exposition_bytes",
+        (),
+        "Size of the last exposition, uncompressed.",
+        "最近一次页面压缩前的大小（字节）。",
+    ),
+    _row(
+        "gauge",
+        "event_loop_lag_seconds",
+        (),
+        "How late the event loop last woke up.",
+        "事件循环最近一次唤醒的延迟（秒）。",
+    ),
+    _row(
+        "gauge",
+        "config_last_reload_successful",
+        (),
+        "Whether the last attempt to load the configuration succeeded.",
+        "最近一次加载配置是否成功。",
+    ),
+    _row(
+        "gauge",
+        "config_last_reload_success_timestamp_seconds",
+        (),
+        "When the configuration was last loaded with success.",
+        "最近一次成功加载配置的时间。",
+    ),
+    _row("gauge", "config_info", ("sha256",), "The configuration in use.", "当前使用的配置。"),
+    _row("gauge", "shard_ordinal", (), "Which shard this process is, from 0.", "本进程的分片序号，从 0 开始。"),
+    _row("gauge", "total_shards", (), "How many shards share the scopes.", "分片总数。"),
+    _row(
+        "gauge",
+        "build_info",
+        ("version", "python_version"),
+        "The version of the exporter and of Python.",
+        "导出器与 Python 的版本。",
+    ),
+)
+
+
+class Telemetry:
+    """What the process knows about itself. Every method is cheap and never fails because of what it is told."""
+
+    def __init__(self, version: str = "unknown", registry: CollectorRegistry | None = None) -> None:
+        self._registry = registry or CollectorRegistry()
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        for family in FAMILIES:
+            name = family.name.removeprefix(_PREFIX)
+            if family.kind == "counter":
+                self._counters[name] = Counter(family.name, family.help, family.labels, registry=self._registry)
+            elif family.kind == "gauge":
+                self._gauges[name] = Gauge(family.name, family.help, family.labels, registry=self._registry)
+            else:
+                self._durations = Histogram(
+                    family.name, family.help, family.labels, registry=self._registry, buckets=_REQUEST_BUCKETS
+                )
+        self._unknown = {family.name for family in FAMILIES if family.kind == "gauge"}
+        self._fields: set[str] = set()
+        self._series: Mapping[str, int] = {}
+        self._inflight = 0
+        _Process(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+        self.inflight(0)
+        self.shard(0, 1)
+        self._set("build_info", 1, version, platform.python_version())
+
+    def api_request(self, api: str, code: str, seconds: float) -> None:
+        """A request ended with this HTTP status, or `none`."""
+        self._counters["api_requests_total"].labels(api, _status(code)).inc()
+        self._durations.labels(api).observe(seconds)
+
+    def api_retry(self, api: str) -> None:
+        """A request is tried again."""
+        self._counters["api_retries_total"].labels(api).inc()
+
+    def throttled(self, seconds: float) -> None:
+        """A request has waited this long for its turn."""
+        self._counters["api_throttle_seconds_total"].inc(max(seconds, 0.0))
+
+    def inflight(self, delta: int) -> None:
+        """A request began (+1) or ended (-1)."""
+        self._inflight += delta
+        self._set("api_inflight_requests", self._inflight)
+
+    def quota(self, api: str, remaining: float) -> None:
+        """The gateway told how many requests it still allows."""
+        self._set("api_quota_remaining", remaining, api)
+
+    def skew(self, seconds: float) -> None:
+        """BlueKing's clock was seen: own minus platform's."""
+        self._set("api_clock_skew_seconds", seconds)
+
+    def unknown_value(self, field: str) -> None:
+        """BlueKing sent something that is not in our tables; `field` is its dotted name."""
+        if field not in self._fields and len(self._fields) >= MOST_FIELDS:
+            field = "other"
+        else:
+            self._fields.add(field)
+        self._counters["unknown_values_total"].labels(field).inc()
+
+    def state_reset(self) -> None:
+        """Unreadable state was moved aside."""
+        self._counters["state_resets_total"].inc()
+
+    def state_write(self, nbytes_file: int | None, at: float) -> None:
+        """A transaction was committed at this unix time; the file now has this size, None where there is no file."""
+        self._counters["state_writes_total"].inc()
+        self._set("state_last_write_timestamp_seconds", at)
+        if nbytes_file is not None:
+            self._set("state_bytes", nbytes_file)
+
+    def state_write_error(self) -> None:
+        """A transaction failed."""
+        self._counters["state_write_errors_total"].inc()
+
+    def rendered(self, seconds: float) -> None:
+        """An exposition was put together in this time."""
+        self._set("render_duration_seconds", seconds)
+
+    def exposition(self, nbytes: int) -> None:
+        """An exposition of this uncompressed size was handed out."""
+        self._set("exposition_bytes", nbytes)
+
+    def loop_lag(self, seconds: float) -> None:
+        """The event loop woke up this late."""
+        self._set("event_loop_lag_seconds", seconds)
+
+    def config_loaded(self, sha256: str, at: float) -> None:
+        """This configuration is in use since this unix time."""
+        self._gauges["config_info"].clear()
+        self._set("config_info", 1, sha256)
+        self._set("config_last_reload_successful", 1)
+        self._set("config_last_reload_success_timestamp_seconds", at)
+
+    def config_reload_failed(self) -> None:
+        """The configuration could not be loaded; the one before stays."""
+        self._set("config_last_reload_successful", 0)
+
+    def shard(self, ordinal: int, total: int) -> None:
+        """This process is one of `total` that share the scopes; alone by default."""
+        self._set("shard_ordinal", ordinal)
+        self._set("total_shards", total)
+
+    def series(self, counts: Mapping[str, int]) -> None:
+        """Series on the page by family; families that are not named have none."""
+        if counts == self._series:
+            return
+        self._series = dict(counts)
+        self._gauges["series"].clear()
+        for family, count in counts.items():
+            self._set("series", count, family)
+
+    def series_dropped(self, family: str, n: int) -> None:
+        """This many series more were cut because of `max_series`."""
+        self._counters["series_dropped_total"].labels(family).inc(n)
+
+    def render(self, openmetrics: bool, names: Set[str] | None = None) -> bytes:
+        """The families that have samples, without `# EOF`; `names` selects as `Page.snapshot` does."""
+        return encode(
+            line
+            for metric in self._registry.collect()
+            if metric.name not in self._unknown
+            for line in _lines(metric, openmetrics, names)
+        )
+
+    def _set(self, name: str, value: float, *labels: str) -> None:
+        gauge = self._gauges[name]
+        (gauge.labels(*labels) if labels else gauge).set(value)
+        self._unknown.discard(_PREFIX + name)
+
+
+class _Process(ProcessCollector):
+    """`process_*` also where only /proc/PID can be read (ProcSubset=pid): the time of boot comes from the clocks."""
+
+    def _boot_time(self) -> float:
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _lines(metric: Metric, openmetrics: bool, names: Set[str] | None) -> Iterator[str]:
+    # prometheus_client writes `_created` into the classic text too, and takes twice as long.
+    kind = metric.type
+    name = f"{metric.name}_total" if kind == "counter" else metric.name
+    if names is not None and names.isdisjoint(sample_names(name, kind)):
+        return
+    created = f"{metric.name}_created"
+    samples = [sample for sample in metric.samples if openmetrics or sample.name != created]
+    if not samples:
+        return
+    yield header(name, kind, metric.documentation, openmetrics)
+    for sample in samples:
+        labels = label_text(sample.labels, sample.labels.values())
+        yield (
+            f"{sample.name}{{{labels}}} {number(sample.value)}\n"
+            if labels
+            else f"{sample.name} {number(sample.value)}\n"
+        )
+
+
+def _status(code: str) -> str:
+    return code if code == "none" or (len(code) == 3 and code.isascii() and code.isdigit()) else "other"
