@@ -1,0 +1,158 @@
+"""What really happened in a simulated NodeMan, per business: the exporter's counts are compared with this.
+
+The ledger walks the world's records, not its answers, and knows nothing of polls. `since` excludes and `until`
+includes; both are unix seconds, `until` defaults to the world's clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from exporter.simulator.nodeman_world import UNFINISHED, Job, NodemanWorld, Record, Target
+
+Collector = Literal["nodeman_job", "nodeman_subscription", "nodeman_task"]
+
+NO_STEP = "other"
+"""The step of a failure that shows no failed sub-step: revoked before it began, a service instance, or 1.x."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one attempt on one host ended. `bk_host_id` as known then; `step` and `code` are empty after a success."""
+
+    at: float
+    target: Target
+    bk_host_id: int | None
+    job_type: str
+    failed: bool
+    step: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """A host that fails now: its newest failure, and since when it has done nothing but fail."""
+
+    newest: Result
+    since: float
+    streak: int
+
+
+class NodemanLedger:
+    """The truth about `world`. All methods take the business first."""
+
+    def __init__(self, world: NodemanWorld) -> None:
+        self.world = world
+
+    def jobs_finished(self, biz: int, since: float = 0.0, until: float | None = None) -> Counter[tuple[str, str]]:
+        """Jobs by (job_type, status in lower case) that the platform showed as ended, once per run."""
+        until = self._now(until)
+        return Counter(
+            (job.job_type, status.lower()) for job in self._jobs(biz) for at, status in job.ends if since < at <= until
+        )
+
+    def jobs_unfinished(self, biz: int) -> Counter[tuple[str, str]]:
+        """Jobs by (job_type, status) that the platform shows as unfinished now."""
+        self.world.advance()
+        return Counter((job.job_type, job.status.lower()) for job in self._jobs(biz) if job.status in UNFINISHED)
+
+    def job_instances(self, biz: int, max_finished_age: float = 86400.0) -> Counter[tuple[str, str]]:
+        """`statistics` summed by (job_type, status) over the unfinished and the recently ended jobs; no zeros."""
+        now = self._now(None)
+        counts: Counter[tuple[str, str]] = Counter()
+        for job in self._jobs(biz):
+            if job.status in UNFINISHED or (job.end_time is not None and now - job.end_time <= max_finished_age):
+                for name, count in job.statistics.items():
+                    if name != "total_count":
+                        counts[job.job_type, name.removesuffix("_count")] += count
+        return +counts
+
+    def subscription_instances(self, subscription_id: int) -> Counter[str]:
+        """Instances of the newest task by status."""
+        now = self._now(None)
+        subscription = self.world.subscriptions[subscription_id]
+        newest = subscription.latest([max(subscription.tasks)])
+        return Counter(record.status(now).lower() for record in newest)
+
+    def host_failures(
+        self,
+        biz: int,
+        collector: Collector,
+        since: float = 0.0,
+        until: float | None = None,
+        only: Collection[int] | None = None,
+    ) -> Counter[tuple[str, str, str, str]]:
+        """Failed attempts by (collector, job_type, step, code), once per host and run. `only`: job or subscription."""
+        return Counter(
+            (collector, result.job_type, result.step, result.code)
+            for result in self.results(biz, collector, until, only)
+            if result.failed and result.at > since
+        )
+
+    def hosts_failing(
+        self, biz: int, collector: Collector, until: float | None = None, only: Collection[int] | None = None
+    ) -> dict[Target, Failing]:
+        """The hosts whose newest result is a failure."""
+        failing: dict[Target, Failing] = {}
+        for result in self.results(biz, collector, until, only):
+            before = failing.pop(result.target, None)
+            if result.failed:
+                since, streak = (before.since, before.streak) if before else (result.at, 0)
+                failing[result.target] = Failing(result, since, streak + 1)
+        return failing
+
+    def results(
+        self, biz: int, collector: Collector, until: float | None = None, only: Collection[int] | None = None
+    ) -> list[Result]:
+        """Every ended attempt on a host of the business that the collector can learn of, oldest first."""
+        until = self._now(until)
+        found = [r for r in self._results(biz, collector, only) if r.at <= until]
+        return sorted(found, key=lambda result: result.at)
+
+    def _results(self, biz: int, collector: Collector, only: Collection[int] | None) -> Iterator[Result]:
+        if collector == "nodeman_task":
+            for task in self.world.legacy_tasks.values():
+                if task.bk_biz_id == biz and (only is None or task.id in only):
+                    for host in task.hosts:
+                        step, code = (NO_STEP, host.err_code) if host.err_code else ("", "")
+                        yield Result(host.end, host.target, None, task.job_type, bool(host.err_code), step, code)
+            return
+        for job_type, records in self._records(biz, collector, only):
+            for record in records:
+                if record.target.bk_biz_id == biz:
+                    yield from _attempts(record, job_type)
+
+    def _records(
+        self, biz: int, collector: Collector, only: Collection[int] | None
+    ) -> Iterator[tuple[str, Iterable[Record]]]:
+        if collector == "nodeman_job":
+            for job in self._jobs(biz):
+                if only is None or job.id in only:
+                    for i in job.task_ids:
+                        yield job.job_type, job.subscription.tasks[i].records
+        else:
+            for subscription in self.world.subscriptions.values():
+                if only is None or subscription.id in only:
+                    for task in subscription.tasks.values():
+                        yield subscription.action, task.records
+
+    def _jobs(self, biz: int) -> Iterator[Job]:
+        return (job for job in self.world.jobs.values() if biz in job.bk_biz_scope)
+
+    def _now(self, until: float | None) -> float:
+        now = self.world.advance()
+        return now if until is None else until
+
+
+def _attempts(record: Record, job_type: str) -> Iterator[Result]:
+    if record.removed:
+        return
+    for run in record.runs:
+        step = ""
+        if run.failed:
+            known = run.ends and record.target.service_id is None
+            step = record.steps[run.first + len(run.ends) - 1].code if known else NO_STEP
+        yield Result(run.end, record.target, record.host_id(run.end), job_type, run.failed, step, "")

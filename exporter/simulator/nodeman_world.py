@@ -1,0 +1,697 @@
+"""NodeMan 2.x and 1.x made of thin air: subscriptions, tasks, instance records, and the jobs that show them.
+
+Nothing runs here: what an instance does is laid down when its task is created, and every read computes how far that
+has come from the clock. So the same world works in real, fast and virtual time. What happens *to* a job (retry, revoke,
+the platform's own 30 s statistics task) happens at a point in time and is carried out, in order, before the next read.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+UNFINISHED = ("PENDING", "RUNNING")
+COUNTED = ("PENDING", "RUNNING", "SUCCESS", "FAILED", "IGNORED")
+"""The statuses that `statistics` knows; REMOVED and all others vanish from it."""
+
+REMOVED = "REMOVED"
+"""Given as the outcome of a host: it left the scope of the subscription, its steps never run."""
+
+STATISTICS_PERIOD = 30.0
+"""The background task that refreshes the rows of unfinished (and terminated) jobs; its runs are multiples of this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A host as CMDB knows it, None as id if it never gets registered; with a `service_id` a service instance on it."""
+
+    bk_biz_id: int
+    ip: str
+    bk_host_id: int | None = None
+    bk_cloud_id: int = 0
+    ipv6: str = ""
+    os_type: str = "LINUX"
+    service_id: int | None = None
+
+    def instance_id(self, by_address: bool) -> str:
+        """The id of the instance in a subscription; hosts to be registered are named by their address."""
+        if self.service_id is not None:
+            return f"service|instance|service|{self.service_id}"
+        if self.bk_host_id is not None and not by_address:
+            return f"host|instance|host|{self.bk_host_id}"
+        return f"host|instance|host|{self.ip or self.ipv6}-{self.bk_cloud_id}-0"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One sub-step of a pipeline: its code and what the platform calls it in either language."""
+
+    code: str
+    zh: str
+    en: str
+
+
+def _steps(text: str) -> tuple[Step, ...]:
+    return tuple(Step(*(part.strip() for part in line.split("|"))) for line in text.strip().splitlines())
+
+
+REGISTER = "add_or_update_hosts"
+_REGISTER = f"{REGISTER} | 新增或更新主机信息 | Add or Update host information"
+_AGENT_STATUS = "get_agent_status | 查询Agent状态 | Query Agent Status"
+_PROCESS_STATUS = "update_process_status | 更新主机进程状态 | Update host process status"
+_PLUGIN_TAIL = "update_host_process_status | 更新插件部署状态为 RUNNING | Update plugin state to RUNNING"
+
+PLANS: Mapping[str, tuple[Step, ...]] = {
+    "INSTALL_AGENT": _steps(f"""
+        {_REGISTER}
+        choose_access_point | 选择接入点 | Select access point
+        install | 安装 | Install
+        {_AGENT_STATUS}
+        push_host_identifier | 推送主机身份信息 | Push host identify information
+        install_plugins | 安装预设插件 | Install preset plugin"""),
+    "INSTALL_PROXY": _steps(f"""
+        {_REGISTER}
+        query_password | 查询主机密码 | Query host password
+        configure_policy | 配置策略 | Configure policy
+        install | 安装 | Install
+        {_AGENT_STATUS}
+        check_policy_gse_to_proxy | 检测 GSE Server 到 Proxy 策略 | Detecting GSE Server to Proxy Policy
+        push_files_to_proxy | 下发文件到Proxy | Transfer file to Proxy"""),
+    "RESTART_AGENT": _steps(f"""
+        restart | 重启 | Restart
+        {_AGENT_STATUS}
+        {_PROCESS_STATUS}"""),
+    "UPGRADE_AGENT": _steps(f"""
+        push_upgrade_package | 下发升级包 | Transfer upgrade package
+        run_upgrade_command | 下发升级脚本命令 | Send upgrade script command
+        {_AGENT_STATUS}
+        {_PROCESS_STATUS}"""),
+    "MAIN_INSTALL_PLUGIN": _steps(f"""
+        init_process_status | 初始化进程状态 | Initializing process state
+        check_agent_status | 查询Agent状态 | Query Agent Status
+        transfer_package | 下发安装包 | Transfer installation package
+        install_package | 安装插件包 | Install plugin package
+        render_and_push_config | 渲染下发配置 | Rendering config
+        gse_operate_proc | 托管 basereport 插件进程 | Delegate basereport plugin process
+        {_PLUGIN_TAIL}
+        reset_retry_times | 重置重试次数 | Reset retries"""),
+    "MAIN_RESTART_PLUGIN": _steps(f"""
+        check_agent_status | 查询Agent状态 | Query Agent Status
+        gse_operate_proc | 重启 | Restart
+        {_PLUGIN_TAIL}"""),
+    "MAIN_STOP_PLUGIN": _steps("""
+        gse_operate_proc | 停止 bkmonitorbeat 插件进程 | Stop bkmonitorbeat plugin process
+        update_host_process_status | 更新插件部署状态为 TERMINATED | Update plugin state to TERMINATED"""),
+}
+"""Sub-steps by job type. Other job types of a kind run as the first one of their kind."""
+
+LEGACY_STEPS = {"QUEUE": "任务初始化", "RUNNING": "执行安装脚本", "SUCCESS": "任务执行成功", "FAILED": "任务执行失败"}
+
+
+def steps_of(job_type: str) -> tuple[Step, ...]:
+    """The sub-steps a host goes through in a job of this type."""
+    if job_type in PLANS:
+        return PLANS[job_type]
+    return PLANS["MAIN_INSTALL_PLUGIN" if job_type.endswith("PLUGIN") else "INSTALL_AGENT"]
+
+
+@dataclass(slots=True)
+class Run:
+    """One attempt on one instance, from sub-step `first` on; `ends` are the ends of the sub-steps that it reaches."""
+
+    begin: float
+    first: int
+    ends: list[float]
+    end: float
+    failed: bool
+
+
+@dataclass(slots=True)
+class SubStep:
+    step: Step
+    status: str
+    start: float | None
+    finish: float | None
+
+
+class Record:
+    """One instance in one task, the platform's subscription instance record; retry_node gives it a further run.
+
+    `registered`: the host has its CMDB id already; else the first sub-step gives it.
+    """
+
+    __slots__ = ("created", "id", "instance_id", "registered", "removed", "runs", "steps", "target", "task_id")
+
+    def __init__(
+        self, id: int, task_id: int, target: Target, steps: tuple[Step, ...], created: float, registered: bool = False
+    ) -> None:
+        registers = steps[0].code == REGISTER
+        self.id = id
+        self.task_id = task_id
+        self.target = target
+        self.instance_id = target.instance_id(by_address=registers)
+        self.steps = steps
+        self.created = created
+        self.registered = registered or not registers
+        self.removed = False
+        self.runs: list[Run] = []
+
+    def begin_run(self, begin: float, seconds: float, fails_in: str | None, first: int = 0) -> None:
+        """Lay down an attempt over `seconds`; it fails in the sub-step of code `fails_in`, None is success."""
+        last = len(self.steps) - 1
+        if fails_in is not None:
+            last = next(i for i, step in enumerate(self.steps) if step.code == fails_in and i >= first)
+        count = last - first + 1
+        ends = [begin + seconds * (i + 1) / count for i in range(count)]
+        self.runs.append(Run(begin, first, ends, ends[-1], fails_in is not None))
+
+    def status(self, at: float) -> str:
+        """The stored status of the record."""
+        if self.removed:
+            return REMOVED
+        run = self.runs[-1]
+        if at < run.begin:
+            return "PENDING"
+        if at < run.end:
+            return "RUNNING"
+        return "FAILED" if run.failed else "SUCCESS"
+
+    def bounds(self, at: float) -> tuple[float | None, float | None]:
+        """Start and finish as the platform shows them: a retried node keeps the start of its pipeline."""
+        if self.removed:
+            return self.created, self.created
+        if at < self.runs[0].begin:
+            return None, None
+        return self.runs[0].begin, self.runs[-1].end if at >= self.runs[-1].end else None
+
+    def sub_steps(self, at: float) -> list[SubStep]:
+        """All sub-steps at a point in time, PENDING if not reached. A revoked record may show none that failed."""
+        shown = [SubStep(step, "PENDING", None, None) for step in self.steps]
+        if self.removed:
+            return shown
+        for run in self.runs:
+            for i in range(run.first, len(shown)):
+                shown[i] = SubStep(self.steps[i], "PENDING", None, None)
+            start = run.begin
+            for i, end in enumerate(run.ends, run.first):
+                if at < start:
+                    break
+                if at < end:
+                    shown[i] = SubStep(self.steps[i], "RUNNING", start, None)
+                    break
+                failed = run.failed and i == run.first + len(run.ends) - 1
+                shown[i] = SubStep(self.steps[i], "FAILED" if failed else "SUCCESS", start, end)
+                start = end
+        return shown
+
+    def host_id(self, at: float) -> int | None:
+        """The CMDB id, None until the host is registered."""
+        if self.registered or self.sub_steps(at)[0].status == "SUCCESS":
+            return self.target.bk_host_id
+        return None
+
+    def revoke(self, at: float) -> None:
+        """Cut the present attempt off: it fails in the sub-step it is in, or in none if it has not begun."""
+        run = self.runs[-1]
+        if at < run.begin:
+            self.runs[-1] = Run(at, run.first, [], at, True)
+        elif at < run.end:
+            self.runs[-1] = Run(run.begin, run.first, [*(e for e in run.ends if e <= at), at], at, True)
+
+
+@dataclass(slots=True)
+class Task:
+    """One execution of a subscription. Not ready before `ready_at`; with an `err_msg` it never gets ready."""
+
+    id: int
+    created: float
+    ready_at: float
+    records: list[Record] = field(default_factory=list)
+    err_msg: str = ""
+
+
+@dataclass(slots=True)
+class Subscription:
+    """What is to run on which instances. `old_engine` shows steps as older engines do: create_time, no step_code."""
+
+    id: int
+    action: str
+    name: str | None = None
+    plugin_name: str | None = None
+    category: str | None = None
+    old_engine: bool = False
+    tasks: dict[int, Task] = field(default_factory=dict)
+
+    @property
+    def step_type(self) -> str:
+        return self.action.rsplit("_", 1)[-1]
+
+    def ready(self, task_ids: Iterable[int], at: float) -> bool:
+        return all(at >= self.tasks[i].ready_at and not self.tasks[i].err_msg for i in task_ids)
+
+    def latest(self, task_ids: Iterable[int]) -> list[Record]:
+        """The newest record of each instance in these tasks, by ascending record id."""
+        newest = {record.instance_id: record for i in sorted(task_ids) for record in self.tasks[i].records}
+        return sorted(newest.values(), key=lambda record: record.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """A host that the job never ran on. Without a stored status it is shown as FAILED and counted as IGNORED."""
+
+    target: Target
+    reason: str
+    status: str | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """A row of the platform's job table: status, statistics and end_time are what was stored last, not what is true."""
+
+    id: int
+    job_type: str
+    subscription: Subscription
+    task_ids: list[int]
+    start_time: float
+    bk_biz_scope: tuple[int, ...]
+    filtered: list[Filtered]
+    statistics: dict[str, int]
+    status: str = "PENDING"
+    end_time: float | None = None
+    created_by: str = "admin"
+    is_auto_trigger: bool = False
+    global_params: dict[str, object] = field(default_factory=dict)
+    nothing_to_change: bool = False
+    settled: float = 0.0
+    ends: list[tuple[float, str]] = field(default_factory=list)
+    """When the stored status became a terminal one, and which: what can be known from outside."""
+
+    def store_status(self, status: str, at: float) -> None:
+        if self.status in UNFINISHED and status not in UNFINISHED:
+            self.ends.append((at, status))
+        self.status = status
+
+
+@dataclass(slots=True)
+class LegacyHost:
+    """A host of a NodeMan 1.x task: queued before `begin`, then running until `end`. `err_code` "" is success."""
+
+    id: int
+    target: Target
+    begin: float
+    end: float
+    err_code: str
+
+    def status(self, at: float) -> str:
+        if at < self.begin:
+            return "QUEUE"
+        if at < self.end:
+            return "RUNNING"
+        return "FAILED" if self.err_code else "SUCCESS"
+
+
+@dataclass(slots=True)
+class LegacyTask:
+    id: int
+    bk_biz_id: int
+    job_type: str
+    start_time: float
+    hosts: list[LegacyHost]
+    plugin: str = ""
+
+
+Outcome = str | None
+"""How a host ends: None is success, else the code of the sub-step that fails, or `REMOVED`."""
+
+
+class NodemanWorld:
+    """One NodeMan. `now` gives unix seconds; `language` and `utc_offset` (hours) are those of the server.
+
+    `denied` are businesses whose task history the caller may not see. `legacy` False: the routes of 1.x are gone, as in
+    2.x. The methods act now; `plan()` lets something happen later.
+    """
+
+    def __init__(self, now: Callable[[], float], seed: int = 0, language: str = "zh", utc_offset: float = 8.0) -> None:
+        self._now = now
+        self._event_time: float | None = None
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._ids = {"subscription": 10, "task": 100, "record": 1000, "job": 180, "legacy": 180, "event": 0}
+        self.random = random.Random(seed)
+        self.language = language
+        self.utc_offset = utc_offset
+        self.denied: set[int] = set()
+        self.legacy = True
+        self.subscriptions: dict[int, Subscription] = {}
+        self.jobs: dict[int, Job] = {}
+        self.legacy_tasks: dict[int, LegacyTask] = {}
+        self._open: dict[int, Job] = {}
+
+    def now(self) -> float:
+        """The time of the event being carried out, else the clock's."""
+        return self._now() if self._event_time is None else self._event_time
+
+    def plan(self, at: float, action: Callable[[], None]) -> None:
+        """Carry out `action` at a point in time; inside it `now()` is that time."""
+        heapq.heappush(self._events, (at, self._id("event"), action))
+
+    def advance(self) -> float:
+        """Bring the world up to the clock; returns the time. Every read calls this first."""
+        now = self.now()
+        while self._event_time is None and self._events and self._events[0][0] <= now:
+            self._event_time, _, action = heapq.heappop(self._events)
+            try:
+                action()
+            finally:
+                self._event_time = None
+        for job in list(self._open.values()):
+            self._settle(job, now)
+        return now
+
+    # What somebody does on the platform
+
+    def start_subscription(
+        self,
+        action: str,
+        hosts: Mapping[Target, Outcome] | None = None,
+        *,
+        name: str | None = None,
+        plugin_name: str | None = None,
+        category: str | None = None,
+        old_engine: bool = False,
+        duration: float = 60.0,
+        pending: float = 0.0,
+        jitter: float = 0.0,
+        ready_after: float = 0.0,
+    ) -> Subscription:
+        """Create a subscription and, with hosts, its first task. `action` is spelled as a job type."""
+        subscription = Subscription(self._id("subscription"), action, name, plugin_name, category, old_engine)
+        self.subscriptions[subscription.id] = subscription
+        if hosts is not None:
+            self.run_task(
+                subscription, hosts, duration=duration, pending=pending, jitter=jitter, ready_after=ready_after
+            )
+        return subscription
+
+    def run_task(
+        self,
+        subscription: Subscription,
+        hosts: Mapping[Target, Outcome],
+        *,
+        duration: float = 60.0,
+        pending: float = 0.0,
+        jitter: float = 0.0,
+        ready_after: float = 0.0,
+        err_msg: str = "",
+        registered: Collection[Target] = (),
+    ) -> Task:
+        """Run a subscription on hosts: each waits `pending` seconds once ready, then takes `duration` (1 ± jitter)."""
+        now = self.now()
+        task = Task(self._id("task"), now, now + ready_after, err_msg=err_msg)
+        subscription.tasks[task.id] = task
+        steps = steps_of(subscription.action)
+        for target, outcome in hosts.items() if not err_msg else ():
+            record = Record(self._id("record"), task.id, target, steps, now, target in registered)
+            record.removed = outcome == REMOVED
+            if not record.removed:
+                seconds = duration * (1 + self.random.uniform(-jitter, jitter))
+                record.begin_run(task.ready_at + pending, seconds, outcome)
+            task.records.append(record)
+        return task
+
+    def start_job(
+        self,
+        job_type: str,
+        hosts: Mapping[Target, Outcome],
+        *,
+        duration: float = 60.0,
+        pending: float = 0.0,
+        jitter: float = 0.0,
+        ready_after: float = 0.0,
+        err_msg: str = "",
+        filtered: Sequence[Filtered] = (),
+        subscription: Subscription | None = None,
+        plugin_name: str | None = None,
+        created_by: str = "admin",
+        is_auto_trigger: bool = False,
+        without_task: bool = False,
+        old_engine: bool = False,
+        bk_biz_scope: Sequence[int] | None = None,
+    ) -> Job:
+        """Start a job over a subscription of its own, or over a policy's.
+
+        No hosts and no `filtered`: there turns out to be nothing to change. `err_msg`: creating the task fails;
+        `without_task`: the task is never created and the job stays PENDING.
+        """
+        kind = job_type.rsplit("_", 1)[-1]
+        if subscription is None:
+            plugin = plugin_name or ("basereport" if kind == "PLUGIN" else None)
+            subscription = self.start_subscription(job_type, plugin_name=plugin, old_engine=old_engine)
+        task_ids = []
+        if not without_task:
+            task = self.run_task(
+                subscription,
+                hosts,
+                duration=duration,
+                pending=pending,
+                jitter=jitter,
+                ready_after=ready_after,
+                err_msg=err_msg,
+            )
+            task_ids = [task.id]
+        targets = [*hosts, *(f.target for f in filtered)]
+        scope = bk_biz_scope if bk_biz_scope is not None else sorted({target.bk_biz_id for target in targets})
+        statistics: dict[str, int] = {}
+        if kind != "PLUGIN" and not err_msg:
+            statistics = dict.fromkeys(("success_count", "failed_count", "running_count"), 0)
+            statistics["pending_count"] = statistics["total_count"] = len(hosts)
+        now = self.now()
+        job = Job(self._id("job"), job_type, subscription, task_ids, now, tuple(scope), list(filtered), statistics)
+        job.created_by = created_by
+        job.is_auto_trigger = is_auto_trigger
+        job.settled = now
+        self.jobs[job.id] = self._open[job.id] = job
+        return job
+
+    def retry(
+        self,
+        job: Job,
+        outcomes: Mapping[Target, Outcome] | None = None,
+        *,
+        duration: float = 60.0,
+        ready_after: float = 0.0,
+    ) -> Task | None:
+        """Retry the failed hosts in a new task; hosts without an outcome succeed. None if there is nothing to retry."""
+        self.refresh(job)
+        now = self.now()
+        failed = [r for r in job.subscription.latest(job.task_ids) if r.status(now) == "FAILED"]
+        if not failed:
+            return None
+        hosts = {r.target: (outcomes or {}).get(r.target) for r in failed}
+        known = {r.target for r in failed if r.host_id(now) is not None}
+        task = self.run_task(job.subscription, hosts, duration=duration, ready_after=ready_after, registered=known)
+        job.task_ids.append(task.id)
+        statistics = job.statistics
+        statistics["running_count"] = statistics.get("running_count", 0) + len(failed)
+        statistics["failed_count"] = statistics.get("failed_count", 0) - len(failed)
+        job.store_status("RUNNING", now)
+        self._open[job.id] = job
+        return task
+
+    def retry_node(
+        self, job: Job, target: Target, outcome: Outcome = None, *, duration: float = 60.0, pending: float = 2.0
+    ) -> None:
+        """Let a failed host go on from its failed sub-step. The row of the job shows nothing before its details are."""
+        self.refresh(job)
+        record = next(r for r in job.subscription.latest(job.task_ids) if r.target == target)
+        run = record.runs[-1]
+        first = run.first + max(0, len(run.ends) - 1)
+        record.begin_run(self.now() + pending, duration, outcome, first)
+
+    def revoke(self, job: Job) -> None:
+        """Stop a job: what has not ended fails, the row says TERMINATED until the statistics task comes by."""
+        self._settle(job, self.now())
+        now = self.now()
+        for record in job.subscription.latest(job.task_ids):
+            if not record.removed and record.status(now) in UNFINISHED:
+                record.revoke(now)
+        job.store_status("TERMINATED", now)
+        job.end_time = now
+        self._open[job.id] = job
+
+    def start_legacy_task(
+        self,
+        bk_biz_id: int,
+        job_type: str,
+        hosts: Mapping[Target, Outcome],
+        *,
+        duration: float = 60.0,
+        queue: float = 0.0,
+        plugin: str = "",
+    ) -> LegacyTask:
+        """Start a NodeMan 1.x task; a host's outcome is its err_code. Each waits `queue` longer than the one before."""
+        now = self.now()
+        rows = [
+            LegacyHost(40 + i, target, now + queue * i, now + queue * i + duration, outcome or "")
+            for i, (target, outcome) in enumerate(hosts.items())
+        ]
+        task = LegacyTask(self._id("legacy"), bk_biz_id, job_type, now, rows, plugin)
+        self.legacy_tasks[task.id] = task
+        return task
+
+    # What the platform does by itself
+
+    def refresh(self, job: Job) -> None:
+        """Store the job's statistics and status as of now: what reading its details does as well."""
+        now = self.now()
+        self._settle(job, now)
+        ready = bool(job.task_ids) and job.subscription.ready(job.task_ids, now)
+        counter: Counter[str] = Counter()
+        if ready:
+            counter = Counter(record.status(now) for record in job.subscription.latest(job.task_ids))
+            if not counter and not job.filtered:
+                job.nothing_to_change = True
+        self._store_statistics(job, counter, now)
+
+    def _settle(self, job: Job, now: float) -> None:
+        """Carry out the runs of the statistics task since the last look: those after which something had changed."""
+        first = math.floor(job.settled / STATISTICS_PERIOD) + 1
+        last = math.floor(now / STATISTICS_PERIOD)
+        job.settled = now
+        if job.id not in self._open or last < first:
+            return
+        records = job.subscription.latest(job.task_ids)
+        moments = [m for r in records for run in r.runs[-1:] for m in (run.begin, run.end)]
+        moments += [job.subscription.tasks[i].ready_at for i in job.task_ids]
+        ticks = {first, last} | {max(first, math.ceil(m / STATISTICS_PERIOD)) for m in moments if m <= now}
+        for tick in sorted(t for t in ticks if t <= last):
+            if job.status not in (*UNFINISHED, "TERMINATED"):
+                del self._open[job.id]
+                return
+            self._run_statistics_task(job, records, tick * STATISTICS_PERIOD)
+
+    def _run_statistics_task(self, job: Job, records: Sequence[Record], at: float) -> None:
+        if not job.task_ids:
+            return
+        newest = job.subscription.tasks[max(job.task_ids)]
+        if newest.err_msg:
+            job.global_params[str(newest.id)] = {"err_msg": newest.err_msg}
+            job.store_status("FAILED", at)
+            job.end_time = at
+        elif at >= newest.ready_at:
+            self._store_statistics(job, Counter(record.status(at) for record in records), at)
+
+    def _store_statistics(self, job: Job, counter: Counter[str], at: float) -> None:
+        counts = counter + Counter(f.status or "IGNORED" for f in job.filtered)
+        if job.nothing_to_change:
+            counts["IGNORED"] += 1
+        total = sum(counts[status] for status in COUNTED)
+        unfinished = counts["PENDING"] + counts["RUNNING"]
+        status = job.status
+        if total == 0:
+            status = "PENDING"
+        elif counts["IGNORED"] == total:
+            status = "SUCCESS"
+        elif unfinished == 0:
+            status = "PART_FAILED" if counts["SUCCESS"] else "FAILED"
+            if counts["FAILED"] == 0:
+                status = "SUCCESS"
+        elif counts["RUNNING"]:
+            status = "RUNNING"
+        job.statistics.update({f"{name.lower()}_count": counts[name] for name in COUNTED}, total_count=total)
+        job.store_status(status, at)
+        if job.end_time is None and status not in UNFINISHED:
+            job.end_time = at
+        if status in UNFINISHED:
+            self._open[job.id] = job
+
+    def _id(self, kind: str) -> int:
+        self._ids[kind] += 1
+        return self._ids[kind]
+
+
+def make_hosts(bk_biz_id: int, count: int) -> list[Target]:
+    """Invented hosts of a business, the same for the same arguments; some in another cloud area, some IPv6 only."""
+    hosts = []
+    for i in range(1, count + 1):
+        cloud = 7 if i % 10 == 9 else 0
+        ipv6 = f"fd00::{bk_biz_id:x}:{i:x}" if i % 25 == 24 else ""
+        ip = "" if ipv6 else f"10.{bk_biz_id % 256}.{i // 250 % 256}.{i % 250 + 1}"
+        os_type = "WINDOWS" if i % 7 == 6 else "LINUX"
+        hosts.append(Target(bk_biz_id, ip, bk_biz_id * 100_000 + i, cloud, ipv6, os_type))
+    return hosts
+
+
+class Traffic:
+    """Seeded everyday life of a NodeMan: jobs of all kinds, retries, revokes, a policy, and a task of 1.x.
+
+    From `since` on, each business starts a job every `every` seconds on average, over its `hosts`; `speed` divides all
+    times.
+    """
+
+    def __init__(
+        self,
+        world: NodemanWorld,
+        hosts: Mapping[int, Sequence[Target]],
+        since: float,
+        every: float = 240.0,
+        speed: float = 1.0,
+    ) -> None:
+        self.world = world
+        self.hosts = hosts
+        self.every = every / speed
+        self.speed = speed
+        self.policies: dict[int, Subscription] = {}
+        self.legacy: dict[int, LegacyTask] = {}
+        self._bad = {host for rows in hosts.values() for host in rows if self._chance(0.04)}
+        for bk_biz_id in hosts:
+            world.plan(since, partial(self._begin, bk_biz_id))
+
+    def _begin(self, biz: int) -> None:
+        world, hosts = self.world, self.hosts[biz]
+        self.policies[biz] = world.start_subscription(
+            "MAIN_INSTALL_PLUGIN", self._outcomes("MAIN_INSTALL_PLUGIN", hosts), name=f"policy-{biz}",
+            plugin_name="basereport", category="policy", jitter=0.5,
+        )  # fmt: skip
+        codes = {host: "SSH_LOGIN_TIMEOUT" if host in self._bad else None for host in hosts[:8] if host.ip}
+        self.legacy[biz] = world.start_legacy_task(biz, "INSTALL_PAGENT", codes, queue=5.0)
+        self._next(biz)
+
+    def _next(self, biz: int) -> None:
+        self.world.plan(self.world.now() + self.world.random.expovariate(1 / self.every), lambda: self._job(biz))
+
+    def _job(self, biz: int) -> None:
+        world, rng = self.world, self.world.random
+        job_type = rng.choice(list(PLANS))
+        hosts = rng.sample(list(self.hosts[biz]), min(len(self.hosts[biz]), rng.randint(1, 12)))
+        filtered = [Filtered(hosts.pop(), "该主机已安装", "IGNORED")] if len(hosts) > 3 and self._chance(0.2) else []
+        duration = rng.uniform(20, 300) / self.speed
+        policy = self.policies[biz] if job_type == "MAIN_INSTALL_PLUGIN" and self._chance(0.5) else None
+        job = world.start_job(
+            job_type, self._outcomes(job_type, hosts), filtered=filtered, subscription=policy,
+            duration=duration, pending=rng.uniform(0, 20) / self.speed, jitter=0.4,
+            ready_after=rng.uniform(0, 10) / self.speed, is_auto_trigger=policy is not None,
+        )  # fmt: skip
+        if self._chance(0.05):
+            world.plan(world.now() + duration / 2, lambda: world.revoke(job))
+        elif self._chance(0.4):
+            world.plan(world.now() + duration * 2 + rng.uniform(60, 600) / self.speed, lambda: self._retry(job))
+        self._next(biz)
+
+    def _retry(self, job: Job) -> None:
+        failed = [r.target for r in job.subscription.latest(job.task_ids) if r.status(self.world.now()) == "FAILED"]
+        self.world.retry(
+            job, self._outcomes(job.job_type, failed), duration=self.world.random.uniform(20, 120) / self.speed
+        )
+
+    def _outcomes(self, job_type: str, hosts: Sequence[Target]) -> dict[Target, Outcome]:
+        rng, steps = self.world.random, steps_of(job_type)
+        failing = {host for host in hosts if self._chance(0.9 if host in self._bad else 0.02)}
+        return {host: rng.choice(steps).code if host in failing else None for host in hosts}
+
+    def _chance(self, probability: float) -> bool:
+        return self.world.random.random() < probability
