@@ -1,7 +1,7 @@
 """Text to nodes: strict YAML, every node with its place.
 
-Scalars follow the YAML 1.2 core schema, whatever the library thinks: `no` is text, `012` is 12, `1:30` is text. Duplicate
-keys, tags, merge keys, a second document and references that grow without bound are problems.
+Scalars follow the YAML 1.2 core schema, whatever the library thinks: `no` is text, `012` is 12, `1:30` is text.
+Duplicate keys, tags, merge keys, a second document and references that grow without bound are problems.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ _LOADER: type[yaml.CSafeLoader | yaml.SafeLoader] = getattr(yaml, "CSafeLoader",
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 _INT = re.compile(r"[-+]?[0-9]{1,64}|0o[0-7]{1,64}|0x[0-9a-fA-F]{1,64}")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_WORDS = {word: value for value, words in ((True, "true True TRUE"), (False, "false False FALSE")) for word in words.split()}
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -146,10 +150,11 @@ class _Composer:
         self.size += 1
         if depth > MAX_DEPTH:
             raise _Broken(place.problem("", f"nested deeper than {MAX_DEPTH} levels"))
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) and event.anchor:
             node, size = self.alias(event.anchor, place, path)
             self.size += size
         else:
+            assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
             before = self.size
             if event.anchor:
                 self.anchors[event.anchor] = None
@@ -204,7 +209,9 @@ class _Composer:
             self.problems.append(place.problem(path, "tags are not allowed; quote text that starts with !"))
 
     def place(self, event: yaml.Event) -> Place:
-        return Place(self.file, event.start_mark.line + 1, event.start_mark.column + 1, self.directory)
+        mark = event.start_mark
+        assert mark is not None
+        return Place(self.file, mark.line + 1, mark.column + 1, self.directory)
 
     def broken(self, line: int, column: int, message: str) -> _Broken:
         return _Broken(Problem(self.file, line, column, "", message))
@@ -223,8 +230,6 @@ class _Composer:
 
 def resolve(text: str) -> str | int | float | bool | None:
     """A plain scalar in the YAML 1.2 core schema."""
-    if text in ("", "~", "null", "Null", "NULL"):
-        return None
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):

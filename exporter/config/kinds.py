@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from exporter.config.secret import Secret
@@ -99,11 +99,11 @@ class Number(Kind):
 class Text(Kind):
     """Text of a form. Control characters are refused: the text goes into headers, labels and log lines."""
 
-    def __init__(self, want: str = "text", pattern: str = r".+", *, private: bool = False) -> None:
+    def __init__(self, want: str = "text that is not empty", pattern: str = r".+", *, private: bool = False) -> None:
         self.want = f"want {want}"
         self.pattern = pattern
         self.private = private
-        self._match = re.compile(pattern).fullmatch
+        self._match = re.compile(pattern, re.DOTALL).fullmatch
 
     def parse(self, value: object, directory: Path) -> Any:
         if not isinstance(value, str) or not self._match(value):
@@ -136,7 +136,7 @@ class Duration(Text):
     """`30s`, `5m`, `2h`, `7d`, `1h30m`; seconds."""
 
     LONGEST = 3650 * 86400
-    _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+    _UNITS: ClassVar = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
     def __init__(self, *, zero: bool = False) -> None:
         super().__init__(
@@ -168,14 +168,15 @@ class Duration(Text):
 class Size(Text):
     """`64MiB`; bytes."""
 
-    _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
+    _UNITS: ClassVar = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
 
     def __init__(self) -> None:
         super().__init__("a size like 512KiB, 64MiB or 1GiB", r"[0-9]{1,12}(?:B|KiB|MiB|GiB)")
 
     def parse(self, value: object, directory: Path) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
-            raise Wrong("a size needs a unit: B, KiB, MiB or GiB", f"{value}B" if 0 < value < 10**12 else "", shown=False)
+            near = f"{value}B" if 0 < value < 10**12 else ""
+            raise Wrong("a size needs a unit: B, KiB, MiB or GiB", near, shown=False)
         text = super().parse(value, directory)
         number = text.rstrip("BKMGi")
         size = int(number) * self._UNITS[text[len(number) :]]
@@ -306,7 +307,7 @@ class File(Text):
         super().__init__("a path")
 
     def parse(self, value: object, directory: Path) -> Path:
-        file = directory / super().parse(value, directory)
+        file: Path = directory / super().parse(value, directory)
         try:
             if not file.is_file() and file.exists():
                 raise ValueError("is no regular file")
@@ -324,7 +325,7 @@ class SecretText(Text):
     """A secret in the configuration itself, best as `${VAR}`."""
 
     def __init__(self) -> None:
-        super().__init__("text", private=True)
+        super().__init__(private=True)
 
     def parse(self, value: object, directory: Path) -> Secret:
         return Secret(super().parse(value, directory))

@@ -37,8 +37,18 @@ class Loaded(msgspec.Struct, frozen=True):
     scope_globs: tuple[str, ...]
 
     def scope_stamp(self) -> tuple[object, ...]:
-        """Differs from the stamp before when a scope file was added, removed or changed. Reads directories: not for the event loop."""
-        return scope_stamp(self.scope_globs)
+        """Names and versions of the scope files that match now: differs when one was added, removed or changed.
+
+        Reads directories, so it is not for the event loop.
+        """
+        stamp: list[object] = []
+        for name in sorted({name for pattern in self.scope_globs for name in glob.glob(pattern)}):
+            try:
+                stat = os.stat(name)
+            except OSError:
+                continue  # removed since the directory was read
+            stamp.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        return tuple(stamp)
 
 
 def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[str, str] = os.environ) -> Loaded:
@@ -63,6 +73,9 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     reader = Reader(environ)
     reader.problems += problems
     file, written = _read_file(reader, root)
+    empty = written is None or (isinstance(written, Sequence) and not written.items)
+    if empty and file and not file.scope_files and reader.sound("scope_files"):
+        reader.problem("scopes", "no scope: give scopes or scope_files")
     defaults = file.collectors if file else Collectors()
 
     scopes = _scopes(reader, written, "scopes", defaults)
@@ -96,8 +109,6 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
 
     if file:
         warnings = check_file(reader, file) + warnings
-        if not (isinstance(written, Sequence) and written.items) and not file.scope_files and reader.sound("scopes") and reader.sound("scope_files"):
-            reader.problem("scopes", "no scope: give scopes or scope_files")
         entries = check_scopes(reader, file.blueking, scopes)
         warnings += check_budget(reader, file.blueking, entries)
     problems = [problem for each in readers for problem in sorted(each.problems, key=_position)]
@@ -119,18 +130,6 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     )
     secrets = [secret for each in readers for secret in each.secret_files]
     return Loaded(config, tuple(warnings), (*files, *dict.fromkeys(secrets)), tuple(globs))
-
-
-def scope_stamp(globs: tuple[str, ...]) -> tuple[object, ...]:
-    """Names and versions of the files that `globs` match now."""
-    stamp: list[object] = []
-    for name in sorted({name for pattern in globs for name in glob.glob(pattern)}):
-        try:
-            stat = os.stat(name)
-        except OSError:
-            continue
-        stamp.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    return tuple(stamp)
 
 
 def _read_file(reader: Reader, root: Node) -> tuple[ConfigFile | None, Node | None]:

@@ -21,7 +21,10 @@ _VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\{"
 
 
 class Reader:
-    """Reads one file. `places`: where each dotted path stands; `problems`: what was wrong; `secret_files`: what was read."""
+    """Reads one file.
+
+    `places`: where each dotted path stands; `problems`: what was wrong; `secret_files`: the secrets that it names.
+    """
 
     def __init__(self, environ: Map[str, str]) -> None:
         self.environ = environ
@@ -44,10 +47,13 @@ class Reader:
         return not any(p.path == path or p.path.startswith((f"{path}.", f"{path}[")) for p in self.problems)
 
     def struct(self, node: Node, type_: type[T], path: str, base: T | None = None) -> T | None:
-        """The value of a mapping. Keys that are absent or wrong are taken from `base`, else from the defaults; None when a required one is."""
+        """The value of a mapping; None when a required key is absent or wrong.
+
+        Other keys that are absent or wrong take their value from `base`, else from the defaults.
+        """
         self.places[path] = node.place
         if not isinstance(node, Mapping):
-            hint = " (leave the key out to take the defaults)" if isinstance(node, Scalar) and node.value is None else ""
+            hint = " (leave the key out to take the defaults)" if _null(node) else ""
             self.wrong(node, path, f"want a mapping, not {_shown(node)}{hint}")
             return None
         known = keys(type_)
@@ -58,9 +64,13 @@ class Reader:
             self.places[below] = child.place
             if name not in known:
                 near = did_you_mean(name, tuple(known))
-                self.problems.append(place.problem(below, "unknown key" + (f' (did you mean "{near}"?)' if near else "")))
+                hint = f' (did you mean "{near}"?)' if near else ""
+                self.problems.append(place.problem(below, f"unknown key{hint}"))
                 continue
             field, key = known[name]
+            if key.null and _null(child):
+                values.setdefault(field, None)  # as if it were absent: another key may give the field
+                continue
             if field in given:
                 self.problems.append(place.problem(below, f"given beside {given[field]}; want exactly one of them"))
                 continue
@@ -84,8 +94,6 @@ class Reader:
 
     def value(self, node: Node, key: Key, path: str, base: Any) -> Any:
         """The value of one key. Raises _Skip after adding a problem."""
-        if key.null and isinstance(node, Scalar) and node.value is None:
-            return None
         if isinstance(key.kind, Items):
             return self.items(node, key.kind, path)
         if isinstance(key.kind, Kind):
@@ -137,8 +145,10 @@ class Reader:
             return kind.parse(value, node.place.directory)
         except Wrong as wrong:
             message = wrong.message
-            if wrong.shown:
-                message += f", not {_kind_of(node) if kind.private else _shown(node)}"
+            if wrong.shown and not kind.private:
+                message += f", not {_shown(node)}"
+            elif wrong.shown and not isinstance(node.value, str):
+                message += ", not null" if node.value is None else ", not a number or boolean"
             if wrong.suggestion:
                 message += f' (did you mean "{wrong.suggestion}"?)'
             self.wrong(node, path, message)
@@ -176,6 +186,10 @@ class _Skip(Exception):
     """The value is wrong; the problem is noted."""
 
 
+def _null(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.value is None
+
+
 def _shown(node: Node) -> str:
     """What is written, for a message: before variables are replaced."""
     if isinstance(node, Mapping):
@@ -185,12 +199,3 @@ def _shown(node: Node) -> str:
     if isinstance(node.value, str):
         return f'"{clean(node.value)}"'
     return clean(json.dumps(node.value))
-
-
-def _kind_of(node: Scalar) -> str:
-    """What sort of value is written, for a message about a secret."""
-    if node.value is None:
-        return "null"
-    if isinstance(node.value, bool):
-        return "true or false"
-    return "this text" if isinstance(node.value, str) else "a number"

@@ -51,7 +51,11 @@ def _check_blueking(reader: Reader, blueking: BlueKing) -> list[Problem]:
         reader.problem("blueking.tls.key_file", "a client key needs cert_file")
     if blueking.tls.insecure_skip_verify:
         warnings.append(
-            _warning(reader, "blueking.tls.insecure_skip_verify", "certificates are not verified; the app secret can be read on the way")
+            _warning(
+                reader,
+                "blueking.tls.insecure_skip_verify",
+                "certificates are not verified; the app secret can be read on the way",
+            )
         )
     for name, platform in (("job", blueking.job), ("nodeman", blueking.nodeman)):
         if platform is None:
@@ -133,18 +137,17 @@ def _check_collectors(
                 told.add((path, message))
                 defaults.problem(path, message)
 
+        if name != "job" and scope.bk_scope_type != "biz":
+            path = f"{where.path}.collectors.{name}.enabled"
+            where.reader.problem(path, f"collector {name} takes biz scopes only, not {scope}; set enabled: false here")
         if getattr(blueking, platform) is None:
             own = f"{where.path}.collectors.{name}.enabled" in where.reader.places
-            if own or f"collectors.{name}.enabled" in defaults.places:
+            explicit = own or f"collectors.{name}.enabled" in defaults.places
+            if explicit and defaults.sound(f"blueking.{platform}"):
                 problem("enabled", f"collector {name} is enabled, but there is no blueking.{platform}")
             off = msgspec.structs.replace(config, enabled=False)
             entry = msgspec.structs.replace(entry, collectors=msgspec.structs.replace(entry.collectors, **{name: off}))
             continue
-        if name == "job":
-            continue
-        if scope.bk_scope_type != "biz":
-            path = f"{where.path}.collectors.{name}.enabled"
-            where.reader.problem(path, f"collector {name} takes biz scopes only, not {scope}; set enabled: false here")
         if name == "nodeman_job":
             assert blueking.nodeman is not None
             if config.discover and blueking.nodeman.api == "esb":

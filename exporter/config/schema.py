@@ -68,8 +68,8 @@ def _keys(struct: type[msgspec.Struct]) -> dict[str, tuple[str, Key]]:
             continue
         found[key.name or field] = field, key
         if isinstance(key.kind, SecretText):
-            file = Key(_SECRET_FILE, f"File that holds {field} (or give it directly); read again whenever it changes.", key.null)
-            found[f"{field}_file"] = field, file
+            doc = f"File that holds {field}, instead of {field}; read again whenever it changes."
+            found[f"{field}_file"] = field, Key(_SECRET_FILE, doc, key.null)
     return found
 
 
@@ -95,10 +95,14 @@ class Server(msgspec.Struct, frozen=True):
 
     listen_address: Annotated[
         tuple[str, ...],
-        Key(Items(Address(), least=1), "HOST:PORT to listen on, several allowed; loopback, so that opening it is a decision."),
+        Key(
+            Items(Address(), least=1),
+            "HOST:PORT to listen on, several allowed; loopback, so that opening it is a decision.",
+        ),
     ] = ("127.0.0.1:10071",)
     web_config_file: Annotated[
-        Path | None, Key(_FILE, "Web configuration file of Prometheus' exporter-toolkit: TLS, users, headers.", null=True)
+        Path | None,
+        Key(_FILE, "Web configuration file of Prometheus' exporter-toolkit: TLS, users, headers.", null=True),
     ] = None
     telemetry_path: Annotated[str, Key(TelemetryPath(), "Path of the metrics page.")] = "/metrics"
     enable_lifecycle: Annotated[
@@ -119,7 +123,9 @@ class Log(msgspec.Struct, frozen=True):
     """The log on standard error."""
 
     level: Annotated[str, Key(Choice("debug", "info", "warning", "error"), "Least severity that is written.")] = "info"
-    format: Annotated[str, Key(Choice("logfmt", "json", "console"), "Form of a line; console is for people.")] = "logfmt"
+    format: Annotated[str, Key(Choice("logfmt", "json", "console"), "Form of a line; console is for people.")] = (
+        "logfmt"
+    )
 
 
 _APP_TYPE = Key(
@@ -133,7 +139,8 @@ class JobPlatform(msgspec.Struct, frozen=True):
 
     url: Annotated[str, Key(Url(), "Base URL of the bk-job gateway stage, or of the ESB; no credentials in it.")]
     api: Annotated[
-        Literal["v4", "v3", "esb"], Key(Choice("v4", "v3", "esb"), "Dialect: gateway v4, gateway v3, or v3 behind the ESB.")
+        Literal["v4", "v3", "esb"],
+        Key(Choice("v4", "v3", "esb"), "Dialect: gateway v4, gateway v3, or v3 behind the ESB."),
     ] = "v4"
     app_type: Annotated[bool, _APP_TYPE] = True
 
@@ -159,8 +166,12 @@ class Auth(msgspec.Struct, frozen=True):
 
     app_code: Annotated[str, Key(_TEXT, "Code of the application registered in BlueKing.")] = ""
     app_secret: Annotated[Secret | None, Key(_SECRET, "Secret of the application, best as ${ENV}.", null=True)] = None
-    username: Annotated[str, Key(_TEXT, "User the application acts for; needs view permission on every scope.")] = "admin"
-    access_token: Annotated[Secret | None, Key(_SECRET, "Access token of a user, for app_type: false.", null=True)] = None
+    username: Annotated[str, Key(_TEXT, "User the application acts for; needs view permission on every scope.")] = (
+        "admin"
+    )
+    access_token: Annotated[Secret | None, Key(_SECRET, "Access token of a user, for app_type: false.", null=True)] = (
+        None
+    )
     bk_token: Annotated[Secret | None, Key(_SECRET, "Login token of a user, for app_type: false.", null=True)] = None
     tenant_id: Annotated[
         str | None, Key(_TEXT, "Tenant, on multi-tenant platforms: sent as X-Bk-Tenant-Id.", null=True)
@@ -170,10 +181,16 @@ class Auth(msgspec.Struct, frozen=True):
 class Tls(msgspec.Struct, frozen=True):
     """TLS towards BlueKing."""
 
-    ca_file: Annotated[Path | None, Key(_FILE, "PEM file of the authorities to trust instead of the system's.", null=True)] = None
+    ca_file: Annotated[
+        Path | None, Key(_FILE, "PEM file of the authorities to trust instead of the system's.", null=True)
+    ] = None
     cert_file: Annotated[Path | None, Key(_FILE, "PEM file of the client certificate.", null=True)] = None
-    key_file: Annotated[Path | None, Key(_FILE, "PEM file of the client key, unless cert_file holds it.", null=True)] = None
-    server_name: Annotated[str | None, Key(_TEXT, "Name to expect in the certificate instead of the URL's.", null=True)] = None
+    key_file: Annotated[
+        Path | None, Key(_FILE, "PEM file of the client key, unless cert_file holds it.", null=True)
+    ] = None
+    server_name: Annotated[
+        str | None, Key(_TEXT, "Name to expect in the certificate instead of the URL's.", null=True)
+    ] = None
     insecure_skip_verify: Annotated[
         bool, Key(_BOOLEAN, "Accept any certificate; whoever is on the way can then read the app secret.")
     ] = False
@@ -183,7 +200,9 @@ class BlueKing(msgspec.Struct, frozen=True):
     """The platform that is watched, and how politely."""
 
     job: Annotated[JobPlatform | None, Key(JobPlatform, "The JOB platform; absent: not watched.", null=True)] = None
-    nodeman: Annotated[NodemanPlatform | None, Key(NodemanPlatform, "NodeMan 2.x; absent: not watched.", null=True)] = None
+    nodeman: Annotated[NodemanPlatform | None, Key(NodemanPlatform, "NodeMan 2.x; absent: not watched.", null=True)] = (
+        None
+    )
     nodeman_legacy: Annotated[
         LegacyPlatform | None, Key(LegacyPlatform, "NodeMan 1.x behind the ESB; absent: not watched.", null=True)
     ] = None
@@ -196,19 +215,22 @@ class BlueKing(msgspec.Struct, frozen=True):
     max_response_bytes: Annotated[
         int, Key(Size(), "Size of the largest answer accepted, after decompression; bounds the memory of a request.")
     ] = 64 * 2**20
-    timezone: Annotated[
-        datetime.timezone, Key(Timezone(), "Distance from UTC of time texts that carry no zone.")
-    ] = datetime.timezone(datetime.timedelta(hours=8))
+    timezone: Annotated[datetime.timezone, Key(Timezone(), "Distance from UTC of time texts that carry no zone.")] = (
+        datetime.timezone(datetime.timedelta(hours=8))
+    )
     tls: Annotated[Tls, Key(Tls, "TLS towards BlueKing.")] = Tls()
     proxy_url: Annotated[
-        Secret | None, Key(ProxyUrl(), "HTTP proxy towards BlueKing; proxy variables of the environment are ignored.", null=True)
+        Secret | None,
+        Key(ProxyUrl(), "HTTP proxy towards BlueKing; proxy variables of the environment are ignored.", null=True),
     ] = None
 
 
 class Watch(msgspec.Struct, frozen=True):
     """Executions that get series of their own, chosen by exactly one of plan and name."""
 
-    job_name: Annotated[str, Key(_TEXT, "Value of the label job_name; else the plan id or the pattern.", name="as")] = ""
+    job_name: Annotated[str, Key(_TEXT, "Value of the label job_name; else the plan id or the pattern.", name="as")] = (
+        ""
+    )
     job_plan_id: Annotated[int | None, Key(_COUNT, "Execution plan whose executions match.")] = None
     name: Annotated[str | None, Key(_TEXT, "Glob (* ? [ ]) for the name of the execution.")] = None
     max_age: Annotated[
@@ -238,13 +260,17 @@ class JobConfig(msgspec.Struct, frozen=True):
     max_catchup: Annotated[
         float, Key(_DURATION, "Duration; how far back history is still counted after the exporter was down.")
     ] = 7 * 86400.0
-    reopen_window: Annotated[float, Key(_DURATION, "Duration for which a failed execution is watched for a retry.")] = 86400.0
+    reopen_window: Annotated[float, Key(_DURATION, "Duration for which a failed execution is watched for a retry.")] = (
+        86400.0
+    )
     max_unfinished_age: Annotated[
         float, Key(_DURATION, "Duration after which an unfinished execution is counted as lost and forgotten.")
     ] = 7 * 86400.0
     host_results: Annotated[
         Literal["failed", "all", "none"],
-        Key(Choice("failed", "all", "none"), "Which finished executions are asked for per-host results, one call each."),
+        Key(
+            Choice("failed", "all", "none"), "Which finished executions are asked for per-host results, one call each."
+        ),
     ] = "failed"
     watch: Annotated[tuple[Watch, ...], Key(Items(Watch), "Executions that get series of their own.")] = ()
     max_failing_hosts: Annotated[int, _MAX_FAILING_HOSTS] = 500
@@ -265,7 +291,9 @@ class NodemanJobConfig(msgspec.Struct, frozen=True):
     interval: Annotated[float, _INTERVAL] = 60.0
     discover: Annotated[bool, Key(_BOOLEAN, "Find jobs with job_list; false: only job_ids.")] = True
     job_ids: Annotated[tuple[int, ...], Key(_IDS, "Jobs that also get series of their own.")] = ()
-    max_finished_age: Annotated[float, Key(_DURATION, "Duration for which a finished job is watched for a retry.")] = 86400.0
+    max_finished_age: Annotated[float, Key(_DURATION, "Duration for which a finished job is watched for a retry.")] = (
+        86400.0
+    )
     max_failing_hosts: Annotated[int, _MAX_FAILING_HOSTS] = 500
     failing_host_ttl: Annotated[float, _FAILING_HOST_TTL] = 49 * 3600.0
 
@@ -275,7 +303,9 @@ class NodemanSubscriptionConfig(msgspec.Struct, frozen=True):
 
     enabled: Annotated[bool, _enabled("subscriptions of NodeMan 2.x; biz scopes only")] = False
     interval: Annotated[float, _INTERVAL] = 60.0
-    subscription_ids: Annotated[tuple[int, ...], Key(_IDS, "Subscriptions to watch; the platform cannot list them.")] = ()
+    subscription_ids: Annotated[
+        tuple[int, ...], Key(_IDS, "Subscriptions to watch; the platform cannot list them.")
+    ] = ()
     max_failing_hosts: Annotated[int, _MAX_FAILING_HOSTS] = 500
     failing_host_ttl: Annotated[float, _FAILING_HOST_TTL] = 49 * 3600.0
 
@@ -308,7 +338,7 @@ class ScopeEntry(msgspec.Struct, frozen=True):
         ScopeType, Key(Choice("biz", "biz_set", "tenant_set"), "A business, or a set of businesses as JOB knows them.")
     ]
     bk_scope_id: Annotated[str, Key(ScopeId(), "Its number in the CMDB, as number or text.")]
-    name: Annotated[str, Key(_TEXT, "For people; shown in blueking_scope_info only.")] = ""
+    name: Annotated[str, Key(Text("text", r".*"), "For people; shown in blueking_scope_info only.")] = ""
     collectors: Annotated[Collectors, Key(Collectors, "What differs from the defaults in this scope.")] = Collectors()
 
 
@@ -322,13 +352,23 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
     collectors: Annotated[Collectors, Key(Collectors, "Defaults of every scope.")] = Collectors()
     counter_birth_hold: Annotated[
         float,
-        Key(Duration(zero=True), "Duration a new counter shows 0, so that increase() sees its first event; above the scrape interval."),
+        Key(
+            Duration(zero=True),
+            "Duration a new counter shows 0, so that increase() sees its first event; above the scrape interval.",
+        ),
     ] = 90.0
-    stale_after: Annotated[int, Key(_COUNT, "Intervals without a complete poll after which the gauges of a scope vanish.")] = 5
-    max_series: Annotated[int, Key(_COUNT, "Series of the whole page; past it detail series are cut, and the cut is counted.")] = 200_000
+    stale_after: Annotated[
+        int, Key(_COUNT, "Intervals without a complete poll after which the gauges of a scope vanish.")
+    ] = 5
+    max_series: Annotated[
+        int, Key(_COUNT, "Series of the whole page; past it detail series are cut, and the cut is counted.")
+    ] = 200_000
     scopes: Annotated[tuple[ScopeEntry, ...], Key(Items(ScopeEntry), "Scopes to watch.")] = ()
     scope_files: Annotated[
-        tuple[str, ...], Key(Items(_TEXT, rule="unique"), "Globs of files that each hold a list like scopes; followed when they change.")
+        tuple[str, ...],
+        Key(
+            Items(_TEXT, rule="unique"), "Globs of files that each hold a list like scopes; followed when they change."
+        ),
     ] = ()
 
 

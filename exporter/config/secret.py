@@ -38,7 +38,10 @@ class Secret:
         return self._file
 
     def reveal(self) -> str:
-        """The value of this moment. A file is read again when it has changed; while it is unusable, the last good value stays."""
+        """The value of this moment.
+
+        A file is read again when it has changed; while it is unusable, the last good value stays.
+        """
         if self._file is not None:
             try:
                 stamp = _stamp(self._file)
