@@ -66,18 +66,20 @@ class _Header(Kind):
         return value
 
 
+_GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
 class _GoDuration(Kind):
     """`1s`, `250ms`, `1m30s`, or a bare 0; seconds."""
 
-    _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
-    _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+    _part = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 
     def parse(self, value: object, directory: Path) -> float:
         if value in (0, "0") and not isinstance(value, bool):
             return 0.0
-        if not isinstance(value, str) or len(value) > 64 or not value or self._PART.sub("", value):
+        if not isinstance(value, str) or len(value) > 64 or not value or self._part.sub("", value):
             raise Wrong("want a duration like 1s or 250ms, or 0")
-        return sum(float(number) * self._UNITS[unit] for number, unit in self._PART.findall(value))
+        return sum(float(number) * _GO_UNITS[unit] for number, unit in self._part.findall(value))
 
 
 _BOOLEAN = Boolean()

@@ -10,18 +10,18 @@ class TokenBucket:
     """`burst` requests at once, and one more every `interval` seconds. An interval of 0.0 allows everything."""
 
     def __init__(self, interval: float, burst: int, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._interval = interval
-        self._burst = burst
+        self.rate = (interval, burst)
         self._monotonic = monotonic
         self._tokens = float(burst)
         self._at = monotonic()
 
     def allow(self) -> bool:
         """Take a token if there is one."""
-        if not self._interval:
+        interval, burst = self.rate
+        if not interval:
             return True
         now = self._monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) / self._interval)
+        self._tokens = min(burst, self._tokens + (now - self._at) / interval)
         self._at = now
         if self._tokens < 1:
             return False

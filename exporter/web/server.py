@@ -96,7 +96,7 @@ class WebServer:
 
     def __init__(self, backend: Backend, config: WebConfig | None = None, limits: Limits | None = None) -> None:
         self._backend = backend
-        self._config = config or WebConfig.none()
+        self._config = config or WebConfig()
         self._limits = limits = limits or Limits()
         self._manager = web.Server(self._handle)
         self._connections: dict[Connection, None] = {}  # in the order of their arrival
@@ -105,9 +105,9 @@ class WebServer:
         self._most = max(4, min(limits.connections, files - RESERVED_FILES)) if files > 0 else limits.connections
 
     async def run(self, listeners: Sequence[socket.socket]) -> None:
-        """Answer requests until cancelled; then stop accepting, give running answers `limits.drain` seconds, cut the rest.
+        """Answer requests until cancelled; then stop accepting, give running answers `limits.drain` seconds.
 
-        The listeners are closed. Any other way out is a bug.
+        What is left then is cut. The listeners are closed. Any other way out is a bug.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
