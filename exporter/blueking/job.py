@@ -1,0 +1,401 @@
+"""JOB: the history of executions and the status of one, in the dialects v4, v3 (gateway) and ESB.
+
+| | v4 | v3 | esb |
+|---|---|---|---|
+| list | GET URL/api/v4/get_job_instance_list | GET URL/api/v3/… | POST URL/api/c/compapi/v2/jobv3/…/ |
+| page | offset ≤ 10000, length ≤ 200, no total | start, length ≤ 1000, total; window ≤ 30 days | as v3 |
+| per-target results | return_execute_object_result | return_ip_result, no IPv6, no containers | as v3 |
+| nulls | left out | kept | kept |
+
+App-type resources have twins under /system/. Both the names that the platform sends (job_instance_id, status, type) and
+those of its documents (id, task_status, task_type) are understood. Times are ms since the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+
+from msgspec import Meta, Struct, field
+from msgspec.structs import replace
+
+from exporter.blueking.client import Client, Deadline, Identity
+from exporter.blueking.envelope import Empty, Form, WrongShape
+from exporter.blueking.text import LIMIT, clean_text
+from exporter.config.schema import JobPlatform
+from exporter.model import Host, Scope
+
+T = TypeVar("T")
+V = TypeVar("V", int | None, int | str | None)
+
+UNKNOWN_NUMBER = -1
+"""Stands for an enum value that is absent or no number, as the status "NEW": in no table, so it becomes `unknown`."""
+
+NO_PLAN = -1
+"""`plan_id` of ad-hoc runs."""
+
+_V3_MAX_WINDOW = 30 * 86_400_000
+
+Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_Number = Int | str | None
+
+
+class Execution(Struct, frozen=True, gc=False):
+    """One row of the history. Times in ms since the epoch as the platform gives them; unknown numbers are kept.
+
+    Field names on the wire are the platform's, so that the usual page decodes straight into these.
+    """
+
+    id: Int = field(name="job_instance_id")
+    status: Int
+    task_type: Int = field(name="type")
+    launch_mode: Int
+    plan_id: Int = field(name="job_plan_id")
+    name: str
+    create_time: Int
+    start_time: Int | None = None
+    end_time: Int | None = None
+
+
+class ExecutionPage(Struct, frozen=True):
+    """One page, newest first; rows of one create_time have no order. `total` counts the whole window, None in v4."""
+
+    rows: tuple[Execution, ...]
+    total: int | None
+
+
+class HostResult(Struct, frozen=True, gc=False):
+    """The result of a step on one target. `host` is None for containers and for targets without any identity."""
+
+    host: Host | None
+    status: int
+    exit_code: int | None
+    end_time: int | None
+
+
+class Step(Struct, frozen=True):
+    """A step and the results of its newest attempt; `execute_count` 0 is the first."""
+
+    id: int
+    step_type: int
+    status: int
+    execute_count: int
+    end_time: int | None
+    results: tuple[HostResult, ...]
+
+
+class ExecutionStatus(Struct, frozen=True):
+    """An execution with its steps, in their order."""
+
+    id: int
+    status: int
+    end_time: int | None
+    steps: tuple[Step, ...]
+
+
+class JobApi:
+    """The two calls of one JOB platform. Both raise ApiError only."""
+
+    def __init__(self, client: Client, platform: JobPlatform) -> None:
+        self._client = client
+        self._v4 = platform.api == "v4"
+        self._identity: Identity = "esb" if platform.api == "esb" else "app" if platform.app_type else "user"
+        if self._identity == "esb":
+            self._url = platform.url + "/api/c/compapi/v2/jobv3/{api}/"
+        else:
+            self._url = f"{platform.url}/api/{platform.api}/{'system/' if platform.app_type else ''}{{api}}"
+        self.page_size = 200 if self._v4 else 1000
+        """Rows that one page holds at most."""
+        self.max_offset: int | None = 10_000 if self._v4 else None
+        """The largest offset; None where only the operator may have set one (then code 1241010)."""
+        self.max_window: int | None = None if self._v4 else _V3_MAX_WINDOW
+        """The longest window in ms, None for any."""
+
+    async def list(
+        self,
+        scope: Scope,
+        begin: int,
+        end: int,
+        *,
+        deadline: Deadline,
+        status: int | None = None,
+        job_instance_id: int | None = None,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> ExecutionPage:
+        """Executions created in [begin, end], both inclusive, in ms.
+
+        With `job_instance_id` the platform ignores the other filters except the scope. v3 refuses begin == end: it is
+        asked for one ms more, so rows of end + 1 may be among them.
+        """
+        params: dict[str, object] = {
+            "bk_scope_type": scope.bk_scope_type,
+            "bk_scope_id": scope.bk_scope_id,
+            "create_time_start": begin,
+            "create_time_end": end if self._v4 else max(end, begin + 1),
+            "offset" if self._v4 else "start": offset,
+            "length": self.page_size if length is None else length,
+            "status": status,
+            "job_instance_id": job_instance_id,
+        }
+        return await self._ask("get_job_instance_list", params, _LIST_V4 if self._v4 else _LIST_V3, deadline)
+
+    async def status(
+        self, scope: Scope, job_instance_id: int, *, host_results: bool, deadline: Deadline
+    ) -> ExecutionStatus:
+        """One execution with its steps, with per-target results if asked for.
+
+        v3 fails completely with ApiError code 1240002 where a target is a container and results are asked for.
+        """
+        params: dict[str, object] = {
+            "bk_scope_type": scope.bk_scope_type,
+            "bk_scope_id": scope.bk_scope_id,
+            "job_instance_id": job_instance_id,
+            "return_execute_object_result" if self._v4 else "return_ip_result": host_results,
+        }
+        return await self._ask("get_job_instance_status", params, _STATUS, deadline)
+
+    async def _ask(self, api: str, params: dict[str, object], forms: Sequence[Form[Any, T]], deadline: Deadline) -> T:
+        return await self._client.call(
+            api,
+            "POST" if self._identity == "esb" else "GET",
+            self._url.format(api=api),
+            params,
+            forms,
+            identity=self._identity,
+            deadline=deadline,
+        )
+
+
+# Reading a page. The usual one decodes straight into its rows; only what differs takes the longer way.
+
+
+class _UsualV4(Struct):
+    job_instance_list: list[Execution]
+
+
+class _UsualV3(Struct):
+    data: list[Execution]
+    total: Int | None = None
+
+
+class _Row(Struct, gc=False):
+    """A row in every form that is understood: aliases, numbers as text, nulls."""
+
+    job_instance_id: Int | None = None
+    id: Int | None = None
+    status: _Number = None
+    task_status: _Number = None
+    type: _Number = None
+    task_type: _Number = None
+    launch_mode: _Number = None
+    job_plan_id: _Number = None
+    name: str | None = None
+    create_time: Int | None = None
+    start_time: Int | None = None
+    end_time: Int | None = None
+
+
+class _AnyV4(Struct):
+    job_instance_list: list[_Row] | Empty | None
+
+
+class _AnyV3(Struct):
+    data: list[_Row] | Empty | None
+    total: Int | None = None
+
+
+def _cleaned(rows: list[Execution]) -> tuple[Execution, ...]:
+    for index, row in enumerate(rows):
+        name = row.name
+        if not (name.isprintable() and len(name) <= LIMIT):
+            rows[index] = replace(row, name=clean_text(name))
+    return tuple(rows)
+
+
+def _executions(rows: list[_Row] | Empty | None, path: str) -> tuple[Execution, ...]:
+    return tuple(_execution(row, f"{path}[{index}]") for index, row in enumerate(_listed(rows)))
+
+
+def _execution(row: _Row, path: str) -> Execution:
+    return Execution(
+        id=_required(_either(row.job_instance_id, row.id), f"{path}.job_instance_id"),
+        status=_status(_either(row.status, row.task_status), f"{path}.status"),
+        task_type=_number(_either(row.type, row.task_type)),
+        launch_mode=_number(row.launch_mode),
+        plan_id=NO_PLAN if row.job_plan_id is None else _number(row.job_plan_id),
+        name=clean_text(row.name or ""),
+        create_time=_required(row.create_time, f"{path}.create_time"),
+        start_time=row.start_time,
+        end_time=row.end_time,
+    )
+
+
+_LIST_V4: Sequence[Form[Any, ExecutionPage]] = (
+    Form(_UsualV4, lambda page: ExecutionPage(_cleaned(page.job_instance_list), None)),
+    Form(
+        _AnyV4,
+        lambda page: ExecutionPage(_executions(page.job_instance_list, "data.job_instance_list"), None),
+        strict=False,
+    ),
+)
+_LIST_V3: Sequence[Form[Any, ExecutionPage]] = (
+    Form(_UsualV3, lambda page: ExecutionPage(_cleaned(page.data), page.total)),
+    Form(_AnyV3, lambda page: ExecutionPage(_executions(page.data, "data.data"), page.total), strict=False),
+)
+
+
+# Reading a status.
+
+
+class _Host(Struct, gc=False):
+    bk_host_id: _Number = None
+    bk_cloud_id: _Number = None
+    ip: str | None = None
+    ipv6: str | None = None
+
+
+class _ExecuteObject(Struct, gc=False):
+    type: _Number = None
+    resource_id: _Number = None
+    host: _Host | None = None
+
+
+class _Result(_Host, gc=False):
+    """v3 puts the host into the row, v4 into `execute_object`."""
+
+    status: _Number = None
+    exit_code: _Number = None
+    end_time: Int | None = None
+    execute_object: _ExecuteObject | None = None
+
+
+class _Step(Struct):
+    step_instance_id: Int | None = None
+    status: _Number = None
+    type: _Number = None
+    execute_count: Int | None = None
+    end_time: Int | None = None
+    step_ip_result_list: list[_Result] | Empty | None = None
+    step_execute_object_result_list: list[_Result] | Empty | None = None
+
+
+class _Instance(Struct):
+    job_instance_id: Int | None = None
+    id: Int | None = None
+    status: _Number = None
+    task_status: _Number = None
+    end_time: Int | None = None
+
+
+class _Status(Struct):
+    job_instance: _Instance
+    step_instance_list: list[_Step] | Empty | None
+
+
+def _execution_status(data: _Status) -> ExecutionStatus:
+    instance, steps = data.job_instance, data.step_instance_list
+    path = "data.job_instance"
+    return ExecutionStatus(
+        id=_required(_either(instance.job_instance_id, instance.id), f"{path}.job_instance_id"),
+        status=_status(_either(instance.status, instance.task_status), f"{path}.status"),
+        end_time=instance.end_time,
+        steps=tuple(_step(step, f"data.step_instance_list[{index}]") for index, step in enumerate(_listed(steps))),
+    )
+
+
+def _step(step: _Step, path: str) -> Step:
+    name, results = "step_execute_object_result_list", step.step_execute_object_result_list
+    if results is None:
+        name, results = "step_ip_result_list", step.step_ip_result_list
+    return Step(
+        id=_required(step.step_instance_id, f"{path}.step_instance_id"),
+        step_type=_number(step.type),
+        status=_status(step.status, f"{path}.status"),
+        execute_count=step.execute_count or 0,
+        end_time=step.end_time,
+        results=tuple([_result(result, path, name, index) for index, result in enumerate(_listed(results))]),
+    )
+
+
+def _result(result: _Result, path: str, name: str, index: int) -> HostResult:
+    target, exit_code = result.execute_object, result.exit_code
+    if result.status is None:
+        raise WrongShape(f"{path}.{name}[{index}].status is missing")
+    return HostResult(
+        host=_host(result) if target is None else _target(target),
+        status=_number(result.status),
+        exit_code=exit_code if exit_code is None or isinstance(exit_code, int) else _whole(exit_code),
+        end_time=result.end_time,
+    )
+
+
+def _target(target: _ExecuteObject) -> Host | None:
+    """`type` 1 is a host, whose `resource_id` is its id in the CMDB; 2 is a container, others are not known."""
+    kind = _number(target.type)
+    if kind == _CONTAINER:
+        return None
+    host = target.host or _Host()
+    if kind == _HOST and not _host_id(host.bk_host_id):
+        host.bk_host_id = target.resource_id
+    return _host(host)
+
+
+_HOST, _CONTAINER = 1, 2
+
+
+def _host(host: _Host) -> Host | None:
+    """None without id and address: such targets would all be taken for the same one."""
+    cloud, ip = host.bk_cloud_id, host.ip or host.ipv6
+    bk_host_id = _host_id(host.bk_host_id)
+    if not bk_host_id and not ip:
+        return None
+    return Host("" if cloud is None else clean_text(str(cloud)), bk_host_id, clean_text(ip) if ip else "")
+
+
+def _host_id(value: _Number) -> str:
+    number = value if isinstance(value, int) else _whole(value)
+    return str(number) if number is not None and number > 0 else ""
+
+
+_STATUS: Sequence[Form[Any, ExecutionStatus]] = (Form(_Status, _execution_status, strict=False),)
+
+
+# Values.
+
+
+def _listed(values: list[T] | Empty | None) -> Sequence[T]:
+    return values if isinstance(values, list) else ()
+
+
+def _either(value: V, alias: V) -> V:
+    return alias if value is None else value
+
+
+def _required(value: T | None, path: str) -> T:
+    if value is None:
+        raise WrongShape(f"{path} is missing")
+    return value
+
+
+def _status(value: _Number, path: str) -> int:
+    if value is None:
+        raise WrongShape(f"{path} is missing")
+    return _number(value)
+
+
+def _number(value: _Number) -> int:
+    if isinstance(value, int):
+        return value
+    whole = _whole(value)
+    return UNKNOWN_NUMBER if whole is None else whole
+
+
+def _whole(text: str | None) -> int | None:
+    """The integer that a text spells; None for anything else and for more digits than an int64 has."""
+    if text is None or len(text) > 19 or not text.isascii():
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return None
