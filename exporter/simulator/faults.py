@@ -148,7 +148,7 @@ class Faults:
         return self._random.randbytes(2000)
 
 
-HTML_ERROR = "<html>\r\n<head><title>{0}</title></head>\r\n<body><center><h1>{0}</h1></center><hr><center>nginx</center></body></html>"
+HTML_ERROR = "<html><head><title>{0}</title></head><body><center><h1>{0}</h1></center><hr>nginx</body></html>"
 HTML_LOGIN = "<!DOCTYPE html><html><head><title>登录</title></head><body><form action='/login/'></form></body></html>"
 PHRASES = {500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Time-out"}
 
@@ -222,8 +222,7 @@ async def break_off(fault: Fault, request: web.Request, answer: Answer) -> web.S
     assert isinstance(answer.body, bytes)
     body, half = answer.body, len(answer.body) // 2
     head = (
-        f"HTTP/1.1 {answer.status} OK\r\nContent-Type: application/json\r\n"
-        f"Date: {answer.headers.get('Date', '')}\r\n"
+        f"HTTP/1.1 {answer.status} OK\r\nContent-Type: application/json\r\nDate: {answer.headers.get('Date', '')}\r\n"
     ).encode()
     length = f"Content-Length: {len(body)}\r\n\r\n".encode()
     match fault.name:

@@ -6,7 +6,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 from exporter.model import Scope
@@ -140,7 +140,7 @@ class Platform:
         return self.job.scopes
 
     def take_quota(self) -> int | None:
-        """Count one request in the current fixed window: how many remain, negative when refused, None without a limit."""
+        """Count one request in the present second: how many remain, negative when refused, None without a limit."""
         if self.rate_limit is None:
             return None
         second, used = int(self.now()), self._window[1] if self._window[0] == int(self.now()) else 0
@@ -155,6 +155,3 @@ class Platform:
                 str(scope) if scope else "", call.params, tuple(fault.name for fault in call.faults), status,
             )
         )  # fmt: skip
-
-    def calls_as_json(self) -> list[dict[str, object]]:
-        return [asdict(call) for call in self.calls]

@@ -1,19 +1,8 @@
-"""The simulated platform over HTTP.
-
-Beside the vendor's paths it serves, for tests and demonstrations:
-
-    GET  /-/ledger?bk_scope_type=&bk_scope_id=[&since_ms=][&until_ms=]   the truth, see ledger.Truth
-    GET  /-/requests[?since=]       the log of calls
-    POST /-/world/start             {"bk_scope_type", "bk_scope_id", …}: JobWorld.start by JSON, answers {"job_instance_id"}
-    POST /-/world/retry             {"job_instance_id", …}
-    POST /-/world/vanish            {"job_instance_id"}
-    POST /-/world/fault             {"name", …} as faults.Fault, or {"clear": name or null}
-"""
+"""The simulated platform over HTTP. Beside the vendor's paths it serves those of control.py."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib.util
 import inspect
 import ipaddress
@@ -21,12 +10,12 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from email.utils import formatdate
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from aiohttp import web
 
 from exporter.model import Scope
-from exporter.simulator import api, faults, gateway
+from exporter.simulator import api, control, faults, gateway
 from exporter.simulator.faults import Fault
 from exporter.simulator.platform import Answer, Call, Endpoint, Platform
 
@@ -55,9 +44,7 @@ def create_app(platform: Platform) -> web.Application:
             for path in sorted(paths if endpoint.path.endswith("/") else {endpoint.path, endpoint.path + "/"}):
                 for method in endpoint.methods:
                     app.router.add_route(method, path, _handler(platform, endpoint))
-    app.router.add_get("/-/ledger", _ledger)
-    app.router.add_get("/-/requests", _requests)
-    app.router.add_post("/-/world/{action}", _world)
+    control.add_routes(app, platform)
     app.router.add_route("*", "/api/c/compapi/{path:.*}", _unknown_component)
     app.router.add_route("*", "/api/{gateway}/{stage}/{path:.*}", _unknown_resource)
     return app
@@ -163,56 +150,6 @@ async def _unknown_resource(request: web.Request) -> web.StreamResponse:
     return web.json_response(answer.body, status=404, headers=answer.headers)
 
 
-async def _ledger(request: web.Request) -> web.StreamResponse:
-    platform = request.app[PLATFORM]
-    query = request.query
-    scope = _scope({"bk_scope_type": query.get("bk_scope_type", "biz"), "bk_scope_id": query.get("bk_scope_id", "")})
-    until = int(query["until_ms"]) if "until_ms" in query else None
-    truth = platform.job.truth(
-        scope, int(query.get("since_ms", 0)), until, host_results=query.get("host_results", "failed")
-    )
-    return web.json_response(truth.as_json())
-
-
-async def _requests(request: web.Request) -> web.StreamResponse:
-    since = float(request.query.get("since", 0))
-    calls = [call for call in request.app[PLATFORM].calls_as_json() if float(str(call["at"])) >= since]
-    return web.json_response({"now": request.app[PLATFORM].now(), "calls": calls})
-
-
-async def _world(request: web.Request) -> web.StreamResponse:
-    platform, given = request.app[PLATFORM], await _body(request)
-    answer: dict[str, Any] = {}
-    try:
-        match request.match_info["action"]:
-            case "start":
-                answer = {"job_instance_id": platform.job.start_from_json(_scope(given), given)}
-            case "retry":
-                platform.job.retry_from_json(given)
-            case "vanish":
-                platform.job.vanish(int(str(given["job_instance_id"])))
-            case "fault" if "clear" in given:
-                name = given["clear"]
-                platform.faults.clear(None if name is None else str(name))
-            case "fault":
-                scope = _scope(given) if "bk_scope_id" in given else None
-                names = {field.name for field in dataclasses.fields(Fault)} - {"scope"}
-                picked: dict[str, Any] = {name: value for name, value in given.items() if name in names}
-                platform.faults.add(Fault(**picked, scope=scope))
-            case _:
-                raise web.HTTPNotFound
-    except (KeyError, TypeError, ValueError) as error:
-        return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
-    return web.json_response(answer)
-
-
-def _scope(given: Mapping[str, object]) -> Scope:
-    kind = given.get("bk_scope_type", "biz")
-    if kind not in ("biz", "biz_set", "tenant_set"):
-        raise ValueError(f'"{kind}" is no scope type')
-    return Scope(kind, str(given["bk_scope_id"]))
-
-
 def default_scopes(count: int) -> list[Scope]:
     """`count` businesses from 2 on, and the business set 9001."""
     return [*(Scope("biz", str(2 + index)) for index in range(count)), Scope("biz_set", "9001")]
@@ -221,7 +158,7 @@ def default_scopes(count: int) -> list[Scope]:
 def sample_config(url: str, scopes: Iterable[Scope], *, interval: str = "5s") -> str:
     """A configuration with which the exporter watches this simulator (YAML text)."""
     listed = "\n".join(
-        f"  - {{bk_scope_type: {scope.bk_scope_type}, bk_scope_id: \"{scope.bk_scope_id}\", "
+        f'  - {{bk_scope_type: {scope.bk_scope_type}, bk_scope_id: "{scope.bk_scope_id}", '
         f"name: Simulated {scope.bk_scope_type} {scope.bk_scope_id}}}"
         for scope in scopes
     )
