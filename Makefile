@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-SOURCE := exporter tests
+SOURCE := exporter tests scripts deploy
 
 .PHONY: demo test check format docs soak bench image-test clean
 
