@@ -9,6 +9,7 @@ from typing import get_args
 import msgspec
 from aiohttp import web
 
+from exporter.log import redact
 from exporter.model import ScopeType
 from exporter.web.reply import Reply, text, whole
 from exporter.web.status import Failures, Status
@@ -37,7 +38,7 @@ async def reload(enabled: bool, reload: Callable[[], Awaitable[Sequence[str]]]) 
 
 def status(value: Status) -> Reply:
     """GET /api/v1/status."""
-    return whole(200, JSON, msgspec.json.encode(value))
+    return _json(value)
 
 
 def failures(request: web.BaseRequest, failures: Callable[[str | None, str | None], Failures]) -> Reply:
@@ -54,4 +55,9 @@ def failures(request: web.BaseRequest, failures: Callable[[str | None, str | Non
         return text(400, f"bk_scope_type: want {', '.join(get_args(ScopeType))}")
     if scope_id is not None and not _ID.fullmatch(scope_id):
         return text(400, "bk_scope_id: want a positive number")
-    return whole(200, JSON, msgspec.json.encode(failures(scope_type, scope_id)))
+    return _json(failures(scope_type, scope_id))
+
+
+def _json(value: msgspec.Struct) -> Reply:
+    # Names and messages come from the platform; a secret that it gave back must not leave by this door.
+    return whole(200, JSON, redact(msgspec.json.encode(value).decode()).encode())

@@ -238,7 +238,6 @@ class WebServer:
             "/-/ready": lambda: api.ready(backend.ready()),
             "/api/v1/status": lambda: api.status(backend.status()),
             "/api/v1/failures": lambda: api.failures(request, backend.failures),
-            # Last: asked for at the root, the metrics take the place of the landing page.
             backend.telemetry_path: lambda: metrics(request, backend.exposition),
         }
         route = routes.get(path)
