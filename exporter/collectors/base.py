@@ -1,0 +1,125 @@
+"""What a collector is: `fetch` does the I/O of one poll, `observe` folds its records into the state.
+
+    records = await collector.fetch(state, deadline)        all or nothing; raises ApiError
+    observed = collector.observe(state, records, now)       pure: no clock, no network, no log
+
+Adding an API to watch is one file here and one line in `COLLECTORS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import msgspec
+
+from exporter.blueking.job import JobApi
+from exporter.blueking.pacing import Deadline
+from exporter.clock import Clock
+from exporter.collectors.failing_hosts import FailingHosts
+from exporter.config.schema import ScopeConfig
+from exporter.metrics.family import Counts, Family
+from exporter.model import Scope
+
+GAP = "blueking_exporter_collector_gap_seconds_total"
+TRUNCATED = "blueking_exporter_collector_truncated_total"
+
+
+class CollectorState(msgspec.Struct, frozen=True, kw_only=True):
+    """What every collector's state has. All of it is committed together; what is not in it does not exist.
+
+    `last_success`: wall clock of the newest complete poll; `watermark`: platform time up to which everything is counted;
+    both in unix seconds.
+    """
+
+    counts: Counts
+    last_success: float
+    watermark: float | None = None
+
+
+S = TypeVar("S", bound=CollectorState)
+S_co = TypeVar("S_co", bound=CollectorState, covariant=True)
+
+
+class Observed(msgspec.Struct, Generic[S_co], frozen=True):
+    """What one poll changed. `unknown`: (field, value) of words that the tables do not have, for the log and
+    `unknown_values_total`. `errors`: reasons of calls that failed for good without failing the poll. `more`: there is
+    history left to read, poll again at once."""
+
+    state: S_co
+    unknown: tuple[tuple[str, str], ...] = ()
+    errors: tuple[str, ...] = ()
+    more: bool = False
+
+
+class Platforms(msgspec.Struct, frozen=True):
+    """The APIs that a collector may ask, None where the platform is not configured."""
+
+    job: JobApi | None = None
+
+
+class FailedExecution(msgspec.Struct, frozen=True):
+    """A recent failure, for /api/v1/failures. `end` in unix seconds, None where the platform gave none."""
+
+    id: int
+    name: str
+    status: str
+    end: float | None
+
+
+class Collector(Protocol):
+    """One API of BlueKing watched for one scope. Instances are cheap and keep nothing that must survive.
+
+    The types of records and state are the collector's own business: the poller hands them from one method to the next.
+    """
+
+    name: ClassVar[str]
+    families: ClassVar[tuple[Family, ...]]
+    state_type: ClassVar[type[Any]]
+    failure_labels: ClassVar[tuple[str, ...]]
+    scope: Scope
+    interval: float
+
+    @classmethod
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
+        """The collector of this scope, None when it is switched off. `hold` is `counter_birth_hold`, in seconds."""
+
+    async def fetch(self, state: Any, deadline: Deadline) -> Any:
+        """Everything one poll needs from the platform. Raises `ApiError`; then nothing has changed."""
+
+    def observe(self, state: Any, records: Any, now: float) -> Observed[Any]:
+        """The next state. `now`: wall clock, unix seconds, for births and `last_success`."""
+
+    def view(self, state: Any) -> Any:
+        """What the `gauge` functions of the families read."""
+
+    def failing_hosts(self, state: Any) -> FailingHosts:
+        """The hosts that fail now; the labels of their failures are named by `failure_labels`."""
+
+    def failed_executions(self, state: Any) -> list[FailedExecution]:
+        """The newest failures in the state, newest first."""
+
+
+T = TypeVar("T")
+
+
+async def gather_bounded(calls: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]:
+    """The results of `calls` in their order, at most `limit` under way at once. The first error ends them all."""
+    waiting = iter(list(enumerate(calls)))
+    results: dict[int, T] = {}
+
+    async def work() -> None:
+        for index, call in waiting:
+            results[index] = await call
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(limit):
+                group.create_task(work())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        for _, call in waiting:
+            call.close()
+    return [results[index] for index in sorted(results)]

@@ -1,0 +1,895 @@
+"""JOB: executions counted exactly once, hosts that fail, watched jobs (get_job_instance_list, get_job_instance_status).
+
+A run is (id, end time). `turn` decides what a row means for what is known of its execution; `fetch` uses it to know which
+executions to examine, `observe` to count. Times are ms since the epoch as the platform gives them, on /metrics seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+import msgspec
+
+from exporter.blueking.job import Execution, ExecutionPage, ExecutionStatus, JobApi, Step
+from exporter.blueking.pacing import Deadline
+from exporter.clock import Clock
+from exporter.collectors import failing_hosts
+from exporter.collectors.base import GAP, TRUNCATED, CollectorState, FailedExecution, Observed, Platforms, gather_bounded
+from exporter.collectors.failing_hosts import FailingHosts, HostResult
+from exporter.collectors.job_history import Ask, Window, read_slice, read_window
+from exporter.config.schema import JobConfig, ScopeConfig, Watch
+from exporter.errors import ApiError
+from exporter.metrics.counts import Tally
+from exporter.metrics.family import HOST_LABELS, Counts, Family, Labels
+from exporter.model import (
+    HOST_ALREADY_SUCCEEDED,
+    HOST_CODES,
+    HOST_SUCCESS,
+    HOST_WAITING,
+    JOB_STATUSES,
+    LAUNCH_MODES,
+    STEP_TYPES,
+    TASK_TYPES,
+    UNKNOWN,
+    UNKNOWN_CODE,
+    Outcome,
+    Scope,
+    host_reason,
+    job_outcome,
+    job_status_slug,
+)
+
+CREATED = "blueking_job_executions_created_total"
+FINISHED = "blueking_job_executions_finished_total"
+REOPENED = "blueking_job_executions_reopened_total"
+LOST = "blueking_job_executions_lost_total"
+DURATION = "blueking_job_execution_duration_seconds"
+STEP_FAILURES = "blueking_job_step_failures_total"
+HOST_RESULTS = "blueking_job_host_results_total"
+HOST_FAILURES = "blueking_job_host_failures_total"
+EXIT_CODES = "blueking_job_host_exit_codes_total"
+
+UNFINISHED_STATUSES = (2, 1, 15, 7, 10, 2)
+"""The order in which a baseline asks for what has not ended. Running comes first and last: whatever moves from or to it
+meanwhile is seen on one side."""
+FAILED_STATUSES = (4, 9)
+HOLDER_LOOK = 120_000
+"""ms: at most this long until a retry that lets a failing host succeed is noticed."""
+LOOKS = 100
+"""How many times within `reopen_window` a failed execution is looked at."""
+ATTEMPTS = 5
+"""Polls that one execution may fail before it is counted without its host results."""
+CONCURRENCY = 4
+"""Calls of one poll under way at once: less than the process may have, so that a slow scope leaves room for others."""
+DISTINCT_CODES = 64
+"""Values of one label that the platform's scripts choose freely; what comes later is `other`."""
+FUTURE = 86_400_000
+"""ms: an end further ahead of the platform's own clock is a broken number, not a time."""
+
+
+class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is known of one execution. `counted`: its present run has been counted as finished. `timed`: it has had its first
+    end. `prior_end`: end of the run before this one. `steps`: step → execute_count whose results have been counted."""
+
+    create_time: int
+    status: int
+    end_time: int | None
+    counted: bool
+    timed: bool
+    task_type: int
+    launch_mode: int
+    plan_id: int
+    name: str
+    prior_end: int | None = None
+    steps: dict[int, int] | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return job_outcome(self.status, self.end_time is not None)
+
+
+class Watched(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The newest ends of the executions that one `watch` entry matches (ms by outcome), and the newest duration (ms)."""
+
+    last_finished: dict[str, int] = {}
+    measured_at: int = 0
+    duration: int | None = None
+
+
+class JobState(CollectorState, frozen=True, kw_only=True):
+    """`begin`: every execution created before it has been seen for good, ms; the next poll lists from here."""
+
+    begin: int
+    executions: dict[int, Tracked]
+    hosts: FailingHosts
+    last_finished: dict[str, int]
+    watched: dict[str, Watched]
+    looked: int
+    looked_holders: int
+
+
+class JobRecords(msgspec.Struct, frozen=True):
+    """What one poll brought. `examined`: status answers by id; `unexamined`: finished ones whose status cannot be had;
+    `deferred`: finished ones that are examined by a later poll; `gone`: tracked ids that the platform no longer knows."""
+
+    begin: int
+    end: int
+    now: int
+    rows: dict[int, Execution]
+    gap: float = 0.0
+    truncated: int = 0
+    gone: frozenset[int] = frozenset()
+    examined: dict[int, ExecutionStatus] = {}
+    unexamined: frozenset[int] = frozenset()
+    deferred: frozenset[int] = frozenset()
+    errors: tuple[str, ...] = ()
+    looked: bool = False
+    looked_holders: bool = False
+    more: bool = False
+
+
+Turn = Literal["none", "running", "finished", "again"]
+"""What a row is for an execution: nothing new, (still or again) unfinished, its run has ended, another run has begun and ended."""
+
+
+def turn(known: Tracked | None, row: Execution) -> Turn:
+    """What `row` means after what is known of its execution."""
+    ended = job_outcome(row.status, row.end_time is not None) is not None
+    if not ended:
+        return "running"
+    if known is None or not known.counted:
+        return "finished"
+    changed = known.end_time is not None and row.end_time is not None and row.end_time != known.end_time
+    return "again" if changed else "none"
+
+
+def group(plan_id: int, name: str) -> str:
+    """What a success must share with a failure to be worth asking for its hosts: the plan, or the name of an ad-hoc run."""
+    return f"plan:{plan_id}" if plan_id > 0 else f"name:{name}"
+
+
+class JobCollector:
+    """See `Collector`. `attempts` lives with the poller: how often an execution has failed its poll."""
+
+    name: ClassVar[str] = "job"
+    state_type: ClassVar[type[JobState]] = JobState
+    families: ClassVar[tuple[Family, ...]]
+    failure_labels: ClassVar[tuple[str, ...]] = ("code", "reason")
+
+    def __init__(self, scope: Scope, config: JobConfig, api: JobApi, clock: Clock, hold: float) -> None:
+        self.scope = scope
+        self.config = config
+        self.interval = config.interval
+        self._api = api
+        self._clock = clock
+        self._hold = hold
+        self._attempts: dict[int, int] = {}
+        self._span: int | None = None
+
+    @classmethod
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> JobCollector | None:
+        if platforms.job is None or not config.collectors.job.enabled:
+            return None
+        return cls(config.scope, config.collectors.job, platforms.job, clock, hold)
+
+    # Fetch
+
+    async def fetch(self, state: JobState | None, deadline: Deadline) -> JobRecords:
+        """The history since the state, or what a baseline needs. Raises `ApiError`."""
+        return await (self._baseline(deadline) if state is None else self._poll(state, deadline))
+
+    async def _baseline(self, deadline: Deadline) -> JobRecords:
+        rows: dict[int, Execution] = {}
+        truncated = 0
+        wanted = [(status, self.config.max_unfinished_age) for status in UNFINISHED_STATUSES]
+        wanted += [(status, self.config.reopen_window) for status in FAILED_STATUSES]
+        for status, age in wanted:
+            now = self._now()
+            window = await self._read(now - ms(age), now, deadline, status)
+            rows |= window.rows
+            truncated += window.truncated
+        # Now the platform's clock is known, whatever this machine's says.
+        now = self._now()
+        window = await self._read(now - ms(self.config.lookback), now, deadline)
+        begin = now - ms(self.config.lookback)
+        return JobRecords(begin, now, now, rows | window.rows, truncated=truncated + window.truncated)
+
+    async def _poll(self, state: JobState, deadline: Deadline) -> JobRecords:
+        started = self._clock.monotonic()
+        now = self._now()
+        watermark = ms(state.watermark or 0.0)
+        floor = now - ms(self.config.max_catchup)
+        gap = max(0.0, (floor - watermark) / 1000)
+        begin = floor if gap else state.begin
+        end = max(now, begin)
+        if end - max(watermark, begin) > ms(self.config.lookback):
+            window = await self._read_slice(begin, end, watermark, deadline)
+        else:
+            window = await self._read(begin, end, deadline)
+        rows, more = window.rows, window.end < end
+        now = self._now()
+        # With a clock ahead of the platform's the window reached into the future, of which nothing is known yet.
+        end = max(watermark, min(window.end, now))
+        begin = max(begin, min(end, now - ms(self.config.lookback)))
+        self._span = end - watermark if more else None
+        records = JobRecords(begin, end, now, rows, gap, window.truncated, more=more)
+        if not more:
+            records = await self._follow(state, records, deadline)
+        return await self._examine(state, records, deadline, started)
+
+    async def _follow(self, state: JobState, records: JobRecords, deadline: Deadline) -> JobRecords:
+        """Look again at executions that the window does not show: unfinished ones always, failed ones from time to time."""
+        now, window = records.now, ms(self.config.reopen_window)
+        slack = ms(self.interval)
+        watch = now - state.looked + slack > window / LOOKS
+        watch_holders = now - state.looked_holders + slack > min(HOLDER_LOOK, window / LOOKS)
+        unseen = {id: known for id, known in state.executions.items() if id not in records.rows}
+        failed = {id: known for id, known in unseen.items() if known.counted and known.outcome == "failure"}
+        holders = {streak.run for streak in state.hosts.streaks.values()} if watch_holders or watch else frozenset()
+        wanted = {id: known for id, known in unseen.items() if not known.counted}
+        wanted |= failed if watch else {id: failed[id] for id in holders & failed.keys()}
+
+        by_status: dict[int, list[int]] = {}
+        for id, known in wanted.items():
+            by_status.setdefault(known.status, []).append(id)
+        found: dict[int, Execution] = {}
+        for status, ids in by_status.items():
+            # One list call shows them all, and others between them that are known as well: is that less than one call each?
+            times = [wanted[id].create_time for id in ids]
+            begin, end = min(times), max(times)
+            among = sum(
+                known.status == status and begin <= known.create_time <= end for known in state.executions.values()
+            )
+            if status in JOB_STATUSES and JOB_STATUSES[status].outcome in (None, "failure") and (
+                1 + among // self._api.page_size < len(ids)
+            ):
+                found |= (await self._read(begin, end, deadline, status)).rows
+        missing = [id for id in wanted if id not in found]
+        pages = await gather_bounded(
+            (self._list_one(id, wanted[id].create_time, deadline) for id in missing), CONCURRENCY
+        )
+        gone = set()
+        for id, page in zip(missing, pages, strict=True):
+            row = next((row for row in page.rows if row.id == id), None)
+            if row is None:
+                gone.add(id)
+            else:
+                found[id] = row
+        return msgspec.structs.replace(
+            records,
+            rows=records.rows | {id: row for id, row in found.items() if id in state.executions},
+            gone=frozenset(gone),
+            looked=watch,
+            looked_holders=watch_holders or watch,
+        )
+
+    async def _examine(
+        self, state: JobState, records: JobRecords, deadline: Deadline, started: float
+    ) -> JobRecords:
+        """Ask for the steps and hosts of what has just finished, as far as `host_results` wants them."""
+        finished = [
+            row for row in records.rows.values() if turn(state.executions.get(row.id), row) in ("finished", "again")
+        ]
+        selected = {row.id: row for row in finished if self._selects(row)}
+        examined: dict[int, ExecutionStatus] = {}
+        unexamined: set[int] = set()
+        deferred: set[int] = set()
+        errors: list[str] = []
+        # Queueing for the rate budget does not use up a deadline, so a flood of failures is bounded by time, not by errors.
+        patience = max(self.interval, deadline.remaining() / 2)
+
+        async def examine(row: Execution) -> None:
+            if examined and self._clock.monotonic() - started > patience:
+                deferred.add(row.id)
+                return
+            try:
+                answer, complete = await self._status(row.id, deadline)
+            except ApiError as error:
+                if error.transient:
+                    self._attempts[row.id] = self._attempts.get(row.id, 0) + 1
+                    if self._attempts[row.id] <= ATTEMPTS:
+                        raise
+                errors.append(error.reason)
+                unexamined.add(row.id)
+            else:
+                examined[row.id] = answer
+                if not complete:
+                    unexamined.add(row.id)
+
+        await gather_bounded((examine(row) for row in sorted(selected.values(), key=_end_order)), CONCURRENCY)
+        if self.config.host_results == "failed":
+            failing = state.hosts.groups()
+            for id, answer in examined.items():
+                if any(is_failure(result.status) for step in answer.steps for result in step.results):
+                    of = group(selected[id].plan_id, selected[id].name)
+                    failing[of] = min(failing.get(of, float("inf")), (selected[id].end_time or records.now) / 1000)
+            successes = [
+                row
+                for row in finished
+                if row.status == 3
+                and (row.end_time or records.now) / 1000 >= failing.get(group(row.plan_id, row.name), float("inf"))
+            ]
+            await gather_bounded((examine(row) for row in sorted(successes, key=_end_order)), CONCURRENCY)
+        for id in (*examined, *unexamined):
+            self._attempts.pop(id, None)
+        return msgspec.structs.replace(
+            records,
+            examined=examined,
+            unexamined=frozenset(unexamined),
+            deferred=frozenset(deferred),
+            errors=tuple(errors),
+            truncated=records.truncated + len(unexamined),
+            more=records.more or bool(deferred),
+        )
+
+    async def _status(self, id: int, deadline: Deadline) -> tuple[ExecutionStatus, bool]:
+        """The status of an execution, and whether its host results are in it."""
+        try:
+            return await self._api.status(self.scope, id, host_results=True, deadline=deadline), True
+        except ApiError as error:
+            # v3 fails as a whole on a container target when it is asked for host results.
+            if error.code != "1240002":
+                raise
+        return await self._api.status(self.scope, id, host_results=False, deadline=deadline), False
+
+    async def _read(self, begin: int, end: int, deadline: Deadline, status: int | None = None) -> Window:
+        """[begin, end] completely, in as many windows as the dialect wants."""
+        rows: dict[int, Execution] = {}
+        truncated = 0
+        for first, last in self._windows(begin, end):
+            window = await read_window(self._ask(deadline, status), first, last, self._api.page_size)
+            rows |= window.rows
+            truncated += window.truncated
+        return Window(rows, end, truncated)
+
+    async def _read_slice(self, begin: int, end: int, watermark: int, deadline: Deadline) -> Window:
+        _, last = next(self._windows(begin, end))
+        floor = min(last, max(watermark, begin) + 1000)
+        return await read_slice(self._ask(deadline), begin, last, self._api.page_size, floor, self._span)
+
+    def _windows(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        longest = self._api.max_window or max(1, end - begin)
+        while True:
+            # v3 wants an end after its begin.
+            last = max(begin + 1, min(end, begin + longest))
+            yield begin, last
+            if last >= end:
+                return
+            begin = last
+
+    def _ask(self, deadline: Deadline, status: int | None = None) -> Ask:
+        async def ask(begin: int, end: int, offset: int) -> ExecutionPage:
+            return await self._api.list(
+                self.scope, begin, max(end, begin + 1), deadline=deadline, status=status, offset=offset
+            )
+
+        return ask
+
+    async def _list_one(self, id: int, create_time: int, deadline: Deadline) -> ExecutionPage:
+        return await self._api.list(
+            self.scope, create_time, create_time + 1, deadline=deadline, job_instance_id=id, length=1
+        )
+
+    def _selects(self, row: Execution) -> bool:
+        if self.config.host_results == "all":
+            return True
+        outcome = job_outcome(row.status, row.end_time is not None)
+        return self.config.host_results == "failed" and outcome == "failure"
+
+    def _now(self) -> int:
+        return ms(self._clock.platform())
+
+    # Observe
+
+    def observe(self, state: JobState | None, records: JobRecords, now: float) -> Observed[JobState]:
+        """Fold the records of a poll; `now` is the wall clock."""
+        return _Fold(self, state, records, now).result()
+
+    # What others read
+
+    def view(self, state: JobState) -> JobView:
+        return JobView(state, self.config)
+
+    def failing_hosts(self, state: JobState) -> FailingHosts:
+        return state.hosts
+
+    def failed_executions(self, state: JobState) -> list[FailedExecution]:
+        failed = [
+            FailedExecution(id, known.name, job_status_slug(known.status), seconds(known.end_time))
+            for id, known in state.executions.items()
+            if known.counted and known.outcome == "failure"
+        ]
+        return sorted(failed, key=lambda execution: (execution.end or 0.0, execution.id), reverse=True)
+
+
+class _Fold:
+    """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
+
+    def __init__(self, collector: JobCollector, state: JobState | None, records: JobRecords, now: float) -> None:
+        self.collector = collector
+        self.config = collector.config
+        self.state = state
+        self.records = records
+        self.now = now
+        self.tally = Tally(state.counts if state else Counts(), now, collector._hold)
+        self.executions = dict(state.executions) if state else {}
+        self.last_finished = dict(state.last_finished) if state else {}
+        self.watched = dict(state.watched) if state else {}
+        self.hosts: list[HostResult] = []
+        self.unknown: list[tuple[str, str]] = []
+
+    def result(self) -> Observed[JobState]:
+        self._born_at_zero()
+        for row in sorted(self.records.rows.values(), key=_end_order):
+            if self.state is None:
+                self._register(row)
+            else:
+                self._count(row)
+        for id in self.records.gone:
+            if not self.executions.pop(id).counted:
+                self.tally.inc(LOST)
+        self._forget()
+        if self.records.gap:
+            self.tally.inc(GAP, by=self.records.gap)
+        if self.records.truncated:
+            self.tally.inc(TRUNCATED, by=self.records.truncated)
+        records, state = self.records, self.state
+        hosts = (state.hosts if state else FailingHosts()).fold(
+            self.hosts, now=records.now / 1000, ttl=self.config.failing_host_ttl, settled=records.begin / 1000
+        )
+        return Observed(
+            JobState(
+                counts=self.tally.freeze(),
+                last_success=self.now,
+                watermark=records.end / 1000,
+                begin=records.begin,
+                executions=self.executions,
+                hosts=hosts,
+                last_finished=self.last_finished,
+                watched=self.watched,
+                looked=records.now if state is None or records.looked else state.looked,
+                looked_holders=records.now if state is None or records.looked_holders else state.looked_holders,
+            ),
+            unknown=tuple(self.unknown),
+            errors=records.errors,
+            more=records.more,
+        )
+
+    def _born_at_zero(self) -> None:
+        for family in (REOPENED, LOST, HOST_RESULTS, GAP, TRUNCATED):
+            self.tally.zero(family)
+        for task_type in TASK_TYPES.values():
+            for launch_mode in LAUNCH_MODES.values():
+                self.tally.zero(CREATED, (task_type, launch_mode))
+                for status in ("success", "failed"):
+                    self.tally.zero(FINISHED, (task_type, launch_mode, status))
+
+    def _register(self, row: Execution) -> None:
+        """A baseline: what has finished is known, and not counted."""
+        ended = turn(None, row) == "finished"
+        self.executions[row.id] = self._tracked(row, counted=ended, timed=ended)
+        if ended:
+            self._mark_finished(row, first=True)
+
+    def _count(self, row: Execution) -> None:
+        known = self.executions.get(row.id)
+        what = turn(known, row)
+        if known is None:
+            self.tally.inc(CREATED, (self._task_type(row), self._launch_mode(row)))
+            if row.status not in JOB_STATUSES:
+                self.unknown.append(("job.status", str(row.status)))
+        if what == "running" or row.id in self.records.deferred:
+            if known and known.counted:
+                self.tally.inc(REOPENED)
+                known = msgspec.structs.replace(known, prior_end=known.end_time or known.prior_end)
+            self.executions[row.id] = self._tracked(row, known, counted=False, timed=bool(known and known.timed))
+            if known and known.status != row.status and row.status not in JOB_STATUSES:
+                self.unknown.append(("job.status", str(row.status)))
+        elif what == "none":
+            assert known is not None
+            self._fill_in_end(known, row)
+        else:
+            if known and known.counted:
+                self.tally.inc(REOPENED)
+                known = msgspec.structs.replace(known, prior_end=known.end_time)
+            self._finish(known, row)
+
+    def _finish(self, known: Tracked | None, row: Execution) -> None:
+        labels = (task_type_slug(row.task_type), launch_mode_slug(row.launch_mode), job_status_slug(row.status))
+        self.tally.inc(FINISHED, labels)
+        timed = bool(known and known.timed)
+        if not timed and row.end_time is not None:
+            self._observe_duration(row)
+        self._mark_finished(row, first=not timed)
+        steps = self._fold_status(known, row)
+        self.executions[row.id] = self._tracked(
+            row, known, counted=True, timed=timed or row.end_time is not None, steps=steps
+        )
+
+    def _fill_in_end(self, known: Tracked, row: Execution) -> None:
+        """The same run; an end time that was null at first may be there now."""
+        if known.end_time is None and row.end_time is not None:
+            if not known.timed:
+                self._observe_duration(row)
+            self._mark_finished(row, first=not known.timed)
+            self.executions[row.id] = msgspec.structs.replace(known, end_time=row.end_time, timed=True)
+
+    def _observe_duration(self, row: Execution) -> None:
+        duration = self._duration(row)
+        if duration is not None:
+            value = duration / 1000
+            self.tally.observe(
+                DURATION, (task_type_slug(row.task_type),), value, self.config.duration_buckets, row.id
+            )
+
+    def _duration(self, row: Execution) -> int | None:
+        """ms from start to end, None where one of them is missing or they contradict each other."""
+        if row.start_time is None or row.end_time is None:
+            return None
+        if row.end_time < row.start_time or row.end_time > self.records.now + FUTURE:
+            self.unknown.append(("job.end_time", str(row.end_time)))
+            return None
+        return row.end_time - row.start_time
+
+    def _end(self, end: int | None, otherwise: int | None = None) -> int | None:
+        """An end time, unless it lies in a future that the platform cannot know of."""
+        end = otherwise if end is None else end
+        return None if end is None or end > self.records.now + FUTURE else end
+
+    def _mark_finished(self, row: Execution, *, first: bool) -> None:
+        outcome = job_outcome(row.status, row.end_time is not None)
+        end = self._end(row.end_time)
+        if outcome is None or end is None:
+            return
+        self.last_finished[outcome] = max(end, self.last_finished.get(outcome, end))
+        for entry in self.config.watch:
+            if not matches(entry, row.plan_id, row.name):
+                continue
+            old = self.watched.get(entry.job_name, Watched())
+            ends = old.last_finished | {outcome: max(end, old.last_finished.get(outcome, end))}
+            measured_at, duration = old.measured_at, old.duration
+            if first and row.start_time is not None and row.start_time <= end and end >= measured_at:
+                measured_at, duration = end, end - row.start_time
+            self.watched[entry.job_name] = Watched(ends, measured_at, duration)
+
+    def _fold_status(self, known: Tracked | None, row: Execution) -> dict[int, int] | None:
+        """Count the steps and hosts of an examined execution that have not been counted; what has been by now."""
+        steps = dict(known.steps or {}) if known else {}
+        answer = self.records.examined.get(row.id)
+        if answer is None:
+            return steps or None
+        if self.collector._selects(row):
+            for step in answer.steps:
+                if self._is_new(step, steps, known):
+                    self._count_step(step, row)
+                    steps[step.id] = step.execute_count
+        self._collect_hosts(answer, row)
+        return steps or None
+
+    def _is_new(self, step: Step, steps: Mapping[int, int], known: Tracked | None) -> bool:
+        if job_outcome(step.status, step.end_time is not None) is None:
+            return False
+        if step.id in steps:
+            return step.execute_count > steps[step.id]
+        # A run before the first one that was examined (a baseline's, say) is not this run's to count.
+        before = known.prior_end if known and known.steps is None else None
+        return before is None or step.end_time is None or step.end_time > before
+
+    def _count_step(self, step: Step, row: Execution) -> None:
+        step_type = STEP_TYPES.get(step.step_type, UNKNOWN)
+        if step_type == UNKNOWN:
+            self.unknown.append(("job.step.type", str(step.step_type)))
+        if step.status not in JOB_STATUSES:
+            self.unknown.append(("job.step.status", str(step.status)))
+        if job_outcome(step.status, step.end_time is not None) == "failure":
+            self.tally.inc(STEP_FAILURES, (step_type,))
+        for result in step.results:
+            if result.status not in HOST_WAITING:
+                self.tally.inc(HOST_RESULTS)
+            if not is_failure(result.status):
+                continue
+            self.tally.inc(HOST_FAILURES, self._code_labels(result.status), exemplar=row.id)
+            if step_type == "script" and result.exit_code is not None:
+                code = self._bounded(EXIT_CODES, 0, str(result.exit_code))
+                self.tally.inc(EXIT_CODES, (code,))
+
+    def _code_labels(self, code: int) -> Labels:
+        reason = host_reason(code)
+        if reason != UNKNOWN_CODE:
+            return (str(code), reason)
+        self.unknown.append(("job.host.status", str(code)))
+        return (self._bounded(HOST_FAILURES, 0, str(code), reason), reason)
+
+    def _bounded(self, family: str, position: int, value: str, *others: str) -> str:
+        """`value`, or `other` when its label already has as many values as it may have."""
+        if (value, *others) in self.tally.series(family):
+            return value
+        values = {labels[position] for labels in self.tally.series(family) if labels[1:] == others}
+        return value if len(values) < DISTINCT_CODES else "other"
+
+    def _collect_hosts(self, answer: ExecutionStatus, row: Execution) -> None:
+        """The result of each host in the last step that it takes part in."""
+        newest: dict[str, HostResult | None] = {}
+        for step in answer.steps:
+            for result in step.results:
+                if result.host is None or result.status in HOST_WAITING:
+                    continue
+                end = self._end(result.end_time, step.end_time) or self._end(row.end_time) or self.records.now
+                failed = is_failure(result.status)
+                newest[result.host.identity] = (
+                    None
+                    if result.status == HOST_ALREADY_SUCCEEDED
+                    else HostResult(
+                        result.host,
+                        row.id,
+                        group(row.plan_id, row.name),
+                        end / 1000,
+                        (str(result.status), host_reason(result.status)) if failed else None,
+                    )
+                )
+        self.hosts.extend(result for result in newest.values() if result is not None)
+
+    def _tracked(
+        self,
+        row: Execution,
+        known: Tracked | None = None,
+        *,
+        counted: bool,
+        timed: bool,
+        steps: dict[int, int] | None = None,
+    ) -> Tracked:
+        ended = job_outcome(row.status, row.end_time is not None)
+        return Tracked(
+            row.create_time,
+            row.status,
+            row.end_time if ended else None,
+            counted,
+            timed,
+            row.task_type,
+            row.launch_mode,
+            row.plan_id,
+            "" if ended == "success" else row.name,
+            known.prior_end if known else None,
+            steps if steps is not None or known is None else known.steps,
+        )
+
+    def _task_type(self, row: Execution) -> str:
+        if row.task_type not in TASK_TYPES:
+            self.unknown.append(("job.type", str(row.task_type)))
+        return task_type_slug(row.task_type)
+
+    def _launch_mode(self, row: Execution) -> str:
+        if row.launch_mode not in LAUNCH_MODES:
+            self.unknown.append(("job.launch_mode", str(row.launch_mode)))
+        return launch_mode_slug(row.launch_mode)
+
+    def _forget(self) -> None:
+        """Keep what can still be listed, what has not ended, and what may be retried."""
+        now, begin = self.records.now, self.records.begin
+        reopen, age = ms(self.config.reopen_window), ms(self.config.max_unfinished_age)
+        kept: dict[int, Tracked] = {}
+        for id, known in self.executions.items():
+            if not known.counted and now - known.create_time > age:
+                self.tally.inc(LOST)
+                known = msgspec.structs.replace(known, counted=True, timed=True)
+                retry = False
+            else:
+                retry = known.counted and known.outcome == "failure"
+                retry = retry and now - (known.end_time or known.create_time) < reopen
+            if not known.counted or retry or known.create_time >= begin:
+                kept[id] = known
+        self.executions = kept
+
+
+class JobView(msgspec.Struct, frozen=True):
+    """A state as the gauges read it."""
+
+    state: JobState
+    config: JobConfig
+
+    def unfinished(self) -> Iterator[tuple[int, Tracked]]:
+        return (
+            (id, known)
+            for id, known in self.state.executions.items()
+            if not known.counted and known.outcome is None
+        )
+
+
+def unfinished(view: JobView) -> Mapping[Labels, float]:
+    counted: dict[Labels, float] = {}
+    for _, known in view.unfinished():
+        labels = (task_type_slug(known.task_type), job_status_slug(known.status))
+        counted[labels] = counted.get(labels, 0.0) + 1.0
+    return counted
+
+
+def oldest_unfinished(view: JobView) -> Mapping[Labels, float]:
+    oldest: dict[Labels, float] = {}
+    for _, known in view.unfinished():
+        labels = (job_status_slug(known.status),)
+        oldest[labels] = min(known.create_time / 1000, oldest.get(labels, float("inf")))
+    return oldest
+
+
+def last_finished(view: JobView) -> Mapping[Labels, float]:
+    return {(outcome,): end / 1000 for outcome, end in view.state.last_finished.items()}
+
+
+def watched_last_finished(view: JobView) -> Mapping[Labels, float]:
+    return {
+        (entry.job_name, outcome): end / 1000
+        for entry in view.config.watch
+        for outcome, end in view.state.watched.get(entry.job_name, Watched()).last_finished.items()
+    }
+
+
+def watched_last_duration(view: JobView) -> Mapping[Labels, float]:
+    return {
+        (name,): known.duration / 1000
+        for name, known in view.state.watched.items()
+        if known.duration is not None and any(entry.job_name == name for entry in view.config.watch)
+    }
+
+
+def watched_unfinished(view: JobView) -> Mapping[Labels, float]:
+    return {
+        (entry.job_name,): float(
+            sum(matches(entry, known.plan_id, known.name) for _, known in view.unfinished())
+        )
+        for entry in view.config.watch
+    }
+
+
+def watched_max_age(view: JobView) -> Mapping[Labels, float]:
+    return {(entry.job_name,): entry.max_age for entry in view.config.watch if entry.max_age is not None}
+
+
+def matches(entry: Watch, plan_id: int, name: str) -> bool:
+    """Whether an execution belongs to a `watch` entry."""
+    if entry.job_plan_id is not None:
+        return plan_id == entry.job_plan_id
+    return entry.name is not None and fnmatchcase(name, entry.name)
+
+
+def is_failure(code: int) -> bool:
+    """Whether a host result is a failure, unknown codes included."""
+    return code not in HOST_WAITING and code not in (HOST_SUCCESS, HOST_ALREADY_SUCCEEDED)
+
+
+def task_type_slug(number: int) -> str:
+    return TASK_TYPES.get(number, UNKNOWN)
+
+
+def launch_mode_slug(number: int) -> str:
+    return LAUNCH_MODES.get(number, UNKNOWN)
+
+
+def ms(value: float) -> int:
+    return round(value * 1000)
+
+
+def seconds(value: int | None) -> float | None:
+    return None if value is None else value / 1000
+
+
+def _end_order(row: Execution) -> tuple[int, int]:
+    return (row.end_time or row.create_time, row.id)
+
+
+def _limit(view: JobView) -> int:
+    return view.config.max_failing_hosts
+
+
+_HOSTS_FAILING, _FAILING_SINCE = failing_hosts.families("blueking_job", JobCollector.failure_labels, "JOB", "作业平台执行")
+
+JobCollector.families = (
+    Family(
+        CREATED, "counter", ("task_type", "launch_mode"),
+        "Executions first seen.",
+        "首次发现的作业执行数。",
+    ),
+    Family(
+        FINISHED, "counter", ("task_type", "launch_mode", "status"),
+        "Executions that reached a terminal status, once per run.",
+        "进入终态的作业执行数，每次运行只计一次。",
+    ),
+    Family(REOPENED, "counter", (), "Finished executions that ran again.", "结束后又重新运行的作业执行数。"),
+    Family(
+        LOST, "counter", (),
+        "Unfinished executions given up: too old, or gone from the platform.",
+        "放弃跟踪的未完成作业执行数（过旧，或平台上已不存在）。",
+    ),
+    Family(
+        "blueking_job_executions_unfinished", "gauge", ("task_type", "status"),
+        "Executions now in a non-terminal status.",
+        "当前处于非终态的作业执行数。",
+        sticky=True, gauge=unfinished,
+    ),
+    Family(
+        "blueking_job_oldest_unfinished_timestamp_seconds", "gauge", ("status",),
+        "Creation of the oldest unfinished execution.",
+        "最早的未完成作业执行的创建时间。",
+        gauge=oldest_unfinished,
+    ),
+    Family(
+        DURATION, "histogram", ("task_type",),
+        "Start to first end of executions.",
+        "作业执行从开始到首次结束的耗时。",
+    ),
+    Family(
+        "blueking_job_last_finished_timestamp_seconds", "gauge", ("outcome",),
+        "End of the newest execution with this outcome.",
+        "该结果下最近一次作业执行的结束时间。",
+        gauge=last_finished,
+    ),
+    Family(
+        STEP_FAILURES, "counter", ("step_type",),
+        "Failed steps of examined executions, once per step and attempt.",
+        "被检查的作业执行中失败的步骤数，每个步骤的每次尝试只计一次。",
+    ),
+    Family(
+        HOST_RESULTS, "counter", (),
+        "Host results of the executions that host_results selects.",
+        "host_results 所选作业执行中的主机结果数。",
+    ),
+    Family(
+        HOST_FAILURES, "counter", ("code", "reason"),
+        "Failed host results by failure code.",
+        "按失败码统计的主机失败结果数。",
+    ),
+    Family(
+        EXIT_CODES, "counter", ("exit_code",),
+        f"Exit codes of failed host results in script steps; the first {DISTINCT_CODES} values of a scope, then other.",
+        f"脚本步骤中失败主机结果的退出码；每个范围保留前 {DISTINCT_CODES} 个取值，其余记为 other。",
+    ),
+    msgspec.structs.replace(_HOSTS_FAILING, gauge=lambda view: view.state.hosts.by_labels()),
+    msgspec.structs.replace(
+        _FAILING_SINCE, gauge=lambda view: failing_hosts.since(view.state.hosts, _limit(view))
+    ),
+    Family(
+        "blueking_job_host_consecutive_failures", "gauge", HOST_LABELS,
+        "Executions in a row that failed on a failing host.",
+        "失败主机连续失败的作业执行次数。",
+        detail=True,
+        gauge=lambda view: failing_hosts.consecutive(view.state.hosts, _limit(view)),
+    ),
+    Family(
+        "blueking_job_watched_last_finished_timestamp_seconds", "gauge", ("job_name", "outcome"),
+        "End of the newest watched execution with this outcome.",
+        "关注的作业在该结果下最近一次的结束时间。",
+        detail=True, gauge=watched_last_finished,
+    ),
+    Family(
+        "blueking_job_watched_last_duration_seconds", "gauge", ("job_name",),
+        "Duration of the newest watched execution.",
+        "关注的作业最近一次执行的耗时。",
+        detail=True, gauge=watched_last_duration,
+    ),
+    Family(
+        "blueking_job_watched_unfinished", "gauge", ("job_name",),
+        "Watched executions that have not ended.",
+        "关注的作业中尚未结束的执行数。",
+        detail=True, gauge=watched_unfinished,
+    ),
+    Family(
+        "blueking_job_watched_max_age_seconds", "gauge", ("job_name",),
+        "How old the newest success of a watched job may be (max_age of the configuration).",
+        "关注的作业最近一次成功允许的最大时间间隔（配置中的 max_age）。",
+        detail=True, gauge=watched_max_age,
+    ),
+)
+
+STATUS_CODE_INFO = Family(
+    "blueking_job_status_code_info", "gauge", ("code", "reason", "category", "text_zh"),
+    "The table of host status codes.",
+    "主机状态码对照表。",
+)
+"""Has no scope: the composition root renders it once."""
+
+
+def status_code_info() -> dict[Labels, float]:
+    """Samples of `STATUS_CODE_INFO`."""
+    return {(str(code), known.reason, known.category, known.text_zh): 1.0 for code, known in HOST_CODES.items()}

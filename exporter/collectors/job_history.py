@@ -1,0 +1,131 @@
+"""Reading JOB's history: every execution of a time window, however many there are and however they are paged.
+
+The list is ordered by create_time, newest first, rows of the same millisecond in no order at all. So a page is not
+continued by its offset: the next one asks for what was created up to the oldest row so far, that millisecond included.
+Then nothing can shift between two calls, no limit on offsets matters, and rows of one millisecond that fell on both sides
+of a page boundary are simply seen again. Only a millisecond with more rows than a page needs offsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from exporter.blueking.job import Execution, ExecutionPage
+from exporter.errors import ApiError
+
+Ask = Callable[[int, int, int], Awaitable[ExecutionPage]]
+"""(begin, end, offset) → the page at that offset of the executions created in [begin, end], ms since the epoch."""
+
+MILLISECOND_ROUNDS = 8
+"""Readings of an overfull millisecond: each comes in another order, so what one misses the next finds."""
+MAX_OFFSET = 10_000
+"""Past this JOB v4 refuses to page."""
+SLICE_ROWS = 2_000
+"""Rows that one poll reads of a long history: few enough to be read and examined within a poll's deadline."""
+START_LIMIT_CODE = "1241010"
+"""JOB v3: `start` is past the limit that the operator of the platform set."""
+
+
+class Window(msgspec.Struct, frozen=True):
+    """All executions created in [begin, end]. `truncated`: milliseconds in it that could not be read completely."""
+
+    rows: dict[int, Execution]
+    end: int
+    truncated: int = 0
+
+
+class TooMany(Exception):
+    """The window holds more rows than were asked for."""
+
+
+async def read_window(
+    ask: Ask, begin: int, end: int, page_size: int, *, first: ExecutionPage | None = None, at_most: int | None = None
+) -> Window:
+    """Every row of [begin, end]; `first` is its first page where that has been asked for already.
+
+    Raises `ApiError`, and `TooMany` once more than `at_most` rows have been read.
+    """
+    rows: dict[int, Execution] = {}
+    truncated = 0
+    top = end
+    while top >= begin:
+        page, first = first or await ask(begin, top, 0), None
+        known = len(rows)
+        rows.update((row.id, row) for row in page.rows if row.create_time >= begin)
+        if _is_last(page, len(page.rows), page_size):
+            break
+        if len(rows) == known:
+            raise ApiError("decode", f"the list repeats a page, or claims more rows than it sends (total {page.total})")
+        oldest = min(row.create_time for row in page.rows)
+        if oldest < top:
+            top = oldest
+        else:
+            truncated += not await _read_millisecond(ask, top, rows, page_size)
+            top -= 1
+        if at_most is not None and len(rows) > at_most:
+            raise TooMany
+    return Window(rows, end, truncated)
+
+
+async def read_slice(ask: Ask, begin: int, end: int, page_size: int, floor: int, span: int | None) -> Window:
+    """The oldest part of [begin, end] that holds about `SLICE_ROWS` rows; all of it when it holds less.
+
+    It ends at `floor` or later. `span` (ms): how long the slice before this one was, as a first guess.
+    """
+    if span is not None:
+        end = min(end, max(floor, begin + 2 * span))
+    while True:
+        page = await ask(begin, end, 0)
+        if _is_last(page, len(page.rows), page_size):
+            return await read_window(ask, begin, end, page_size, first=page)
+        newest = end - min((row.create_time for row in page.rows), default=end) + 1
+        share = SLICE_ROWS / max(1, len(page.rows)) * newest / (end - begin + 1)
+        if share >= 0.5 or end <= floor:
+            try:
+                return await read_window(
+                    ask, begin, end, page_size, first=page, at_most=None if end <= floor else 4 * SLICE_ROWS
+                )
+            except TooMany:
+                share = 0.25
+        end = max(floor, begin + int((end - begin) * share))
+
+
+def _is_last(page: ExecutionPage, read: int, page_size: int) -> bool:
+    # v4 tells no total: a page that is not full is the last. v3 tells it, and a shorter page can have successors.
+    return read < page_size if page.total is None else read >= page.total
+
+
+async def _read_millisecond(ask: Ask, at: int, rows: dict[int, Execution], page_size: int) -> bool:
+    """Read the rows created at `at` into `rows`; whether they are all there.
+
+    The window is [at - 1, at] because v3 wants an end after its begin; the rows of `at` come first. As many positions as
+    distinct rows: nothing was missed.
+    """
+    found: set[int] = set()
+    for _ in range(MILLISECOND_ROUNDS):
+        positions = offset = 0
+        while True:
+            if offset > MAX_OFFSET:
+                return False
+            try:
+                page = await ask(at - 1, at, offset)
+            except ApiError as error:
+                if error.code == START_LIMIT_CODE:
+                    return False
+                raise
+            here = [row for row in page.rows if row.create_time == at]
+            rows.update((row.id, row) for row in here)
+            found.update(row.id for row in here)
+            positions += len(here)
+            offset += len(page.rows)
+            if len(here) < len(page.rows) or not page.rows or _is_last(page, _end(page, offset), page_size):
+                break
+        if len(found) >= positions:
+            return True
+    return False
+
+
+def _end(page: ExecutionPage, offset: int) -> int:
+    return len(page.rows) if page.total is None else offset
