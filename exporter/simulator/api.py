@@ -12,7 +12,7 @@ from typing import Literal
 
 from exporter.model import JOB_STATUSES, LAUNCH_MODES, TASK_TYPES, Scope, job_outcome
 from exporter.simulator.platform import Answer, Call, Dialect, Endpoint, Platform
-from exporter.simulator.world import HOST_PENDING, RUNNING, STOPPING, WAITING_USER, Execution, Result, Step, Target
+from exporter.simulator.world import RUNNING, STOPPING, WAITING_USER, Execution, Result, Step, Target
 
 LIST, STATUS = "get_job_instance_list", "get_job_instance_status"
 GATEWAY = "/api/bk-job/{stage}/api"
@@ -314,8 +314,8 @@ def _times(row: Execution | Step | Result) -> dict[str, int | None]:
     return {"start_time": row.start_time, "end_time": row.end_time, "total_time": total}
 
 
-def _tag(result: Result) -> str | None:
-    return None if result.status == HOST_PENDING else ""
+def _tag(step: Step) -> str | None:
+    return None if step.start_time is None else ""
 
 
 def _v3_results(step: Step, shown: bool) -> dict[str, object]:
@@ -328,7 +328,7 @@ def _v3_results(step: Step, shown: bool) -> dict[str, object]:
             raise Refused(INTERNAL)  # the server dereferences the host that a container does not have
         rows.append({
             "bk_host_id": where.bk_host_id, "ip": where.ip, "bk_cloud_id": where.bk_cloud_id,
-            "status": result.status, "tag": _tag(result), "exit_code": result.exit_code,
+            "status": result.status, "tag": _tag(step), "exit_code": result.exit_code,
             "error_code": 117 if result.status in AGENT_CODES else 0, **_times(result),
         })  # fmt: skip
     return {"step_ip_result_list": rows}
@@ -342,7 +342,7 @@ def _v4_results(step: Step, shown: bool) -> dict[str, object]:
             {
                 "execute_object": _execute_object(result.target),
                 "status": result.status,
-                "tag": _tag(result),
+                "tag": _tag(step),
                 "exit_code": result.exit_code,
                 **_times(result),
             }

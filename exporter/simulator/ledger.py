@@ -109,7 +109,8 @@ class Truth:
 
     created[task_type, launch_mode]; finished[task_type, launch_mode, status]; host_failures[code, reason];
     step_failures[step_type]; exit_codes[exit_code] (all of them, not the first 64); unfinished[task_type, status];
-    oldest_unfinished[status] and last_finished[outcome] in unix seconds, the latter over the whole history;
+    oldest_unfinished[status] and last_finished[outcome] in unix seconds, the latter over the whole history, of which
+    an exporter knows no success from before the lookback of its baseline;
     durations[task_type] = (count, sum of seconds); hosts_failing[code, reason].
     """
 
@@ -290,6 +291,9 @@ class _Streaks:
 
     def __init__(self) -> None:
         self.results: dict[str, dict[int, _News]] = {}
+        self._newest: dict[str, _News] = {}
+        self._plans: Counter[object] = Counter()
+        """How many hosts fail now, by the plan of their newest failure."""
 
     def note(self, record: Record, host: Host, code: int, end_ms: int) -> None:
         seen = self.results.setdefault(host.identity, {})
@@ -297,7 +301,15 @@ class _Streaks:
         if before is not None and end_ms < before.end_ms:
             return
         first = before.first_ms if before is not None and before.failed else end_ms
-        seen[record.id] = _News(host, end_ms, code, record.plan, first)
+        news = seen[record.id] = _News(host, end_ms, code, record.plan, first)
+        newest = self._newest.get(host.identity)
+        if newest is not None and news.end_ms < newest.end_ms:
+            return
+        self._newest[host.identity] = news
+        if newest is not None and newest.failed:
+            self._plans[newest.plan] -= 1
+        if news.failed:
+            self._plans[news.plan] += 1
 
     def streak(self, identity: str) -> list[_News]:
         """The failures of the host since its newest success, newest first; empty when it is not failing."""
@@ -309,8 +321,9 @@ class _Streaks:
             streak.append(news)
         return streak
 
-    def failing_plans(self) -> set[object]:
-        return {streak[0].plan for streak in map(self.streak, self.results) if streak}
+    def fails(self, plan: object) -> bool:
+        """Whether any host fails now whose newest failure came from this plan."""
+        return self._plans[plan] > 0
 
     def since(self, identity: str) -> int:
         """The first failure of the present streak, which may lie in an earlier run of one of its executions."""
@@ -329,7 +342,7 @@ def _examine(
         record, change = run.record, run.change
         failure = job_outcome(change.status, change.end_ms is not None) == "failure"
         counts = host_results == "all" or (host_results == "failed" and failure)
-        clears = host_results == "failed" and change.status == SUCCESS and record.plan in streaks.failing_plans()
+        clears = host_results == "failed" and change.status == SUCCESS and streaks.fails(record.plan)
         if counts:
             for attempt in change.attempts:
                 key = (attempt.step_id, attempt.execute_count)

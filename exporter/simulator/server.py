@@ -221,7 +221,7 @@ def create_platform(*, seed: int = 1, scopes: int = 3, speed: float = 1.0, fault
     platform = Platform(seed=seed, scopes=default_scopes(scopes), speed=speed)
     platform.faults.add(*faults.parse_faults(fault_list))
     platform.rate_limit = 100
-    platform.job.populate()
+    platform.job.populate(history=max(300.0, 3600.0 / speed))
     return platform
 
 

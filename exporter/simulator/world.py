@@ -39,7 +39,7 @@ Outcome = int | tuple[int, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a step runs: a host, or a container if `container` is set. `bk_host_id` None: a row older than these ids."""
+    """Where a step runs: a host, or a container if `container` is set. `bk_host_id` None: a row older than such ids."""
 
     bk_host_id: int | None = None
     ip: str | None = None
@@ -319,10 +319,10 @@ class JobWorld:
         self.advance()
         row = self._executions[execution]
         row.generation += 1
-        self._enter(row, STOPPING)
         for step in row.steps:
             if step.start_time is not None and step.end_time is None:
                 step.status = STOPPING
+        self._enter(row, STOPPING)
         self._later(row, self.time + after * 1000, functools.partial(self._stopped, row))
         self.advance()
 
