@@ -87,10 +87,10 @@ def parse(data: bytes, file: str, directory: Path) -> tuple[Node | None, list[Pr
         return None, [*reader.problems, broken.problem]
 
 
-def clean(text: str) -> str:
-    """Somebody's text for a message: one line, at most 40 characters."""
-    text = "".join(character if character.isprintable() else "?" for character in text[:41])
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def clean(text: str, limit: int = 40) -> str:
+    """Somebody's text for a message: one line, at most `limit` characters."""
+    text = "".join(character if character.isprintable() else "?" for character in text[: limit + 1])
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def join(path: str, key: str) -> str:
@@ -225,7 +225,7 @@ class _Composer:
             return self.broken(line, 1, "a tab indents this line; YAML wants spaces")
         # the library quotes names of tags and anchors, which may be somebody's unquoted secret
         problem = re.sub(r" ['\"][^'\"<]{2,}['\"]", "", getattr(error, "problem", None) or "not YAML")
-        return self.broken(line, column, f"YAML syntax: {clean(problem) if len(problem) > 120 else problem}")
+        return self.broken(line, column, f"YAML syntax: {clean(problem, 120)}")
 
 
 def resolve(text: str) -> str | int | float | bool | None:

@@ -125,7 +125,7 @@ class Choice(Kind):
     def parse(self, value: object, directory: Path) -> str:
         if isinstance(value, str) and value in self.words:
             return value
-        near = did_you_mean(value, self.words) if isinstance(value, str) else ""
+        near = did_you_mean(value, self.words) if isinstance(value, str) and len(value) > 2 else ""
         raise Wrong(f"want {', '.join(self.words[:-1])} or {self.words[-1]}", near)
 
     def schema(self) -> dict[str, object]:
@@ -171,7 +171,7 @@ class Size(Text):
     _UNITS: ClassVar = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
 
     def __init__(self) -> None:
-        super().__init__("a size like 512KiB, 64MiB or 1GiB", r"[0-9]{1,12}(?:B|KiB|MiB|GiB)")
+        super().__init__("a size like 512KiB, 64MiB or 1GiB", r"[0-9]{1,13}(?:B|KiB|MiB|GiB)")
 
     def parse(self, value: object, directory: Path) -> int:
         if isinstance(value, int) and not isinstance(value, bool):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from exporter.config.document import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, parse
+from exporter.config.document import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, clean, parse
 from exporter.config.kinds import StateUrl, reason
-from exporter.config.read import Reader
+from exporter.config.read import Reader, shown
 from exporter.config.rules import Where, check_budget, check_file, check_scopes, fill_watch
 from exporter.config.schema import Collectors, Config, ConfigFile, ScopeConfig, ScopeEntry, json_schema
 from exporter.errors import ConfigError, Problem
@@ -68,6 +68,8 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     root, problems = parse(data, str(path), directory)
     if root is None:
         raise ConfigError(problems)
+    if root == Scalar(root.place, None):
+        raise ConfigError([here.problem("", "the file is empty")])
     for dotted, override in (overrides or {}).items():
         root = _override(root, dotted.split("."), override)
     reader = Reader(environ)
@@ -79,38 +81,17 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     defaults = file.collectors if file else Collectors()
 
     scopes = _scopes(reader, written, "scopes", defaults)
-    files = [directory / path.name]
-    warnings: list[Problem] = []
-    readers = [reader]
-    globs: list[str] = []
-    for index, pattern in enumerate(file.scope_files if file else ()):
-        at = f"scope_files[{index}]"
-        globs.append(str(directory / pattern))
-        matches = sorted(glob.glob(str(path.parent / pattern)))
-        if not matches:
-            warnings.append(reader.place(at).problem(at, "matches no file"))
-        for name in matches:
-            absolute = Path(os.path.abspath(name))
-            if absolute in files:
-                continue
-            files.append(absolute)
-            try:
-                data = _bytes(Path(name))
-            except (OSError, ValueError) as error:
-                reader.problem(at, f"{name} cannot be read: {reason(error)}")
-                continue
-            _feed(contents, data)
-            part = Reader(environ)
-            readers.append(part)
-            node, found = parse(data, name, absolute.parent)
-            part.problems += found
-            if node is not None:
-                scopes += _scopes(part, node, "", defaults)
+    patterns = file.scope_files if file else ()
+    parts, warnings = _scope_files(reader, path.parent, patterns)
+    for part in parts.values():
+        _feed(contents, part.data)
+        scopes += _scopes(part.reader, part.root, "", defaults)
 
     if file:
         warnings = check_file(reader, file) + warnings
         entries = check_scopes(reader, file.blueking, scopes)
         warnings += check_budget(reader, file.blueking, entries)
+    readers = [reader, *(part.reader for part in parts.values())]
     problems = [problem for each in readers for problem in sorted(each.problems, key=_position)]
     if problems or file is None:
         raise ConfigError(problems)
@@ -129,7 +110,8 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
         sha256=contents.hexdigest(),
     )
     secrets = [secret for each in readers for secret in each.secret_files]
-    return Loaded(config, tuple(warnings), (*files, *dict.fromkeys(secrets)), tuple(globs))
+    files = dict.fromkeys((directory / path.name, *parts, *secrets))
+    return Loaded(config, tuple(warnings), tuple(files), tuple(str(directory / pattern) for pattern in patterns))
 
 
 def _read_file(reader: Reader, root: Node) -> tuple[ConfigFile | None, Node | None]:
@@ -144,13 +126,45 @@ def _read_file(reader: Reader, root: Node) -> tuple[ConfigFile | None, Node | No
     return file, written
 
 
+class _Part(msgspec.Struct, frozen=True):
+    """One scope file; `root` is None when it is no YAML."""
+
+    reader: Reader
+    data: bytes
+    root: Node | None
+
+
+def _scope_files(reader: Reader, directory: Path, patterns: tuple[str, ...]) -> tuple[dict[Path, _Part], list[Problem]]:
+    """Every file that matches, once, by its absolute path; and a warning for each pattern that matches none."""
+    parts: dict[Path, _Part] = {}
+    warnings: list[Problem] = []
+    for index, pattern in enumerate(patterns):
+        at = f"scope_files[{index}]"
+        matches = sorted(glob.glob(str(directory / pattern)))
+        if not matches:
+            warnings.append(reader.place(at).problem(at, "matches no file"))
+        for name in matches:
+            absolute = Path(os.path.abspath(name))
+            if absolute in parts:
+                continue
+            try:
+                data = _bytes(absolute)
+            except (OSError, ValueError) as error:
+                reader.problem(at, f"{clean(name, 120)} cannot be read: {reason(error)}")
+                continue
+            part = Reader(reader.environ)
+            root, part.problems = parse(data, clean(name, 4096), absolute.parent)
+            parts[absolute] = _Part(part, data, root)
+    return parts, warnings
+
+
 def _scopes(reader: Reader, node: Node | None, path: str, defaults: Collectors) -> list[Where]:
     """The scopes of a list, each with `defaults` filled in; wrong ones are left out."""
     if node is None:
         return []
     reader.places[path] = node.place
     if not isinstance(node, Sequence):
-        reader.problem(path, "want a list of scopes")
+        reader.problem(path, f"want a list of scopes, not {shown(node)}")
         return []
     base = ScopeEntry("biz", "", collectors=defaults)
     scopes: list[Where] = []

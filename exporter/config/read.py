@@ -53,8 +53,8 @@ class Reader:
         """
         self.places[path] = node.place
         if not isinstance(node, Mapping):
-            hint = " (leave the key out to take the defaults)" if _null(node) else ""
-            self.wrong(node, path, f"want a mapping, not {_shown(node)}{hint}")
+            hint = " (leave the key out to take the defaults)" if _null(node) and path else ""
+            self.wrong(node, path, f"want a mapping, not {shown(node)}{hint}")
             return None
         known = keys(type_)
         given: dict[str, str] = {}
@@ -104,25 +104,27 @@ class Reader:
             raise _Skip
         return value
 
-    def items(self, node: Node, items: Items, path: str, base: msgspec.Struct | None = None) -> tuple[Any, ...]:
+    def items(self, node: Node, items: Items, path: str) -> tuple[Any, ...]:
         """The values of a list, without those that are wrong."""
         self.places[path] = node.place
         if not isinstance(node, Sequence):
-            self.wrong(node, path, f"want a list, not {_shown(node)}")
+            self.wrong(node, path, f"want a list, not {shown(node)}")
             raise _Skip
         if len(node.items) < items.least:
             self.wrong(node, path, "want at least one item")
             raise _Skip
+        key = Key(items.kind, "")
         values: list[Any] = []
+        seen: dict[Any, int] = {}
         for index, child in enumerate(node.items):
             below = f"{path}[{index}]"
             self.places[below] = child.place
             try:
-                value = self.value(child, Key(items.kind, ""), below, base)
+                value = self.value(child, key, below, None)
             except _Skip:
                 continue
-            if items.rule == "unique" and value in values:
-                self.wrong(child, below, f"given twice, first as item {values.index(value)}")
+            if items.rule == "unique" and seen.setdefault(value, index) != index:
+                self.wrong(child, below, f"given twice, first as item {seen[value]}")
             elif items.rule == "increasing" and values and value <= values[-1]:
                 self.wrong(child, below, "must be greater than the one before it")
             else:
@@ -131,7 +133,7 @@ class Reader:
 
     def scalar(self, node: Node, kind: Kind, path: str) -> Any:
         if not isinstance(node, Scalar):
-            self.wrong(node, path, f"want one value, not {_shown(node)}")
+            self.wrong(node, path, f"want one value, not {shown(node)}")
             raise _Skip
         value = node.value
         if isinstance(value, str) and not node.literal:
@@ -146,7 +148,7 @@ class Reader:
         except Wrong as wrong:
             message = wrong.message
             if wrong.shown and not kind.private:
-                message += f", not {_shown(node)}"
+                message += f", not {shown(node)}"
             elif wrong.shown and not isinstance(node.value, str):
                 message += ", not null" if node.value is None else ", not a number or boolean"
             if wrong.suggestion:
@@ -190,7 +192,7 @@ def _null(node: Node) -> bool:
     return isinstance(node, Scalar) and node.value is None
 
 
-def _shown(node: Node) -> str:
+def shown(node: Node) -> str:
     """What is written, for a message: before variables are replaced."""
     if isinstance(node, Mapping):
         return "a mapping"

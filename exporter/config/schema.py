@@ -54,13 +54,9 @@ class Key(msgspec.Struct, frozen=True):
     name: str = ""
 
 
+@functools.cache
 def keys(struct: type[msgspec.Struct]) -> dict[str, tuple[str, Key]]:
     """Every key that a file may hold for `struct`: its name there, the field it fills and what it takes."""
-    return _keys(struct)
-
-
-@functools.cache
-def _keys(struct: type[msgspec.Struct]) -> dict[str, tuple[str, Key]]:
     found: dict[str, tuple[str, Key]] = {}
     for field, hint in get_type_hints(struct, include_extras=True).items():
         key = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Key)), None)
@@ -73,6 +69,7 @@ def _keys(struct: type[msgspec.Struct]) -> dict[str, tuple[str, Key]]:
     return found
 
 
+@functools.cache
 def default(struct: type[msgspec.Struct], field: str) -> Any:
     """The default of a field, msgspec.NODEFAULT when it is required."""
     info = next(info for info in msgspec.structs.fields(struct) if info.name == field)
