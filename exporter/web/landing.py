@@ -264,7 +264,7 @@ def _row(watch: Watch, text: dict[str, str], language: Language) -> str:
     cells = [
         f'<td class="state"><span class="badge {watch.state}">{text[watch.state]}</span></td>',
         f'<td class="scope"><b>{_clean(watch.name or scope)}</b>{below}</td>',
-        f'<td data-label="{text["col_collector"]}"><code>{_clean(watch.collector)}</code></td>',
+        f'<td class="collector"><code>{_clean(watch.collector)}</code></td>',
         f'<td class="nowrap" data-label="{text["col_age"]}">{_age(watch, text)}</td>',
         _why(watch, text, language),
         f'<td class="nowrap" data-label="{text["col_next"]}">{_next(watch, text)}</td>',
