@@ -1,6 +1,7 @@
 """The composition root: build, start, reload, stop.
 
-    state opened ─ port listens ─ client ─ pollers ─► … ─► not ready ─ pollers cancelled ─ scrapes finished ─ state closed
+    state opened ─ port listens ─ client ─ pollers ─► … ─► not ready ─ pollers cancelled ─ scrapes finished ─ state
+    closed
 
 Web server, page, state and telemetry live as long as the process. Pollers come and go with the configuration; one that
 stays in it keeps running through a reload.
@@ -33,7 +34,7 @@ from exporter.metrics.family import Family
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Exposition, Page
 from exporter.metrics.render import render_gauge, scope_prefix
-from exporter.model import Key, Scope
+from exporter.model import Key
 from exporter.poller import FAMILIES, Poller
 from exporter.state.base import Store, open_store
 from exporter.telemetry import Telemetry
@@ -66,6 +67,14 @@ class Options(msgspec.Struct, frozen=True):
     config_file: Path
     overrides: Mapping[str, Override] = {}
     systemd_socket: bool = False
+
+
+def show_static(page: Page, config: Config) -> None:
+    """Put on the page what does not depend on any poll."""
+    page.put(None, {STATUS_CODE_INFO.name: render_gauge(STATUS_CODE_INFO, "", status_code_info())})
+    for one in config.scopes:
+        chunk = render_gauge(SCOPE_INFO, scope_prefix(one.scope), {(one.name,): 1.0})
+        page.put(Key("", one.scope), {SCOPE_INFO.name: chunk})
 
 
 class Settings(TypedDict):
@@ -105,13 +114,12 @@ class App:
         self._begun = self.clock.monotonic()
         self._ready = False
         self._notified = False
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(__version__)
+        self.telemetry.shard(0, 1)
         self.telemetry.config_loaded(loaded.config.sha256, self.started)
         self.page = Page(catalogue(), loaded.config.max_series, self.telemetry.series_dropped)
-        self.page.put(None, {STATUS_CODE_INFO.name: render_gauge(STATUS_CODE_INFO, "", status_code_info())})
         self._running: set[asyncio.Task[None]] = set()
         self._pollers: dict[Key, tuple[Poller, asyncio.Task[None]]] = {}
-        self._scopes: dict[Scope, str] = {}
         self._reloading = asyncio.Lock()
 
     @property
@@ -121,7 +129,8 @@ class App:
     async def run(self, started: Callable[[Sequence[str]], None] = lambda urls: None) -> None:
         """Serve until `stopping` is set. `started` is told the addresses once they listen.
 
-        Raises `ConfigError` for what only shows when it is used (certificates, web file) and `StateError` for the state.
+        Raises `ConfigError` for what only shows when it is used (certificates, web file) and `StateError` for the
+        state.
         """
         config = self.config
         async with AsyncExitStack() as stack:
@@ -176,7 +185,9 @@ class App:
         stack.push_async_callback(store.close)
         for _ in range(store.resets):
             self.telemetry.state_reset()
-            log.get().error("state_damaged", state=url, consequence="moved aside, new baseline: nothing of the past is counted")
+            log.get().error(
+                "state_damaged", state=url, consequence="moved aside, new baseline: nothing of the past is counted"
+            )
         return store
 
     async def _enter_client(self, config: BlueKing) -> AsyncExitStack:
@@ -188,7 +199,8 @@ class App:
         await self._client.aclose()
 
     async def _apply(self, loaded: Loaded) -> None:
-        """Let exactly the pollers of this configuration run. What can fail (TLS files, the state) does so before any change."""
+        """Let exactly the pollers of this configuration run. What can fail (TLS files, the state) does so before any
+        change."""
         config, old = loaded.config, self.config
         client = None
         if config.blueking != old.blueking:
@@ -216,7 +228,9 @@ class App:
         for key, poller in added.items():
             self._pollers[key] = poller, self._spawn(poller.run(), f"poll {key}")
         self.page.limit(config.max_series)
-        self._show_scopes(config)
+        for scope in {one.scope for one in old.scopes} - {one.scope for one in config.scopes}:
+            self.page.remove(Key("", scope))
+        show_static(self.page, config)
         self.loaded = loaded
 
     def _poller(self, collector: Collector, settings: Settings) -> Poller:
@@ -236,16 +250,6 @@ class App:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-    def _show_scopes(self, config: Config) -> None:
-        names = {one.scope: one.name for one in config.scopes}
-        for scope in self._scopes.keys() - names.keys():
-            self.page.remove(Key("", scope))
-        for scope, name in names.items():
-            if self._scopes.get(scope) != name:
-                chunk = render_gauge(SCOPE_INFO, scope_prefix(scope), {(name,): 1.0})
-                self.page.put(Key("", scope), {SCOPE_INFO.name: chunk})
-        self._scopes = names
 
     def _warn_of_restart(self, new: Config) -> None:
         """These are used once, at the start; a reload goes on with the old ones."""
@@ -269,6 +273,7 @@ class App:
             await asyncio.sleep(LAG_PERIOD)
             now = self.clock.monotonic()
             self.telemetry.loop_lag(max(0.0, now - due))
+            self.telemetry.state_size(await self.store.size())
             self._notify_ready()
             if watchdog is not None and now - fed >= watchdog - LAG_PERIOD:
                 systemd.notify("WATCHDOG=1")
@@ -307,7 +312,9 @@ class App:
 
     def _notify_ready(self) -> None:
         if not self._notified:
-            self._notified = systemd.notify("READY=1", f"STATUS=watching {len(self._pollers)} (collector, scope)") or True
+            self._notified = (
+                systemd.notify("READY=1", f"STATUS=watching {len(self._pollers)} (collector, scope)") or True
+            )
 
     def _backend(self) -> Backend:
         return Backend(
@@ -322,28 +329,30 @@ class App:
         )
 
     def _exposition(self, form: Format, names: frozenset[str] | None, gzip: bool) -> Exposition:
+        # Counting first: it is what finds out how many series max_series cuts.
         self.telemetry.series(self.page.counts())
         return self.page.exposition(form, names, self.telemetry.render(form.openmetrics, names), gzip)
 
     def status(self) -> Status:
         """What the landing page and /api/v1/status show."""
         now = self.clock.wall()
+        names = {one.scope: one.name for one in self.config.scopes}
         return Status(
             version=__version__,
             started=self.started,
             uptime=self.clock.monotonic() - self._begun,
             ready=self.ready,
             series=sum(self.page.counts().values()),
-            watches=tuple(self._watch(poller, now) for poller, _ in self._pollers.values()),
+            watches=tuple(self._watch(poller, names[poller.key.scope], now) for poller, _ in self._pollers.values()),
         )
 
-    def _watch(self, poller: Poller, now: float) -> Watch:
+    def _watch(self, poller: Poller, name: str, now: float) -> Watch:
         state = poller.state
         return Watch(
             collector=poller.key.collector,
             bk_scope_type=poller.key.scope.bk_scope_type,
             bk_scope_id=poller.key.scope.bk_scope_id,
-            name=self._scopes.get(poller.key.scope, ""),
+            name=name,
             state=poller.status,
             last_success=state.last_success if state else None,
             age=max(0.0, now - state.last_success) if state else None,
@@ -361,7 +370,11 @@ class App:
         hosts: list[FailingHost] = []
         for poller, _ in self._pollers.values():
             scope, state = poller.key.scope, poller.state
-            if state is None or scope_type not in (None, scope.bk_scope_type) or scope_id not in (None, scope.bk_scope_id):
+            if (
+                state is None
+                or scope_type not in (None, scope.bk_scope_type)
+                or scope_id not in (None, scope.bk_scope_id)
+            ):
                 continue
             executions += _failing_executions(poller.collector, state)
             hosts += _failing_hosts(poller.collector, state)
@@ -417,7 +430,9 @@ def _url(address: tuple[object, ...], tls: bool) -> str:
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in str(host) else host}:{port}"
 
 
-async def run(options: Options, loaded: Loaded) -> None:
+async def run(
+    options: Options, loaded: Loaded, started: Callable[[Sequence[str]], None] = lambda addresses: None
+) -> None:
     """Run the daemon until SIGTERM or SIGINT; a second one ends it on the spot. SIGHUP reloads."""
     app = App(options, loaded)
     loop = asyncio.get_running_loop()
@@ -437,4 +452,4 @@ async def run(options: Options, loaded: Loaded) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(signal.SIGHUP, reload)
-    await app.run()
+    await app.run(started)

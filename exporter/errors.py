@@ -1,11 +1,11 @@
 """Every error that this package raises on purpose.
 
-    ExporterError
-    ├── ConfigError      the configuration is wrong; carries every problem found, not the first
-    ├── StateError       the state cannot be read or written (reason `state`)
-    │   ├── StateLocked      another process holds it
-    │   └── StateNewer       a newer version of the exporter wrote it
-    └── ApiError         BlueKing did not answer what was asked; carries its `reason`
+ExporterError
+├── ConfigError      the configuration is wrong; carries every problem found, not the first
+├── StateError       the state cannot be read or written (reason `state`)
+│   ├── StateLocked      another process holds it
+│   └── StateNewer       a newer version of the exporter wrote it
+└── ApiError         BlueKing did not answer what was asked; carries its `reason`
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def job_status_slug(status: int) -> str:
 
 
 def job_outcome(status: int, ended: bool) -> Outcome | None:
-    """How an execution or step ended, None while it has not. An unknown status has ended, as a failure, once it has an end time."""
+    """How an execution or step ended, None while it has not. An unknown status has ended, as a failure, once it has
+    an end time."""
     known = JOB_STATUSES.get(status)
     if known:
         return known.outcome
@@ -139,14 +140,26 @@ def host_reason(code: int) -> str:
 
 
 NODEMAN_UNFINISHED = frozenset({"pending", "running", "queue"})
-NODEMAN_STATUSES = frozenset({
-    "pending", "running", "success", "failed", "part_failed", "terminated", "removed", "filtered", "ignored", "queue",
-})
+NODEMAN_STATUSES = frozenset(
+    {
+        "pending",
+        "running",
+        "success",
+        "failed",
+        "part_failed",
+        "terminated",
+        "removed",
+        "filtered",
+        "ignored",
+        "queue",
+    }
+)
 """Lower-case statuses of NodeMan jobs and instances; `queue` is NodeMan 1.x."""
 
 
 class Host(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
-    """Who a host is on /metrics. `bk_host_id` is empty where the platform gives none; then (cloud, ip) is its identity."""
+    """Who a host is on /metrics. `bk_host_id` is empty where the platform gives none; then (cloud, ip) is its
+    identity."""
 
     bk_cloud_id: str
     bk_host_id: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -33,42 +34,58 @@ ERRORS = "blueking_exporter_collector_errors_total"
 
 FAMILIES = (
     Family(
-        "blueking_exporter_collector_success", "gauge", (),
+        "blueking_exporter_collector_success",
+        "gauge",
+        (),
         "Whether the newest poll was complete.",
         "最近一次轮询是否完整成功。",
     ),
     Family(
-        "blueking_exporter_collector_last_success_timestamp_seconds", "gauge", (),
+        "blueking_exporter_collector_last_success_timestamp_seconds",
+        "gauge",
+        (),
         "Time of the newest complete poll.",
         "最近一次完整轮询的时间。",
     ),
     Family(
-        "blueking_exporter_collector_interval_seconds", "gauge", (),
+        "blueking_exporter_collector_interval_seconds",
+        "gauge",
+        (),
         "Configured time between two polls.",
         "配置的轮询间隔。",
     ),
     Family(
-        "blueking_exporter_collector_duration_seconds", "gauge", (),
+        "blueking_exporter_collector_duration_seconds",
+        "gauge",
+        (),
         "Run time of the newest poll.",
         "最近一次轮询的耗时。",
     ),
     Family(
-        "blueking_exporter_collector_watermark_timestamp_seconds", "gauge", (),
+        "blueking_exporter_collector_watermark_timestamp_seconds",
+        "gauge",
+        (),
         "Platform time up to which everything has been counted.",
         "在此平台时间之前的历史均已计数。",
     ),
     Family(
-        GAP, "counter", (),
+        GAP,
+        "counter",
+        (),
         "History that was never counted, because it lay further back than max_catchup.",
         "因早于 max_catchup 而从未计数的历史时长。",
     ),
     Family(
-        TRUNCATED, "counter", (),
+        TRUNCATED,
+        "counter",
+        (),
         "Milliseconds of history and executions that the platform did not give completely.",
         "平台未能完整返回的毫秒时段与作业执行数。",
     ),
     Family(
-        ERRORS, "counter", ("reason",),
+        ERRORS,
+        "counter",
+        ("reason",),
         "Polls and calls that failed, by reason.",
         "按原因统计的失败轮询与调用数。",
     ),
@@ -169,6 +186,7 @@ class Poller:
             observed = collector.observe(self.state, records, self._clock.wall())
             payload = msgspec.msgpack.encode(observed.state)
             await self._store.commit(self.key, payload)
+            self._telemetry.state_written(self._clock.wall())
         except ApiError as error:
             self._failed(error.reason, str(error), api=error.api, code=error.code, status=error.status)
         except StateError as error:
@@ -228,10 +246,19 @@ class Poller:
     def _patience(self) -> float:
         return self._stale_after * self.collector.interval
 
-    def close(self) -> None:
-        """Leave the page at once; the state stays in the store."""
+    def take(self, observed: Observed[Any]) -> None:
+        """Go on from an observation that was made elsewhere, and show it."""
+        self._succeeded(observed)
+        self.render()
+
+    def cancel_timer(self) -> None:
+        """Stop showing again by itself what time alone changes."""
         if self._timer:
             self._timer.cancel()
+
+    def close(self) -> None:
+        """Leave the page at once; the state stays in the store."""
+        self.cancel_timer()
         self._page.remove(self.key)
 
     # What /metrics shows of this poller
@@ -241,6 +268,7 @@ class Poller:
 
         `final`: for a page that is written once, series are not held at 0.
         """
+        begun = time.perf_counter()
         # A wall clock that was set back must not hide again what has been shown.
         self._now = math.inf if final else max(self._now, self._clock.wall())
         chunks = self._own_chunks()
@@ -248,6 +276,7 @@ class Poller:
             chunks |= self._state_chunks(self.state)
         self.series = sum(chunk.series for chunk in chunks.values())
         self._page.put(self.key, chunks)
+        self._telemetry.rendered(time.perf_counter() - begun)
         if not final:
             self._schedule()
 
@@ -306,12 +335,13 @@ class Poller:
         return chunk
 
     def _schedule(self) -> None:
-        reveals = [next_reveal(counts, self._now) for counts in (self._errors, *((self.state.counts,) if self.state else ()))]
+        reveals = [
+            next_reveal(counts, self._now) for counts in (self._errors, *((self.state.counts,) if self.state else ()))
+        ]
         waits = [reveal - self._now for reveal in reveals if reveal is not None]
         if self.fresh and self._completed is not None:
             waits.append(self._completed + self._patience - self._clock.monotonic())
-        if self._timer:
-            self._timer.cancel()
+        self.cancel_timer()
         # A little late on purpose: a timer that fires early would only be set again.
         wait = min(waits, default=None)
         self._timer = None if wait is None else asyncio.get_running_loop().call_later(wait + 0.01, self.render)

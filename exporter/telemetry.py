@@ -214,12 +214,15 @@ class Telemetry:
         """Unreadable state was moved aside."""
         self._counters["state_resets_total"].inc()
 
-    def state_write(self, nbytes_file: int | None, at: float) -> None:
-        """A transaction was committed at this unix time; the file now has this size, None where there is no file."""
+    def state_written(self, at: float) -> None:
+        """A transaction was committed at this unix time."""
         self._counters["state_writes_total"].inc()
         self._set("state_last_write_timestamp_seconds", at)
-        if nbytes_file is not None:
-            self._set("state_bytes", nbytes_file)
+
+    def state_size(self, nbytes: int | None) -> None:
+        """The state has this size on disk, None where it is not on disk."""
+        if nbytes is not None:
+            self._set("state_bytes", nbytes)
 
     def state_write_error(self) -> None:
         """A transaction failed."""

@@ -32,7 +32,8 @@ def busy() -> Telemetry:
     telemetry.unknown_value("job.status")
     telemetry.series({"blueking_job_executions_unfinished": 9})
     telemetry.series_dropped("blueking_job_host_consecutive_failures", 4)
-    telemetry.state_write(4096, 1_700_000_000.5)
+    telemetry.state_written(1_700_000_000.5)
+    telemetry.state_size(4096)
     telemetry.state_write_error()
     telemetry.rendered(0.01)
     telemetry.exposition(1000)
@@ -99,7 +100,8 @@ def test_what_is_not_known_is_absent(name: str) -> None:
 def test_memory_state_has_no_size() -> None:
     """Without a file there is no size, but there are writes."""
     telemetry = Telemetry()
-    telemetry.state_write(None, 5)
+    telemetry.state_written(5)
+    telemetry.state_size(None)
     told = samples(telemetry)
     assert told["blueking_exporter_state_writes_total"] == 1
     assert "blueking_exporter_state_bytes" not in told

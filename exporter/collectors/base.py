@@ -29,8 +29,8 @@ TRUNCATED = "blueking_exporter_collector_truncated_total"
 class CollectorState(msgspec.Struct, frozen=True, kw_only=True):
     """What every collector's state has. All of it is committed together; what is not in it does not exist.
 
-    `last_success`: wall clock of the newest complete poll; `watermark`: platform time up to which everything is counted;
-    both in unix seconds.
+    `last_success`: wall clock of the newest complete poll; `watermark`: platform time up to which everything is
+    counted; both in unix seconds.
     """
 
     counts: Counts
@@ -90,6 +90,9 @@ class Collector(Protocol):
 
     def observe(self, state: Any, records: Any, now: float) -> Observed[Any]:
         """The next state. `now`: wall clock, unix seconds, for births and `last_success`."""
+
+    async def probe(self, state: Any, deadline: Deadline) -> float:
+        """Ask what `fetch` with this state did not have to ask; the API calls per day to expect. Raises `ApiError`."""
 
     def view(self, state: Any) -> Any:
         """What the `gauge` functions of the families read."""

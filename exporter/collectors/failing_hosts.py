@@ -1,7 +1,7 @@
 """Which hosts fail now, since when and why: the streak fold that all collectors share.
 
-A host fails while its newest known result is a failure. The unit of a streak is the run of a job on the host (in JOB the
-execution): its retries extend nothing, they only bring newer results. Results may arrive in any order.
+A host fails while its newest known result is a failure. The unit of a streak is the run of a job on the host (in JOB
+the execution): its retries extend nothing, they only bring newer results. Results may arrive in any order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from exporter.metrics.family import HOST_LABELS, Family, Labels
 from exporter.model import Host
 
 RUNS_KEPT = 16
-"""A retry is told from a new run by these newest runs of a streak; an older run is retried too rarely to remember it."""
+"""A retry is told from a new run by these newest runs of a streak; an older run is retried too rarely to remember
+it."""
 
 
 class HostResult(msgspec.Struct, frozen=True, gc=False):
@@ -28,8 +29,8 @@ class HostResult(msgspec.Struct, frozen=True, gc=False):
 
 
 class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An unbroken row of failures of one host. `since` and `last` are the ends of its first and newest failure, `runs` the
-    newest runs in it with the end of each, oldest first."""
+    """An unbroken row of failures of one host. `since` and `last` are the ends of its first and newest failure,
+    `runs` the newest runs in it with the end of each, oldest first."""
 
     host: Host
     since: float
@@ -46,7 +47,8 @@ class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class FailingHosts(msgspec.Struct, frozen=True):
-    """Streaks by host identity; `cleared` remembers recent successes, so that an older failure that comes late is no news."""
+    """Streaks by host identity; `cleared` remembers recent successes, so that an older failure that comes late is no
+    news."""
 
     streaks: dict[str, Streak] = {}
     cleared: dict[str, float] = {}
@@ -64,8 +66,8 @@ class FailingHosts(msgspec.Struct, frozen=True):
         return FailingHosts(streaks, cleared)
 
     def groups(self) -> dict[str, float]:
-        """The groups (plans, names) of the newest failures, whose successes are worth asking for, each with the earliest
-        beginning of a streak in it."""
+        """The groups (plans, names) of the newest failures, whose successes are worth asking for, each with the
+        earliest beginning of a streak in it."""
         groups: dict[str, float] = {}
         for streak in self.streaks.values():
             groups[streak.group] = min(streak.since, groups.get(streak.group, streak.since))
@@ -125,13 +127,17 @@ def families(prefix: str, labels: tuple[str, ...], of: str, of_zh: str) -> tuple
     """The two gauges of failing hosts that every collector has; samples come from `count` and `detail` below."""
     return (
         Family(
-            f"{prefix}_hosts_failing", "gauge", labels,
+            f"{prefix}_hosts_failing",
+            "gauge",
+            labels,
             f"Hosts whose newest result in {of} is a failure, exact also where the detail is capped.",
             f"最近一次{of_zh}结果为失败的主机数，明细被截断时仍然准确。",
             sticky=True,
         ),
         Family(
-            f"{prefix}_host_failing_since_timestamp_seconds", "gauge", (*HOST_LABELS, *labels),
+            f"{prefix}_host_failing_since_timestamp_seconds",
+            "gauge",
+            (*HOST_LABELS, *labels),
             "End of the first failure of the present streak of a failing host; absent when it does not fail.",
             "失败主机当前连续失败的起始时间；主机恢复后该序列消失。",
             detail=True,

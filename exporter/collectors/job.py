@@ -1,12 +1,12 @@
 """JOB: executions counted exactly once, hosts that fail, watched jobs (get_job_instance_list, get_job_instance_status).
 
-A run is (id, end time). `turn` decides what a row means for what is known of its execution; `fetch` uses it to know which
-executions to examine, `observe` to count. Times are ms since the epoch as the platform gives them, on /metrics seconds.
+A run is (id, end time). `turn` decides what a row means for what is known of its execution; `fetch` uses it to know
+which executions to examine, `observe` to count. Times are ms since the epoch as the platform gives them, on /metrics
+seconds.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
@@ -17,7 +17,15 @@ from exporter.blueking.job import Execution, ExecutionPage, ExecutionStatus, Job
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors import failing_hosts
-from exporter.collectors.base import GAP, TRUNCATED, CollectorState, FailedExecution, Observed, Platforms, gather_bounded
+from exporter.collectors.base import (
+    GAP,
+    TRUNCATED,
+    CollectorState,
+    FailedExecution,
+    Observed,
+    Platforms,
+    gather_bounded,
+)
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.collectors.job_history import Ask, Window, read_slice, read_window
 from exporter.config.schema import JobConfig, ScopeConfig, Watch
@@ -71,8 +79,9 @@ FUTURE = 86_400_000
 
 
 class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is known of one execution. `counted`: its present run has been counted as finished. `timed`: it has had its first
-    end. `prior_end`: end of the run before this one. `steps`: step → execute_count whose results have been counted."""
+    """What is known of one execution. `counted`: its present run has been counted as finished. `timed`: it has had
+    its first end. `prior_end`: end of the run before this one. `steps`: step → execute_count whose results have been
+    counted."""
 
     create_time: int
     status: int
@@ -92,7 +101,8 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Watched(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The newest ends of the executions that one `watch` entry matches (ms by outcome), and the newest duration (ms)."""
+    """The newest ends of the executions that one `watch` entry matches (ms by outcome), and the newest duration
+    (ms)."""
 
     last_finished: dict[str, int] = {}
     measured_at: int = 0
@@ -113,7 +123,8 @@ class JobState(CollectorState, frozen=True, kw_only=True):
 
 class JobRecords(msgspec.Struct, frozen=True):
     """What one poll brought. `examined`: status answers by id; `unexamined`: finished ones whose status cannot be had;
-    `deferred`: finished ones that are examined by a later poll; `gone`: tracked ids that the platform no longer knows."""
+    `deferred`: finished ones that are examined by a later poll; `gone`: tracked ids that the platform no longer
+    knows."""
 
     begin: int
     end: int
@@ -132,7 +143,8 @@ class JobRecords(msgspec.Struct, frozen=True):
 
 
 Turn = Literal["none", "running", "finished", "again"]
-"""What a row is for an execution: nothing new, (still or again) unfinished, its run has ended, another run has begun and ended."""
+"""What a row is for an execution: nothing new, (still or again) unfinished, its run has ended, another run has begun
+and ended."""
 
 
 def turn(known: Tracked | None, row: Execution) -> Turn:
@@ -147,7 +159,8 @@ def turn(known: Tracked | None, row: Execution) -> Turn:
 
 
 def group(plan_id: int, name: str) -> str:
-    """What a success must share with a failure to be worth asking for its hosts: the plan, or the name of an ad-hoc run."""
+    """What a success must share with a failure to be worth asking for its hosts: the plan, or the name of an ad-hoc
+    run."""
     return f"plan:{plan_id}" if plan_id > 0 else f"name:{name}"
 
 
@@ -221,7 +234,8 @@ class JobCollector:
         return await self._examine(state, records, deadline, started)
 
     async def _follow(self, state: JobState, records: JobRecords, deadline: Deadline) -> JobRecords:
-        """Look again at executions that the window does not show: unfinished ones always, failed ones from time to time."""
+        """Look again at executions that the window does not show: unfinished ones always, failed ones from time to
+        time."""
         now, window = records.now, ms(self.config.reopen_window)
         slack = ms(self.interval)
         watch = now - state.looked + slack > window / LOOKS
@@ -237,14 +251,17 @@ class JobCollector:
             by_status.setdefault(known.status, []).append(id)
         found: dict[int, Execution] = {}
         for status, ids in by_status.items():
-            # One list call shows them all, and others between them that are known as well: is that less than one call each?
+            # One list call shows them all, and others between them that are known as well: is that less than one
+            # call each?
             times = [wanted[id].create_time for id in ids]
             begin, end = min(times), max(times)
             among = sum(
                 known.status == status and begin <= known.create_time <= end for known in state.executions.values()
             )
-            if status in JOB_STATUSES and JOB_STATUSES[status].outcome in (None, "failure") and (
-                1 + among // self._api.page_size < len(ids)
+            if (
+                status in JOB_STATUSES
+                and JOB_STATUSES[status].outcome in (None, "failure")
+                and (1 + among // self._api.page_size < len(ids))
             ):
                 found |= (await self._read(begin, end, deadline, status)).rows
         missing = [id for id in wanted if id not in found]
@@ -266,9 +283,7 @@ class JobCollector:
             looked_holders=watch_holders or watch,
         )
 
-    async def _examine(
-        self, state: JobState, records: JobRecords, deadline: Deadline, started: float
-    ) -> JobRecords:
+    async def _examine(self, state: JobState, records: JobRecords, deadline: Deadline, started: float) -> JobRecords:
         """Ask for the steps and hosts of what has just finished, as far as `host_results` wants them."""
         finished = [
             row for row in records.rows.values() if turn(state.executions.get(row.id), row) in ("finished", "again")
@@ -278,7 +293,8 @@ class JobCollector:
         unexamined: set[int] = set()
         deferred: set[int] = set()
         errors: list[str] = []
-        # Queueing for the rate budget does not use up a deadline, so a flood of failures is bounded by time, not by errors.
+        # Queueing for the rate budget does not use up a deadline, so a flood of failures is bounded by time, not by
+        # errors.
         patience = max(self.interval, deadline.remaining() / 2)
 
         async def examine(row: Execution) -> None:
@@ -389,6 +405,16 @@ class JobCollector:
         return _Fold(self, state, records, now).result()
 
     # What others read
+
+    async def probe(self, state: JobState, deadline: Deadline) -> float:
+        """One call per interval, one per failed execution as often as they failed within `reopen_window`, and its
+        watch."""
+        window = self.config.reopen_window
+        failed = [id for id, known in state.executions.items() if known.outcome == "failure"]
+        if state.executions and self.config.host_results != "none":
+            await self._status(max(state.executions), deadline)
+        day = 86400.0
+        return day / self.interval + (len(failed) + LOOKS * bool(failed)) * day / max(window, 1.0)
 
     def view(self, state: JobState) -> JobView:
         return JobView(state, self.config)
@@ -521,9 +547,7 @@ class _Fold:
         duration = self._duration(row)
         if duration is not None:
             value = duration / 1000
-            self.tally.observe(
-                DURATION, (task_type_slug(row.task_type),), value, self.config.duration_buckets, row.id
-            )
+            self.tally.observe(DURATION, (task_type_slug(row.task_type),), value, self.config.duration_buckets, row.id)
 
     def _duration(self, row: Execution) -> int | None:
         """ms from start to end, None where one of them is missing or they contradict each other."""
@@ -692,9 +716,7 @@ class JobView(msgspec.Struct, frozen=True):
 
     def unfinished(self) -> Iterator[tuple[int, Tracked]]:
         return (
-            (id, known)
-            for id, known in self.state.executions.items()
-            if not known.counted and known.outcome is None
+            (id, known) for id, known in self.state.executions.items() if not known.counted and known.outcome is None
         )
 
 
@@ -736,9 +758,7 @@ def watched_last_duration(view: JobView) -> Mapping[Labels, float]:
 
 def watched_unfinished(view: JobView) -> Mapping[Labels, float]:
     return {
-        (entry.job_name,): float(
-            sum(matches(entry, known.plan_id, known.name) for _, known in view.unfinished())
-        )
+        (entry.job_name,): float(sum(matches(entry, known.plan_id, known.name) for _, known in view.unfinished()))
         for entry in view.config.watch
     }
 
@@ -783,107 +803,146 @@ def _limit(view: JobView) -> int:
     return view.config.max_failing_hosts
 
 
-_HOSTS_FAILING, _FAILING_SINCE = failing_hosts.families("blueking_job", JobCollector.failure_labels, "JOB", "作业平台执行")
+_HOSTS_FAILING, _FAILING_SINCE = failing_hosts.families(
+    "blueking_job", JobCollector.failure_labels, "JOB", "作业平台执行"
+)
 
 JobCollector.families = (
     Family(
-        CREATED, "counter", ("task_type", "launch_mode"),
+        CREATED,
+        "counter",
+        ("task_type", "launch_mode"),
         "Executions first seen.",
         "首次发现的作业执行数。",
     ),
     Family(
-        FINISHED, "counter", ("task_type", "launch_mode", "status"),
+        FINISHED,
+        "counter",
+        ("task_type", "launch_mode", "status"),
         "Executions that reached a terminal status, once per run.",
         "进入终态的作业执行数，每次运行只计一次。",
     ),
     Family(REOPENED, "counter", (), "Finished executions that ran again.", "结束后又重新运行的作业执行数。"),
     Family(
-        LOST, "counter", (),
+        LOST,
+        "counter",
+        (),
         "Unfinished executions given up: too old, or gone from the platform.",
         "放弃跟踪的未完成作业执行数（过旧，或平台上已不存在）。",
     ),
     Family(
-        "blueking_job_executions_unfinished", "gauge", ("task_type", "status"),
+        "blueking_job_executions_unfinished",
+        "gauge",
+        ("task_type", "status"),
         "Executions now in a non-terminal status.",
         "当前处于非终态的作业执行数。",
-        sticky=True, gauge=unfinished,
+        sticky=True,
+        gauge=unfinished,
     ),
     Family(
-        "blueking_job_oldest_unfinished_timestamp_seconds", "gauge", ("status",),
+        "blueking_job_oldest_unfinished_timestamp_seconds",
+        "gauge",
+        ("status",),
         "Creation of the oldest unfinished execution.",
         "最早的未完成作业执行的创建时间。",
         gauge=oldest_unfinished,
     ),
     Family(
-        DURATION, "histogram", ("task_type",),
+        DURATION,
+        "histogram",
+        ("task_type",),
         "Start to first end of executions.",
         "作业执行从开始到首次结束的耗时。",
     ),
     Family(
-        "blueking_job_last_finished_timestamp_seconds", "gauge", ("outcome",),
+        "blueking_job_last_finished_timestamp_seconds",
+        "gauge",
+        ("outcome",),
         "End of the newest execution with this outcome.",
         "该结果下最近一次作业执行的结束时间。",
         gauge=last_finished,
     ),
     Family(
-        STEP_FAILURES, "counter", ("step_type",),
+        STEP_FAILURES,
+        "counter",
+        ("step_type",),
         "Failed steps of examined executions, once per step and attempt.",
         "被检查的作业执行中失败的步骤数，每个步骤的每次尝试只计一次。",
     ),
     Family(
-        HOST_RESULTS, "counter", (),
+        HOST_RESULTS,
+        "counter",
+        (),
         "Host results of the executions that host_results selects.",
         "host_results 所选作业执行中的主机结果数。",
     ),
     Family(
-        HOST_FAILURES, "counter", ("code", "reason"),
+        HOST_FAILURES,
+        "counter",
+        ("code", "reason"),
         "Failed host results by failure code.",
         "按失败码统计的主机失败结果数。",
     ),
     Family(
-        EXIT_CODES, "counter", ("exit_code",),
+        EXIT_CODES,
+        "counter",
+        ("exit_code",),
         f"Exit codes of failed host results in script steps; the first {DISTINCT_CODES} values of a scope, then other.",
         f"脚本步骤中失败主机结果的退出码；每个范围保留前 {DISTINCT_CODES} 个取值，其余记为 other。",
     ),
     msgspec.structs.replace(_HOSTS_FAILING, gauge=lambda view: view.state.hosts.by_labels()),
-    msgspec.structs.replace(
-        _FAILING_SINCE, gauge=lambda view: failing_hosts.since(view.state.hosts, _limit(view))
-    ),
+    msgspec.structs.replace(_FAILING_SINCE, gauge=lambda view: failing_hosts.since(view.state.hosts, _limit(view))),
     Family(
-        "blueking_job_host_consecutive_failures", "gauge", HOST_LABELS,
+        "blueking_job_host_consecutive_failures",
+        "gauge",
+        HOST_LABELS,
         "Executions in a row that failed on a failing host.",
         "失败主机连续失败的作业执行次数。",
         detail=True,
         gauge=lambda view: failing_hosts.consecutive(view.state.hosts, _limit(view)),
     ),
     Family(
-        "blueking_job_watched_last_finished_timestamp_seconds", "gauge", ("job_name", "outcome"),
+        "blueking_job_watched_last_finished_timestamp_seconds",
+        "gauge",
+        ("job_name", "outcome"),
         "End of the newest watched execution with this outcome.",
         "关注的作业在该结果下最近一次的结束时间。",
-        detail=True, gauge=watched_last_finished,
+        detail=True,
+        gauge=watched_last_finished,
     ),
     Family(
-        "blueking_job_watched_last_duration_seconds", "gauge", ("job_name",),
+        "blueking_job_watched_last_duration_seconds",
+        "gauge",
+        ("job_name",),
         "Duration of the newest watched execution.",
         "关注的作业最近一次执行的耗时。",
-        detail=True, gauge=watched_last_duration,
+        detail=True,
+        gauge=watched_last_duration,
     ),
     Family(
-        "blueking_job_watched_unfinished", "gauge", ("job_name",),
+        "blueking_job_watched_unfinished",
+        "gauge",
+        ("job_name",),
         "Watched executions that have not ended.",
         "关注的作业中尚未结束的执行数。",
-        detail=True, gauge=watched_unfinished,
+        detail=True,
+        gauge=watched_unfinished,
     ),
     Family(
-        "blueking_job_watched_max_age_seconds", "gauge", ("job_name",),
+        "blueking_job_watched_max_age_seconds",
+        "gauge",
+        ("job_name",),
         "How old the newest success of a watched job may be (max_age of the configuration).",
         "关注的作业最近一次成功允许的最大时间间隔（配置中的 max_age）。",
-        detail=True, gauge=watched_max_age,
+        detail=True,
+        gauge=watched_max_age,
     ),
 )
 
 STATUS_CODE_INFO = Family(
-    "blueking_job_status_code_info", "gauge", ("code", "reason", "category", "text_zh"),
+    "blueking_job_status_code_info",
+    "gauge",
+    ("code", "reason", "category", "text_zh"),
     "The table of host status codes.",
     "主机状态码对照表。",
 )

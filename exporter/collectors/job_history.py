@@ -2,8 +2,8 @@
 
 The list is ordered by create_time, newest first, rows of the same millisecond in no order at all. So a page is not
 continued by its offset: the next one asks for what was created up to the oldest row so far, that millisecond included.
-Then nothing can shift between two calls, no limit on offsets matters, and rows of one millisecond that fell on both sides
-of a page boundary are simply seen again. Only a millisecond with more rows than a page needs offsets.
+Then nothing can shift between two calls, no limit on offsets matters, and rows of one millisecond that fell on both
+sides of a page boundary are simply seen again. Only a millisecond with more rows than a page needs offsets.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _is_last(page: ExecutionPage, read: int, page_size: int) -> bool:
 async def _read_millisecond(ask: Ask, at: int, rows: dict[int, Execution], page_size: int) -> bool:
     """Read the rows created at `at` into `rows`; whether they are all there.
 
-    The window is [at - 1, at] because v3 wants an end after its begin; the rows of `at` come first. As many positions as
-    distinct rows: nothing was missed.
+    The window is [at - 1, at] because v3 wants an end after its begin; the rows of `at` come first. As many
+    positions as distinct rows: nothing was missed.
     """
     found: set[int] = set()
     for _ in range(MILLISECOND_ROUNDS):

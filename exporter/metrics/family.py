@@ -17,11 +17,12 @@ HOST_LABELS = ("bk_cloud_id", "bk_host_id", "ip")
 class Family(msgspec.Struct, frozen=True):
     """One metric family of the page.
 
-    `name` is the full classic name (a counter ends in `_total`). `labels` are its own label names, in order; those of its
-    owner (the scope, or collector and scope) come before them on the page. `help` and `help_zh` are one sentence each. `detail`: its series may be cut by `max_series`. `gauge`: for gauges, reads the
-    samples off a view of the collector's state; what it does not return is absent from the page, except that a `sticky` family
-    goes on showing 0 for a label set that it has shown since the start. Counters and histograms have no function: they are
-    read from the state's counts by name.
+    `name` is the full classic name (a counter ends in `_total`). `labels` are its own label names, in order; those
+    of its owner (the scope, or collector and scope) come before them on the page. `help` and `help_zh` are one sentence
+    each. `detail`: its series may be cut by `max_series`. `gauge`: for gauges, reads the samples off a view of the
+    collector's state; what it does not return is absent from the page, except that a `sticky` family goes on showing
+    0 for a label set that it has shown since the start. Counters and histograms have no function: they are read from
+    the state's counts by name.
     """
 
     name: str
@@ -52,7 +53,8 @@ class Count(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Distribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One histogram series. `bounds` are the upper bounds without +Inf, `counts` are per bucket (not cumulative), one longer."""
+    """One histogram series. `bounds` are the upper bounds without +Inf, `counts` are per bucket (not cumulative),
+    one longer."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]

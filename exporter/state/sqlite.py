@@ -1,7 +1,7 @@
 """The state in one SQLite file (WAL), written by one thread, locked against a second process.
 
-`synchronous=FULL`: a commit that has returned survives a power cut too, so a counter that was seen on /metrics can never
-come back smaller, which Prometheus would take for a restart and count a second time.
+`synchronous=FULL`: a commit that has returned survives a power cut too, so a counter that was seen on /metrics can
+never come back smaller, which Prometheus would take for a restart and count a second time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 
 class SQLiteStore:
-    """See `Store`. A damaged file is moved aside (`FILE.corrupt-TIME`) and an empty one takes its place; `resets` tells."""
+    """See `Store`. A damaged file is moved aside (`FILE.corrupt-TIME`) and an empty one takes its place; `resets`
+    tells."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,7 +51,9 @@ class SQLiteStore:
     async def commit(self, key: Key, payload: bytes) -> None:
         def commit() -> None:
             with self._connection as db:
-                db.execute("INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?, ?)", (*_columns(key), payload, time.time()))
+                db.execute(
+                    "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?, ?)", (*_columns(key), payload, time.time())
+                )
 
         await self._run(commit)
 
@@ -63,9 +66,7 @@ class SQLiteStore:
                     "SELECT collector, bk_scope_type, bk_scope_id FROM state WHERE updated < ?", (older_than,)
                 )
                 gone = [row for row in old.fetchall() if row not in kept]
-                db.executemany(
-                    "DELETE FROM state WHERE collector = ? AND bk_scope_type = ? AND bk_scope_id = ?", gone
-                )
+                db.executemany("DELETE FROM state WHERE collector = ? AND bk_scope_type = ? AND bk_scope_id = ?", gone)
             return len(gone)
 
         return await self._run(purge)
@@ -107,7 +108,8 @@ class SQLiteStore:
             try:
                 self._db = self._connect()
             except sqlite3.DatabaseError as error:
-                # OperationalError: no access, no space, a newer SQLite's format. That is not damage; never discard counts for it.
+                # OperationalError: no access, no space, a newer SQLite's format. That is not damage; never discard
+                # counts for it.
                 if isinstance(error, sqlite3.OperationalError):
                     raise
                 self._move_aside()
@@ -135,7 +137,8 @@ class SQLiteStore:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA:
                 raise StateNewer(
-                    f"state {self.path} has schema {version}, this version knows {SCHEMA}: upgrade, or name another state.url"
+                    f"state {self.path} has schema {version}, this version knows {SCHEMA}: upgrade it,"
+                    " or name another state.url"
                 )
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
@@ -145,7 +148,8 @@ class SQLiteStore:
             with db:
                 db.execute(
                     "CREATE TABLE IF NOT EXISTS state (collector TEXT, bk_scope_type TEXT, bk_scope_id TEXT,"
-                    " payload BLOB NOT NULL, updated REAL NOT NULL, PRIMARY KEY (collector, bk_scope_type, bk_scope_id))"
+                    " payload BLOB NOT NULL, updated REAL NOT NULL,"
+                    " PRIMARY KEY (collector, bk_scope_type, bk_scope_id))"
                 )
                 db.execute(f"PRAGMA user_version = {SCHEMA}")
         except BaseException:

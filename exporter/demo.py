@@ -1,0 +1,36 @@
+"""A simulated BlueKing and the daemon that watches it, in one process, over real HTTP."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from exporter import log
+from exporter.app import Options, run
+from exporter.config.load import Override, load
+from exporter.simulator.server import SimulatorServer, create_platform, sample_config
+
+SPEED = 10.0
+"""How much faster than life things happen, so that there is something to see within seconds."""
+
+
+async def demo(overrides: Mapping[str, Override], *, seed: int, say: Callable[[str], None]) -> None:
+    """Run until SIGTERM or SIGINT; `say` gets the addresses to look at. Counts live in a temporary directory."""
+    platform = create_platform(seed=seed, speed=SPEED)
+    async with SimulatorServer(platform) as server:
+        with tempfile.TemporaryDirectory(prefix="blueking-exporter-demo-") as directory:
+            file = Path(directory) / "config.yaml"
+            file.write_text(sample_config(server.url, platform.scopes, interval="2s"), encoding="utf-8")
+            loaded = load(file, overrides)
+            log.configure(loaded.config.log.level, loaded.config.log.format)  # type: ignore[arg-type]
+
+            def started(addresses: Sequence[str]) -> None:
+                page = addresses[0]
+                say(f"simulated BlueKing   {server.url}")
+                say(f"what is watched      {page}/")
+                say(f"metrics              {page}{loaded.config.server.telemetry_path}")
+                say(f"failures as JSON     {page}/api/v1/failures")
+                say("Ctrl-C ends it. 按 Ctrl-C 结束。")
+
+            await run(Options(file, overrides), loaded, started)

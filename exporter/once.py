@@ -1,0 +1,74 @@
+"""One complete poll of everything, written as text: for cron and node_exporter's textfile collector."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from exporter.app import catalogue, collectors, platforms, show_static
+from exporter.clock import Clock
+from exporter.config.schema import Config
+from exporter.metrics.negotiate import Format
+from exporter.metrics.page import Page
+from exporter.poller import Poller
+from exporter.state.base import open_store
+from exporter.telemetry import Telemetry
+
+
+async def once(config: Config) -> tuple[bytes, bool]:
+    """The page after one complete poll of every collector, history that was missed included; whether all succeeded.
+
+    Counts are kept in the configured state, so that a second call goes on where this one ended. The process's own
+    metrics are left out: beside node_exporter's they would be duplicates. Raises `StateError`, `ConfigError`.
+    """
+    clock, telemetry = Clock(), Telemetry()
+    page = Page(catalogue(), config.max_series)
+    async with AsyncExitStack() as stack:
+        store = open_store(config.state.url)
+        await store.open()
+        stack.push_async_callback(store.close)
+        apis = await stack.enter_async_context(platforms(config.blueking, clock, telemetry))
+        pollers = [
+            Poller(
+                collector,
+                store=store,
+                page=page,
+                telemetry=telemetry,
+                clock=clock,
+                hold=config.counter_birth_hold,
+                stale_after=config.stale_after,
+                request_timeout=config.blueking.request_timeout,
+            )
+            for collector in collectors(config, apis, clock)
+        ]
+        await asyncio.gather(*(poll_completely(poller) for poller in pollers))
+        show_static(page, config)
+        body = b"".join(page.exposition(Format.TEXT))
+    return body, all(poller.success for poller in pollers)
+
+
+async def poll_completely(poller: Poller) -> None:
+    """Poll until there is no history left to read, and show everything as it is."""
+    while await poller.poll():
+        pass
+    poller.render(final=True)
+    poller.cancel_timer()
+
+
+def write_atomically(path: Path, body: bytes) -> None:
+    """Replace the file in one step, readable for everybody: a reader sees the old page or the new one. Raises
+    OSError."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

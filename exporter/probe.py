@@ -1,0 +1,96 @@
+"""Ask each scope and collector once, before anything is deployed: reachable, permitted, what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+
+from exporter.app import catalogue, collectors, platforms
+from exporter.blueking.pacing import Deadline
+from exporter.clock import Clock
+from exporter.collectors.base import Collector
+from exporter.config.schema import Config
+from exporter.errors import ApiError
+from exporter.metrics.page import Page
+from exporter.model import Key
+from exporter.poller import Poller
+from exporter.state.memory import MemoryStore
+from exporter.telemetry import Telemetry
+
+DAY = 86400.0
+HINTS = {
+    "1306201": "the ESB gives this code for many causes: a backend that failed or timed out, and the route of "
+    "get_task_info, which NodeMan 2.x no longer has"
+}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What came of one (collector, scope). `error` is empty when all is well; `quota` is what the gateway says is
+    left."""
+
+    key: Key
+    error: str
+    series: int
+    calls_per_day: float
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"FAIL  {self.key}: {self.error}"
+        return f"ok    {self.key}: about {self.series} series, {self.calls_per_day:.0f} API calls per day"
+
+
+async def probe(config: Config) -> AsyncGenerator[Finding, None]:
+    """One finding per poller, in the order of the configuration. Nothing is stored; BlueKing is only read."""
+    clock, telemetry = Clock(), Telemetry()
+    async with platforms(config.blueking, clock, telemetry) as apis:
+        for collector in collectors(config, apis, clock):
+            yield await _probe(collector, config, clock, telemetry)
+
+
+async def _probe(collector: Collector, config: Config, clock: Clock, telemetry: Telemetry) -> Finding:
+    poller = Poller(
+        collector,
+        store=MemoryStore(),
+        page=Page(catalogue(), config.max_series),
+        telemetry=telemetry,
+        clock=clock,
+        hold=0.0,
+        stale_after=config.stale_after,
+        request_timeout=config.blueking.request_timeout,
+    )
+    seconds = max(collector.interval, 2 * config.blueking.request_timeout)
+    try:
+        records = await collector.fetch(None, Deadline(seconds, clock))
+        poller.take(collector.observe(None, records, clock.wall()))
+        calls = await collector.probe(poller.state, Deadline(seconds, clock))
+    except ApiError as error:
+        return Finding(poller.key, explain(error), 0, 0.0)
+    finally:
+        poller.cancel_timer()
+    return Finding(poller.key, "", poller.series, calls)
+
+
+def explain(error: ApiError) -> str:
+    """The error with what helps to mend it: the missing permission by name, what a vague code may mean."""
+    parts = [f"{error.api}: {error.reason}" if error.api else error.reason]
+    if error.code:
+        parts.append(f"code {error.code}")
+    if error.actions:
+        parts.append(f"missing permission: {', '.join(error.actions)}")
+    parts.append(str(error))
+    if error.code in HINTS:
+        parts.append(HINTS[error.code])
+    return "; ".join(parts)
+
+
+async def report(config: Config) -> AsyncGenerator[tuple[str, bool], None]:
+    """The lines to print, each with whether it is good news."""
+    series, calls = 0, 0.0
+    async with aclosing(probe(config)) as findings:
+        async for finding in findings:
+            series += finding.series
+            calls += finding.calls_per_day
+            yield str(finding), not finding.error
+    yield f"total about {series} series, {calls:.0f} API calls per day ({calls / DAY:.2f} per second)", True
