@@ -225,7 +225,8 @@ class _Composer:
             return self.broken(line, 1, "a tab indents this line; YAML wants spaces")
         # the library quotes names of tags and anchors, which may be somebody's unquoted secret
         problem = re.sub(r" ['\"][^'\"<]{2,}['\"]", "", getattr(error, "problem", None) or "not YAML")
-        return self.broken(line, column, f"YAML syntax: {clean(problem, 120)}")
+        hint = "; inside { } and [ ] quote text that holds ${...}" if "${" in source else ""
+        return self.broken(line, column, f"YAML syntax: {clean(problem, 120)}{hint}")
 
 
 def resolve(text: str) -> str | int | float | bool | None:

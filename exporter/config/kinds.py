@@ -36,7 +36,7 @@ class Wrong(Exception):
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """The nearest known word, or ""."""
-    return next(iter(difflib.get_close_matches(word[:64], known, 1)), "")
+    return next(iter(difflib.get_close_matches(word[:64].lower(), known, 1)), "")
 
 
 class Kind:
