@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import inspect
 import ipaddress
 import json
@@ -15,22 +14,14 @@ from typing import Self
 from aiohttp import web
 
 from exporter.model import Scope
-from exporter.simulator import api, control, faults, gateway
+from exporter.simulator import api, control, faults, gateway, nodeman_api
 from exporter.simulator.faults import Fault
 from exporter.simulator.platform import Answer, Call, Endpoint, Platform
 
 PLATFORM = web.AppKey("platform", Platform)
 
 
-def _nodeman(platform: Platform) -> Iterable[Endpoint]:
-    if importlib.util.find_spec("exporter.simulator.nodeman_api") is None:
-        return ()
-    nodeman_api = importlib.import_module("exporter.simulator.nodeman_api")
-    routes: Iterable[Endpoint] = nodeman_api.routes(platform)
-    return routes
-
-
-ROUTES: tuple[Callable[[Platform], Iterable[Endpoint]], ...] = (api.routes, _nodeman)
+ROUTES: tuple[Callable[[Platform], Iterable[Endpoint]], ...] = (api.routes, nodeman_api.routes)
 """Who serves what."""
 
 
@@ -221,7 +212,9 @@ def create_platform(*, seed: int = 1, scopes: int = 3, speed: float = 1.0, fault
     platform = Platform(seed=seed, scopes=default_scopes(scopes), speed=speed)
     platform.faults.add(*faults.parse_faults(fault_list))
     platform.rate_limit = 100
-    platform.job.populate(history=max(300.0, 3600.0 / speed))
+    # Enough of a past to look at, however fast it went by and however many scopes share the work of making it.
+    platform.job.populate(history=max(300.0, 3600.0 / speed / max(1, scopes / 100)))
+    nodeman_api.populate(platform)
     return platform
 
 

@@ -58,6 +58,7 @@ class Business:
         self.every(180, self.release, since)
         self.every(25, self.ad_hoc_script, since)
         self.every(70, self.ad_hoc_file, since)
+        self.every(400, self.burst, since)
         self.every(600, self.lose_an_agent, since)
         self.every(300, self.break_something, since)
 
@@ -115,6 +116,11 @@ class Business:
             [self.script("push", hosts, "push-config", 2, 30, step_type=2)],
         )
 
+    def burst(self) -> None:
+        """A program starts many at once: they share a millisecond, and so have no order in the list."""
+        for host in self.random.sample(self.hosts, 4):
+            self.run("collect-inventory", 1, 2, [self.script("collect", [host], "collect-inventory", 1, 20)])
+
     def lose_an_agent(self) -> None:
         host = self.random.choice(self.hosts)
         code = self.random.choice((AGENT_ABNORMAL, AGENT_ABNORMAL, GSE_AGENT_ABNORMAL, AGENT_MISSING))
@@ -151,10 +157,13 @@ class Business:
     def run(
         self, name: str, task_type: int, launch_mode: int, steps: Sequence[StepScript], *, outcome: int | None = None
     ) -> None:
+        # Now and then a row is committed later than others that were created after it.
+        late = int(self.random.uniform(0, 1500)) if self.random.random() < 0.02 else 0
         number = self.world.start(
             self.scope, name=name, operator=self.random.choice(("admin", "ops01", "ops02")), task_type=task_type,
             launch_mode=launch_mode, plan_id=self.plan_ids.get(name), steps=steps, outcome=outcome,
             pending_for=self.seconds(0, 2),
+            visible_from=self.world.time + late,
         )  # fmt: skip
         length = sum(step.duration + (step.rolling_wait or 0) for step in steps)
         if self.random.random() < 0.03:
