@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 
 from tests.components import Stack
+
+
+def pytest_configure() -> None:
+    """Say that there is no event loop: else pytest-asyncio lets Python make one, which nobody closes."""
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture
