@@ -10,7 +10,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY exporter exporter
 RUN python3 -m venv /opt/blueking-exporter \
- && /opt/blueking-exporter/bin/python -m pip install --only-binary :all: --no-binary blueking-exporter '.[redis,web-auth]' \
+ && /opt/blueking-exporter/bin/python -m pip install --only-binary :all: '.[redis,web-auth]' \
  && /opt/blueking-exporter/bin/python -m pip uninstall --quiet --yes setuptools pip
 COPY deploy/image/rootfs.py /src/
 RUN python3 /src/rootfs.py /opt/blueking-exporter /rootfs \

@@ -13,9 +13,9 @@ store=$PWD/.cache/image base=localhost/debian-python tag=localhost/blueking-expo
 mkdir -p "$store"
 [ -f "$store/registries.conf" ] || printf 'unqualified-search-registries = []\nshort-name-mode = "disabled"\n' > "$store/registries.conf"
 [ -f "$store/policy.json" ] || printf '{"default": [{"type": "insecureAcceptAnything"}]}\n' > "$store/policy.json"
-export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot CONTAINERS_REGISTRIES_CONF="$store/registries.conf" REGISTRIES_CONFIG_PATH="$store/registries.conf"
+export BUILDAH_ISOLATION=chroot CONTAINERS_REGISTRIES_CONF="$store/registries.conf" REGISTRIES_CONFIG_PATH="$store/registries.conf"
 
-b() { buildah --root "$store/root" --runroot "$store/run" "$@"; }
+b() { buildah --storage-driver vfs --root "$store/root" --runroot "$store/run" "$@"; }
 
 case ${1:-} in
 base)

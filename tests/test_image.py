@@ -98,9 +98,9 @@ def test_image_serves_and_is_healthy_as_nobody(files: pathlib.Path) -> None:
     environment = {"PATH": "/usr/sbin:/usr/bin:/opt/blueking-exporter/bin", "PYTHONDONTWRITEBYTECODE": "1"}
     demo = subprocess.Popen([*enter, "demo", f"--web.listen-address={address}"], env=environment)
     try:
-        page = eventually(lambda: http(f"http://{address}/metrics")[1], seconds=60)
-        assert b"blueking_exporter_build_info{" in page
-        assert eventually(lambda: http(f"http://{address}/-/ready")[0] == 200, seconds=60)
+        eventually(lambda: demo.poll() is not None or http(f"http://{address}/-/ready")[0] == 200, seconds=90)
+        assert demo.poll() is None
+        assert b"blueking_exporter_build_info{" in http(f"http://{address}/metrics")[1]
         check = subprocess.run([*enter, "healthcheck", f"--url=http://{address}"], env=environment, check=False)
         assert check.returncode == 0
         status = pathlib.Path(f"/proc/{demo.pid}/status").read_text()

@@ -17,6 +17,7 @@ import sysconfig
 
 UNUSED = ("test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "site-packages")
 UNUSED_PATTERNS = ("__pycache__", "config-*", "_tkinter.*", "_test*.so", "_ctypes_test.*", "xx*.so", "*.a")
+SOURCES = ("bin", "include", "__pycache__", "*.pyi", "*.pyx", "*.pxd", "*.h", "*.c")
 USER = 65532
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     )
     # Of bin/ only the interpreter, as a link to the real one, and our command.
     copy = target / venv.relative_to("/")
-    shutil.copytree(venv, copy, symlinks=True, ignore=shutil.ignore_patterns("bin", "include", "__pycache__", "*.pyi"))
+    shutil.copytree(venv, copy, symlinks=True, ignore=shutil.ignore_patterns(*SOURCES))
     (copy / "bin").mkdir()
     (copy / "bin/python").symlink_to(interpreter)
     shutil.copy2(venv / "bin/blueking-exporter", copy / "bin")
