@@ -5,13 +5,19 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SOURCE := exporter tests scripts deploy
 
-.PHONY: demo test check format docs soak bench image-test clean
+.PHONY: demo test coverage check format docs soak bench image-test clean
 
 demo: $(READY)  ## a simulated BlueKing and the exporter watching it
 	$(BIN)/blueking-exporter demo $(ARGS)
 
 test: $(READY) components  ## the whole suite; ARGS="-k name" for a part of it
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+coverage: $(READY) components  ## the suite again, with branches counted, sub-processes too
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check: $(READY)  ## format, lint, types, layers, example configuration, generated documents
 	$(BIN)/ruff format --check $(SOURCE)
