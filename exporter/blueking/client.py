@@ -139,8 +139,8 @@ class Client:
     def _wait_after(self, error: ApiError, attempt: int) -> float:
         """Seconds to the next try, with full jitter. What the platform asks for holds for all who ask it."""
         limited = error.reason == "rate_limited"
-        longest = (LIMITED_BACKOFF if limited else BACKOFF) * 2 ** (attempt - 1)
-        wait = random.uniform(0, longest) + (error.retry_after or 0)
+        first = LIMITED_BACKOFF if limited and error.retry_after is None else BACKOFF
+        wait = (error.retry_after or 0) + random.uniform(0, first * 2 ** (attempt - 1))
         if error.status is not None and (limited or error.retry_after):
             self._gate.pause(wait)
         return wait
@@ -185,7 +185,7 @@ class Client:
             raise
         except (TimeoutError, OSError, aiohttp.ClientError, aiohttp.http.HttpProcessingError) as error:
             # `from None`: the cause holds the request with its headers, and its text may hold the URL with its query.
-            raise ApiError(_reason_of(error), _text_of(error, seconds), status=status) from None
+            raise ApiError(_reason_of(error, status), _text_of(error, seconds), status=status) from None
         finally:
             self._observer.inflight(-1)
             self._observer.api_request(api, str(status or "none"), self._clock.monotonic() - began)
@@ -227,9 +227,11 @@ class Client:
     def _reveal(self, secret: Secret | None) -> str:
         """The value of this moment; from now on no log line and no error text shows it."""
         value = secret.reveal() if secret else ""
-        if value not in self._redacted:
+        if value and value not in self._redacted:
             self._redacted.add(value)
-            redact_values([value, URL(value).password or ""] if secret is self._config.proxy_url else [value])
+            in_query = URL().with_query({"": value}).raw_query_string[1:]
+            password = URL(value).password if secret is self._config.proxy_url else None
+            redact_values([value, in_query, password or ""])
         return value
 
     def _hear(self, api: str, headers: Mapping[str, str]) -> None:
@@ -291,13 +293,13 @@ def _tls(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def _reason_of(error: Exception) -> ApiReason:
+def _reason_of(error: Exception, status: int | None) -> ApiReason:
     if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError):
         return "tls"
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return "connect"
+    if isinstance(error, aiohttp.ClientHttpProxyError) or status is not None:
+        return "connect"  # the proxy refused, or the answer broke off
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.http.HttpProcessingError):
         return "decode"  # what came is not HTTP
     return "connect"

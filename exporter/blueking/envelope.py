@@ -203,7 +203,7 @@ class _Told(Struct):
                     yield from filter(None, [_text_of(detail.get("code"))])
         code = _plain(self.code)
         if code is None and bytes(self.code) not in {b"", b"null"}:
-            code = bytes(self.code[:64]).decode("utf-8", "replace")  # a number too long to be read
+            code = bytes(self.code)[:64].decode("utf-8", "replace")  # a number too long to be read
         yield from filter(None, [_text_of(code)])
 
     def text(self) -> str:
@@ -237,6 +237,7 @@ def _told(body: bytes | bytearray) -> _Told | None:
 
 
 _SMALL = 64 * 1024
+_SHOWN = 120
 
 
 def _plain(raw: Raw) -> Any:
@@ -253,7 +254,7 @@ def _text_of(code: object) -> str:
     """A code as text: 0, 0.0 and "0" are the same."""
     if isinstance(code, float) and code.is_integer():
         code = int(code)
-    return "" if code is None else str(code).strip()[:64]
+    return "" if code is None else str(code).strip()
 
 
 def _what_is_odd(reply: Reply, odd: Exception | None) -> str:
@@ -261,7 +262,7 @@ def _what_is_odd(reply: Reply, odd: Exception | None) -> str:
         return str(odd)
     if isinstance(odd, msgspec.ValidationError):
         return str(odd).replace("`$.", "`").replace("`$`", "the body")
-    start = bytes(reply.body[:120]).decode("utf-8", "replace")
+    start = redact(bytes(reply.body[:4096]).decode("utf-8", "replace"))[:_SHOWN]
     return f"not JSON ({reply.headers.get('Content-Type', 'no content type')}): {start}"
 
 

@@ -138,7 +138,7 @@ class JobApi:
             "status": status,
             "job_instance_id": job_instance_id,
         }
-        return await self._ask("get_job_instance_list", params, _LIST_V4 if self._v4 else _LIST_V3, deadline)
+        return await self._ask("get_job_instance_list", params, LIST_V4 if self._v4 else LIST_V3, deadline)
 
     async def status(
         self, scope: Scope, job_instance_id: int, *, host_results: bool, deadline: Deadline
@@ -153,7 +153,7 @@ class JobApi:
             "job_instance_id": job_instance_id,
             "return_execute_object_result" if self._v4 else "return_ip_result": host_results,
         }
-        return await self._ask("get_job_instance_status", params, _STATUS, deadline)
+        return await self._ask("get_job_instance_status", params, STATUS, deadline)
 
     async def _ask(self, api: str, params: dict[str, object], forms: Sequence[Form[Any, T]], deadline: Deadline) -> T:
         return await self._client.call(
@@ -206,11 +206,10 @@ class _AnyV3(Struct):
 
 
 def _cleaned(rows: list[Execution]) -> tuple[Execution, ...]:
-    for index, row in enumerate(rows):
-        name = row.name
-        if not (name.isprintable() and len(name) <= LIMIT):
-            rows[index] = replace(row, name=clean_text(name))
-    return tuple(rows)
+    names = [row.name for row in rows]
+    if "".join(names).isprintable() and max(map(len, names), default=0) <= LIMIT:  # one look at all of them is cheaper
+        return tuple(rows)
+    return tuple(replace(row, name=clean_text(row.name)) for row in rows)
 
 
 def _executions(rows: list[_Row] | Empty | None, path: str) -> tuple[Execution, ...]:
@@ -231,7 +230,7 @@ def _execution(row: _Row, path: str) -> Execution:
     )
 
 
-_LIST_V4: Sequence[Form[Any, ExecutionPage]] = (
+LIST_V4: Sequence[Form[Any, ExecutionPage]] = (
     Form(_UsualV4, lambda page: ExecutionPage(_cleaned(page.job_instance_list), None)),
     Form(
         _AnyV4,
@@ -239,7 +238,7 @@ _LIST_V4: Sequence[Form[Any, ExecutionPage]] = (
         strict=False,
     ),
 )
-_LIST_V3: Sequence[Form[Any, ExecutionPage]] = (
+LIST_V3: Sequence[Form[Any, ExecutionPage]] = (
     Form(_UsualV3, lambda page: ExecutionPage(_cleaned(page.data), page.total)),
     Form(_AnyV3, lambda page: ExecutionPage(_executions(page.data, "data.data"), page.total), strict=False),
 )
@@ -322,12 +321,10 @@ def _result(result: _Result, path: str, name: str, index: int) -> HostResult:
     target, exit_code = result.execute_object, result.exit_code
     if result.status is None:
         raise WrongShape(f"{path}.{name}[{index}].status is missing")
-    return HostResult(
-        host=_host(result) if target is None else _target(target),
-        status=_number(result.status),
-        exit_code=exit_code if exit_code is None or isinstance(exit_code, int) else _whole(exit_code),
-        end_time=result.end_time,
-    )
+    if isinstance(exit_code, str):
+        exit_code = _whole(exit_code)
+    host = _host(result) if target is None else _target(target)
+    return HostResult(host, _number(result.status), exit_code, result.end_time)
 
 
 def _target(target: _ExecuteObject) -> Host | None:
@@ -346,19 +343,23 @@ _HOST, _CONTAINER = 1, 2
 
 def _host(host: _Host) -> Host | None:
     """None without id and address: such targets would all be taken for the same one."""
-    cloud, ip = host.bk_cloud_id, host.ip or host.ipv6
+    cloud, ip = host.bk_cloud_id, host.ip or host.ipv6 or ""
+    if not isinstance(cloud, str):
+        cloud = "" if cloud is None else str(cloud)
     bk_host_id = _host_id(host.bk_host_id)
     if not bk_host_id and not ip:
         return None
-    return Host("" if cloud is None else clean_text(str(cloud)), bk_host_id, clean_text(ip) if ip else "")
+    return Host(clean_text(cloud), bk_host_id, clean_text(ip))
 
 
 def _host_id(value: _Number) -> str:
-    number = value if isinstance(value, int) else _whole(value)
-    return str(number) if number is not None and number > 0 else ""
+    """The id in the CMDB; 0, -1 and null are none."""
+    if not isinstance(value, int):
+        value = _whole(value) or 0
+    return str(value) if value > 0 else ""
 
 
-_STATUS: Sequence[Form[Any, ExecutionStatus]] = (Form(_Status, _execution_status, strict=False),)
+STATUS: Sequence[Form[Any, ExecutionStatus]] = (Form(_Status, _execution_status, strict=False),)
 
 
 # Values.

@@ -1,0 +1,83 @@
+"""Values as both generations of NodeMan write them: times in four forms, numbers as text, hosts without an id."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from typing import Annotated
+
+from msgspec import Meta
+
+from exporter.blueking.envelope import WrongShape
+from exporter.blueking.text import clean_text
+from exporter.model import UNKNOWN, Host
+
+Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Number = Int | float | str | None
+Time = Int | float | str | None
+
+_MILLISECONDS = 10**11
+"""Epoch numbers from here on are ms: as seconds they would lie beyond the year 5000."""
+
+
+@functools.lru_cache(maxsize=16_384)
+def _seconds(text: str, zone: datetime.timezone) -> int:
+    moment = datetime.datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=zone)
+    return int(moment.timestamp())
+
+
+def seconds(value: Time, zone: datetime.timezone, path: str) -> int | None:
+    """Unix seconds of a time text with or without a zone (then it is of `zone`), or of an epoch number; None for none.
+
+    Raises WrongShape for anything else.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        if isinstance(value, str) and not value.isdigit():
+            return _seconds(value, zone)
+        number = float(value)
+        return int(number / 1000 if abs(number) >= _MILLISECONDS else number)
+    except (ValueError, OverflowError):
+        raise WrongShape(f"{path} is no time") from None
+
+
+def integer(value: Number) -> int | None:
+    """The integer that a number or text spells, None for anything else."""
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if value is None or len(value) > 19 or not value.isascii():
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        return None
+
+
+def status_slug(value: Number, path: str = "") -> str:
+    """A status in lower case; it may be a word that is not in `model.NODEMAN_STATUSES`.
+
+    Where there is none, `unknown`, or WrongShape if a `path` is given.
+    """
+    if value is None or value == "":
+        if path:
+            raise WrongShape(f"{path} is missing")
+        return UNKNOWN
+    return clean_text(str(value), 64).lower()
+
+
+def host(bk_cloud_id: Number, bk_host_id: Number, *addresses: str | None) -> Host | None:
+    """A host by its id and the first address that is not empty; None without either, since such hosts would be one.
+
+    CMDB separates several addresses of a host by commas.
+    """
+    ip = next((address for address in addresses if address), "").split(",")[0].strip()
+    number = integer(bk_host_id)
+    key = str(number) if number is not None and number > 0 else ""
+    if not key and not ip:
+        return None
+    return Host("" if bk_cloud_id is None else clean_text(str(bk_cloud_id), 64), key, clean_text(ip, 64))
