@@ -12,7 +12,6 @@ amtool:prometheus-alertmanager
 redis-server:redis-server
 chromium:chromium
 systemd-analyze:systemd
-kubectl:kubernetes-client
 "
 missing= packages=
 for pair in $wanted; do

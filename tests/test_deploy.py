@@ -34,7 +34,9 @@ def run(*argv: str | pathlib.Path, **environment: str) -> str:
 
 def rendered(folder: str) -> list[dict[str, Any]]:
     """The manifests of a kustomization, as the cluster would get them."""
-    return list(yaml.safe_load_all(run(require("kubectl"), "kustomize", DEPLOY / "kubernetes" / folder)))
+    # Debian's kubectl is too old for today's kustomizations; the dev group brings one where it has one.
+    kubectl = BIN / "kubectl" if (BIN / "kubectl").exists() else require("kubectl")
+    return list(yaml.safe_load_all(run(kubectl, "kustomize", DEPLOY / "kubernetes" / folder)))
 
 
 def of_kind(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
