@@ -338,13 +338,13 @@ async def _drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
 async def test_F02_the_whole_request_has_a_deadline(peer: Any) -> None:
     """Neither silence nor a byte now and then outlasts request_timeout; others are served meanwhile."""
     loop = asyncio.get_running_loop()
-    async with raw(peer) as url, Upstream() as upstream, client(request_timeout=0.2) as asking:
+    async with raw(peer) as url, Upstream() as upstream, client(request_timeout=0.4) as asking:
         began = loop.time()
-        slow = asyncio.create_task(refusal(asking, url, 0.3))
+        slow = asyncio.create_task(refusal(asking, url, 0.5))
         await ask(asking, upstream.url)
-        assert loop.time() - began < 0.2
+        assert loop.time() - began < 0.4
         assert (await slow).reason == "timeout"
-        assert 0.2 <= loop.time() - began < 0.6
+        assert 0.4 <= loop.time() - began < 2
 
 
 async def test_F02_the_poll_deadline_cuts_a_request_short() -> None:
@@ -353,7 +353,7 @@ async def test_F02_the_poll_deadline_cuts_a_request_short() -> None:
     async with raw(_black_hole) as url, client(request_timeout=30.0) as asking:
         began = loop.time()
         assert (await refusal(asking, url, 0.15)).reason == "timeout"
-        assert loop.time() - began < 0.5
+        assert loop.time() - began < 2
 
 
 @pytest.mark.parametrize(
@@ -609,8 +609,8 @@ async def test_one_budget_paces_all_scopes() -> None:
 async def test_waiting_for_the_budget_does_not_eat_the_deadline() -> None:
     """At a start many pollers queue; none of them may time out in the queue."""
     async with Upstream() as upstream, client(requests_per_second=20) as asking:
-        answers = await asyncio.gather(*(ask(asking, upstream.url, 0.25) for _ in range(10)))
-    assert answers == [0] * 10
+        answers = await asyncio.gather(*(ask(asking, upstream.url, 0.4) for _ in range(12)))
+    assert answers == [0] * 12
 
 
 async def test_no_more_than_max_concurrency_are_under_way() -> None:
