@@ -90,7 +90,7 @@ class Client:
         """Raises ConfigError when the TLS files cannot be used."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._config.max_concurrency, ssl=_tls(self._config.tls)),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the whole request has its own, see _attempt
+            timeout=aiohttp.ClientTimeout(total=None),  # the whole request has its own, see _exchange
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
