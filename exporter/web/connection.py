@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
+import struct
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
@@ -32,13 +34,16 @@ class Limits(msgspec.Struct, frozen=True):
     drain: float = 3.0
     """For running answers, once the server stops."""
     write_buffer: int = 128 * 1024
+    """Bytes that wait in the process for a slow reader, beside the 256 kB of one write."""
+    send_buffer: int = 256 * 1024
+    """Bytes that wait in the kernel; it takes twice as much memory."""
     head_bytes: int = 8190
 
 
 class Connection(web.RequestHandler):
     """The protocol of one connection. `closed` is called once, when it is gone."""
 
-    __slots__ = ("_allowed_sans", "_closed", "_head_deadline", "_leaving", "_limits", "busy", "task", "wire")
+    __slots__ = ("_allowed_sans", "_closed", "_head_deadline", "_leaving", "_limits", "busy", "handshake", "wire")
 
     def __init__(
         self,
@@ -64,8 +69,8 @@ class Connection(web.RequestHandler):
         self._leaving: float | None = None
         self.busy = False
         self.wire: asyncio.Transport | None = None
-        self.task: asyncio.Task[None] | None = None
-        """The handshake; it keeps `wire` None until it is done."""
+        self.handshake: asyncio.Task[None] | None = None
+        """Until it is done `wire` is None."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.wire = cast(asyncio.Transport, transport)
@@ -104,9 +109,12 @@ class Connection(web.RequestHandler):
     def abort(self) -> None:
         """Cut the connection at once, whatever is still to be sent."""
         if self.wire is not None:
+            if self.wire.get_write_buffer_size() and (sock := self.wire.get_extra_info("socket")) is not None:
+                # What the kernel still holds for a client that does not read goes with it.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.wire.abort()
-        elif self.task is not None:
-            self.task.cancel()
+        elif self.handshake is not None:
+            self.handshake.cancel()
 
     def overdue(self, now: float) -> bool:
         """Whether the client has had its time: for a request head, or for taking the rest of the last answer."""

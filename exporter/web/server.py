@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from exporter import log
 from exporter.errors import ExporterError
@@ -136,19 +136,28 @@ class WebServer:
                 self._make_room()
                 await asyncio.sleep(0.2)
                 continue
-            if len(self._connections) >= self._most and not self._make_room():
+            if len(self._connections) < self._most or self._make_room():
+                self._open(client)
+            else:
                 log.get().warning("connections_exhausted", most=self._most)
                 client.close()
-                continue
-            self._open(client)
+            # A flood is taken one client a turn, so that those who were cut give back their descriptors in between.
+            await asyncio.sleep(0)
 
     def _open(self, client: socket.socket) -> None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._limits.send_buffer)
         current = self._config.current
         connection = Connection(self._manager, self._limits, current.allowed_sans, self._forget)
         self._connections[connection] = None
-        connection.task = asyncio.get_running_loop().create_task(
-            self._handshake(connection, client, current.tls), name="handshake"
-        )
+        handshake = asyncio.get_running_loop().create_task(self._handshake(connection, client, current.tls))
+        connection.handshake = handshake
+
+        def failed(_: object) -> None:
+            if connection.wire is None:
+                client.close()
+                self._forget(connection)
+
+        handshake.add_done_callback(failed)
 
     async def _handshake(self, connection: Connection, client: socket.socket, tls: ssl.SSLContext | None) -> None:
         timeouts = {"ssl_handshake_timeout": self._limits.head_timeout, "ssl_shutdown_timeout": 1.0} if tls else {}
@@ -156,10 +165,6 @@ class WebServer:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client, ssl=tls, **timeouts)
         except OSError as error:  # ssl.SSLError and TimeoutError are such, too
             log.get().debug("handshake_failed", message=str(error))
-            self._forget(connection)
-        except BaseException:
-            self._forget(connection)
-            raise
 
     def _forget(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
@@ -219,6 +224,8 @@ class WebServer:
 
     async def _reply(self, request: web.BaseRequest) -> Reply:
         current = self._config.current
+        if request.version not in (HttpVersion10, HttpVersion11):
+            return text(400)
         if not current.limiter.allow():
             return text(429)
         if not await self._config.users.admits(request.headers.get("Authorization"), current.users):
