@@ -50,22 +50,26 @@ async def read_window(
     rows: dict[int, Execution] = {}
     truncated = 0
     top = end
-    while top >= begin:
+    while top > begin:
         page, first = first or await ask(begin, top, 0), None
         known = len(rows)
         rows.update((row.id, row) for row in page.rows if row.create_time >= begin)
         if _is_last(page, len(page.rows), page_size):
-            break
+            return Window(rows, end, truncated)
         if len(rows) == known:
-            raise ApiError("decode", f"the list repeats a page, or claims more rows than it sends (total {page.total})")
-        oldest = min(row.create_time for row in page.rows)
-        if oldest < top:
+            raise _nonsense(page)
+        times = [row.create_time for row in page.rows]
+        oldest = min(times)
+        if oldest < max(times):
             top = oldest
         else:
-            truncated += not await _read_millisecond(ask, top, rows, page_size)
-            top -= 1
+            truncated += not await _read_millisecond(ask, oldest, rows, page_size)
+            top = oldest - 1
         if at_most is not None and len(rows) > at_most:
             raise TooMany
+    if top == begin:
+        # Not [begin, begin], to which v3 would add the next millisecond, maybe a page full of it.
+        truncated += not await _read_millisecond(ask, begin, rows, page_size)
     return Window(rows, end, truncated)
 
 
@@ -93,8 +97,12 @@ async def read_slice(ask: Ask, begin: int, end: int, page_size: int, floor: int,
 
 
 def _is_last(page: ExecutionPage, read: int, page_size: int) -> bool:
-    # v4 tells no total: a page that is not full is the last. v3 tells it, and a shorter page can have successors.
-    return read < page_size if page.total is None else read >= page.total
+    # A full page is never the last, whatever total it tells; v3 tells one, and a shorter page can have successors.
+    return len(page.rows) < page_size and (page.total is None or read >= page.total)
+
+
+def _nonsense(page: ExecutionPage) -> ApiError:
+    return ApiError("decode", f"the list repeats a page, or claims more rows than it sends (total {page.total})")
 
 
 async def _read_millisecond(ask: Ask, at: int, rows: dict[int, Execution], page_size: int) -> bool:
@@ -115,17 +123,15 @@ async def _read_millisecond(ask: Ask, at: int, rows: dict[int, Execution], page_
                 if error.code == START_LIMIT_CODE:
                     return False
                 raise
+            if not page.rows and not _is_last(page, offset, page_size):
+                raise _nonsense(page)
             here = [row for row in page.rows if row.create_time == at]
             rows.update((row.id, row) for row in here)
             found.update(row.id for row in here)
             positions += len(here)
             offset += len(page.rows)
-            if len(here) < len(page.rows) or not page.rows or _is_last(page, _end(page, offset), page_size):
+            if len(here) < len(page.rows) or _is_last(page, offset, page_size):
                 break
         if len(found) >= positions:
             return True
     return False
-
-
-def _end(page: ExecutionPage, offset: int) -> int:
-    return len(page.rows) if page.total is None else offset

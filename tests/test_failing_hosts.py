@@ -1,0 +1,229 @@
+"""The streak fold against a model that only knows the words of the metric reference, in any order of arrival."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.collectors.failing_hosts import RUNS_KEPT, FailingHosts, HostResult, Streak, consecutive, families, since
+from exporter.model import Host
+
+HOSTS = (
+    Host("0", "101", "10.0.0.1"),
+    Host("0", "102", "10.0.0.2"),
+    Host("3", "", "10.0.0.1"),
+    Host("0", "", "fd00::1"),
+)
+A, B = HOSTS[:2]
+DAY = 86_400.0
+
+
+def failed(host: Host, run: int, end: float, code: str = "104", group: str = "plan:1") -> HostResult:
+    return HostResult(host, run, group, end, (code, f"reason {code}"))
+
+
+def succeeded(host: Host, run: int, end: float, group: str = "plan:1") -> HostResult:
+    return HostResult(host, run, group, end, None)
+
+
+def fold(*batches: Iterable[HostResult], ttl: float = math.inf, now: float = 0.0, settled: float = 0.0) -> FailingHosts:
+    """All batches, one poll each, with nothing settled before the last."""
+    hosts = FailingHosts()
+    for batch in batches:
+        hosts = hosts.fold(batch, now=now, ttl=ttl, settled=settled)
+    return hosts
+
+
+def model(results: Iterable[HostResult]) -> dict[str, tuple[Host, float, float, int, object, str]]:
+    """Failing hosts: (host, since, last, consecutive, labels, group). The naive reading: what failed after the newest
+    success, counted by execution."""
+    failing: dict[str, tuple[Host, float, float, int, object, str]] = {}
+    listed = list(results)
+    for identity in {result.host.identity for result in listed}:
+        mine = [result for result in listed if result.host.identity == identity]
+        cleared = max((result.end for result in mine if result.labels is None), default=-math.inf)
+        failures = [result for result in mine if result.labels is not None and result.end > cleared]
+        if failures:
+            newest = max(failures, key=lambda result: (result.end, result.run))
+            first = min(result.end for result in failures)
+            runs = {result.run for result in failures}
+            failing[identity] = (newest.host, first, newest.end, len(runs), newest.labels, newest.group)
+    return failing
+
+
+def shown(streak: Streak) -> tuple[Host, float, float, int, object, str]:
+    return (streak.host, streak.since, streak.last, streak.count, streak.labels, streak.group)
+
+
+def numbered(picks: Sequence[tuple[Host, bool, float]], retries: bool) -> list[HostResult]:
+    """Results of runs: a run of its own each, or three runs that are tried again and again."""
+    made = []
+    for number, (host, ok, end) in enumerate(picks):
+        run = number % 3 if retries else number
+        code = str(100 + number)
+        made.append(succeeded(host, run, end) if ok else failed(host, run, end, code, f"plan:{number}"))
+    return made
+
+
+# Ends of one host differ: JOB tells them in milliseconds, and one host runs one thing at a time.
+PICKS = st.lists(
+    st.tuples(st.sampled_from(HOSTS), st.booleans(), st.integers(1, 60).map(float)),
+    max_size=RUNS_KEPT,
+    unique_by=lambda pick: (pick[0], pick[2]),
+)
+CUTS = st.lists(st.integers(0, RUNS_KEPT), max_size=4).map(sorted)
+
+
+def batches(results: Sequence[HostResult], cuts: Sequence[int]) -> list[Sequence[HostResult]]:
+    edges = [0, *cuts, len(results)]
+    return [results[begin:end] for begin, end in pairwise(edges)]
+
+
+@given(PICKS, st.randoms(use_true_random=False), CUTS)
+def test_4_1_8_any_order_and_any_polls_give_what_the_newest_results_say(
+    picks: list[tuple[Host, bool, float]], rng: Random, cuts: list[int]
+) -> None:
+    """However the results are spread over polls, the failing hosts are those of the naive model."""
+    results = numbered(picks, retries=False)
+    expected = model(results)
+    rng.shuffle(results)
+    hosts = fold(*batches(results, cuts))
+    assert {identity: shown(streak) for identity, streak in hosts.streaks.items()} == expected
+
+
+@given(PICKS, st.randoms(use_true_random=False), CUTS)
+def test_4_1_8_retries_of_a_run_do_not_lengthen_a_streak(
+    picks: list[tuple[Host, bool, float]], rng: Random, cuts: list[int]
+) -> None:
+    """Three executions tried again and again count as three, in any order of arrival.
+
+    Of the attempts of one execution a streak remembers the newest, so when a success between two of them becomes
+    known late, the streak may be said to begin with a later attempt than the first one after it.
+    """
+    results = numbered(picks, retries=True)
+    expected = model(results)
+    rng.shuffle(results)
+    hosts = fold(*batches(results, cuts))
+    assert hosts.streaks.keys() == expected.keys()
+    for identity, streak in hosts.streaks.items():
+        host, first, last, count, labels, group = expected[identity]
+        assert (streak.host, streak.last, streak.count, streak.labels, streak.group) == (
+            host,
+            last,
+            count,
+            labels,
+            group,
+        )
+        assert first <= streak.since <= last
+
+
+@given(PICKS, CUTS)
+def test_4_1_8_in_order_of_time_the_beginning_is_exact_with_retries(
+    picks: list[tuple[Host, bool, float]], cuts: list[int]
+) -> None:
+    """As long as results come in the order of their ends, retries included, the beginning of a streak is exact."""
+    results = sorted(numbered(picks, retries=True), key=lambda result: result.end)
+    hosts = fold(*batches(results, cuts))
+    assert {identity: shown(streak) for identity, streak in hosts.streaks.items()} == model(results)
+
+
+@given(PICKS, st.integers(0, 60).map(float), st.floats(1, 60))
+def test_4_1_8_a_host_is_forgotten_a_ttl_after_its_newest_failure(
+    picks: list[tuple[Host, bool, float]], now: float, ttl: float
+) -> None:
+    """Exactly the streaks whose newest failure is older than the ttl are gone."""
+    results = numbered(picks, retries=False)
+    hosts = fold(results, now=now, ttl=ttl)
+    assert hosts.streaks.keys() == {identity for identity, failing in model(results).items() if failing[2] >= now - ttl}
+
+
+@given(PICKS)
+def test_the_same_results_twice_change_nothing(picks: list[tuple[Host, bool, float]]) -> None:
+    """A page that is read again leaves the very same object, so nothing is rendered or compared in vain."""
+    results = numbered(picks, retries=False)
+    once = fold(results)
+    assert once.fold(results, now=0.0, ttl=math.inf, settled=0.0) is once
+
+
+@given(PICKS, st.integers(0, 60).map(float))
+def test_successes_are_remembered_until_settled(picks: list[tuple[Host, bool, float]], settled: float) -> None:
+    """The memory of successes holds one time per host, none from before `settled`."""
+    hosts = fold(numbered(picks, retries=False), settled=settled)
+    assert hosts.cleared.keys() <= {host.identity for host in HOSTS}
+    assert all(end >= settled for end in hosts.cleared.values())
+
+
+def test_4_1_8_a_late_success_inside_a_streak_shortens_it() -> None:
+    """A success that becomes known after newer failures leaves only what failed after it."""
+    hosts = fold([failed(A, 1, 10), failed(A, 2, 20), failed(A, 3, 30)], [succeeded(A, 9, 15)])
+    assert shown(hosts.streaks["101"]) == (A, 20.0, 30.0, 2, ("104", "reason 104"), "plan:1")
+
+
+def test_4_1_8_a_late_failure_older_than_a_success_is_no_news() -> None:
+    """What failed before the newest success does not fail any more, whenever it becomes known."""
+    hosts = fold([succeeded(A, 2, 20)], [failed(A, 1, 10)])
+    assert hosts.streaks == {}
+
+
+def test_4_1_8_a_success_elsewhere_clears_and_the_count_begins_anew() -> None:
+    """Any execution may clear a host; the same execution failing again later is the first of a new streak."""
+    hosts = fold([failed(A, 1, 10), failed(A, 2, 11)], [succeeded(A, 3, 12)], [failed(A, 1, 13)])
+    assert (hosts.streaks["101"].since, hosts.streaks["101"].count) == (13.0, 1)
+
+
+def test_4_1_8_a_success_at_the_same_millisecond_wins() -> None:
+    """A failure must be newer than the success to count against the host, in either order."""
+    assert fold([failed(A, 1, 10), succeeded(A, 2, 10)]).streaks == {}
+    assert fold([succeeded(A, 2, 10)], [failed(A, 1, 10)]).streaks == {}
+
+
+def test_4_1_8_the_newest_address_of_a_host_is_shown() -> None:
+    """A host is its id: another address of it goes on with the streak."""
+    moved = Host("0", "101", "10.9.9.9")
+    hosts = fold([failed(A, 1, 10)], [failed(moved, 2, 20)])
+    assert shown(hosts.streaks["101"])[:4] == (moved, 10.0, 20.0, 2)
+
+
+def test_4_1_8_hosts_without_id_are_cloud_and_address() -> None:
+    """The same address in two clouds is two hosts, and neither is a host with that id."""
+    here, there = Host("0", "", "10.0.0.7"), Host("3", "", "10.0.0.7")
+    hosts = fold([failed(here, 1, 10), failed(there, 1, 10)], [succeeded(there, 2, 20)])
+    assert hosts.streaks.keys() == {"0:10.0.0.7"}
+
+
+def test_4_1_8_detail_is_capped_to_the_oldest_streaks_and_counts_stay_exact() -> None:
+    """Of ten failing hosts the three that failed first are shown, and ten are counted by code."""
+    many = [Host("0", str(number), f"10.0.1.{number}") for number in range(10)]
+    hosts = fold([failed(host, 1, 100.0 - number, str(number % 2)) for number, host in enumerate(many)])
+    assert list(since(hosts, 3).values()) == [91.0, 92.0, 93.0]
+    assert list(consecutive(hosts, 3)) == [("0", "9", "10.0.1.9"), ("0", "8", "10.0.1.8"), ("0", "7", "10.0.1.7")]
+    assert hosts.by_labels() == {("0", "reason 0"): 5.0, ("1", "reason 1"): 5.0}
+
+
+def test_groups_are_those_of_the_newest_failures_with_the_beginning_of_their_oldest_streak() -> None:
+    """Successes of a plan are worth asking for from the first failure of the hosts whose newest failure it caused."""
+    hosts = fold([failed(A, 1, 10, group="plan:1"), failed(A, 2, 30, group="plan:2"), failed(B, 2, 20, group="plan:2")])
+    assert hosts.groups() == {"plan:2": 10.0}
+
+
+def test_a_long_streak_keeps_its_beginning_and_its_length_but_not_every_run() -> None:
+    """A host that fails for years costs no more state than one that failed sixteen times."""
+    hosts = FailingHosts()
+    for number in range(1, 101):
+        hosts = hosts.fold([failed(A, number, float(number))], now=0.0, ttl=math.inf, settled=0.0)
+    streak = hosts.streaks["101"]
+    assert (streak.since, streak.last, streak.count, streak.run) == (1.0, 100.0, 100, 100)
+    assert len(streak.runs) == RUNS_KEPT
+
+
+def test_both_families_of_failing_hosts_carry_the_labels_of_a_failure() -> None:
+    """The count has the failure's labels, the detail the host's before them."""
+    count, detail = families("blueking_x", ("code", "reason"), "X", "某")
+    assert (count.name, count.labels, count.sticky) == ("blueking_x_hosts_failing", ("code", "reason"), True)
+    assert detail.labels == ("bk_cloud_id", "bk_host_id", "ip", "code", "reason")
+    assert detail.detail
