@@ -699,6 +699,18 @@ def test_truth_of_streaks(world: JobWorld, now: Time) -> None:
     assert world.truth(BIZ).failing == {}, "given up after the time to live"
 
 
+def test_truth_as_v3_tells_it(world: JobWorld, now: Time) -> None:
+    """No IPv6 address, and nothing about the hosts of an execution that a container takes part in."""
+    six = Target(301, None, 7, "fd00:0:0:0:0:0:0:3")
+    world.start(BIZ, steps=[StepScript(results={six: (104, 1)}, duration=1)])
+    world.start(BIZ, steps=[StepScript(results={H1: (104, 2), Target(9, container=5): 9}, duration=1)])
+    now.at += 5
+    assert set(world.truth(BIZ).failing) == {Host("7", "301", "fd00:0:0:0:0:0:0:3"), Host("0", "101", "10.0.0.1")}
+    truth = world.truth(BIZ, dialect="v3")
+    assert set(truth.failing) == {Host("7", "301", "")}
+    assert (truth.host_results, truth.exit_codes, truth.step_failures) == (1, {"1": 1}, {"script": 2})
+
+
 def test_F13_F18_truth_of_odd_things(world: JobWorld, now: Time) -> None:
     """Unknown statuses end with an end time; a null end filled in is the same run; vanished unfinished are lost."""
     odd = world.start(BIZ, steps=[StepScript(duration=math.inf)])
@@ -737,6 +749,20 @@ def test_the_same_seed_gives_the_same_history() -> None:
     assert one["reopened"]
     assert one["host_failures"]
     assert one["failing"]
+
+
+def test_calm() -> None:
+    """The traffic ends, what runs comes to its end, and the truth stands still."""
+    now = Time()
+    world = JobWorld(1, now, scopes=[BIZ], speed=10)
+    world.populate(history=300)
+    world.calm()
+    now.at += 600
+    settled = world.truth(BIZ).as_json()
+    now.at += 600
+    assert world.truth(BIZ).as_json() == settled
+    assert settled["created"]
+    assert settled["unfinished"] == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The simulator's own paths, beside the vendor's: for tests and demonstrations in other processes.
 
-    GET  /-/ledger?bk_scope_type=biz&bk_scope_id=2[&since_ms=][&until_ms=][&host_results=failed|all|none][&ipv6=0]
+    GET  /-/ledger?bk_scope_type=biz&bk_scope_id=2[&since_ms=][&until_ms=][&host_results=failed|all|none]
+                              [&dialect=v4|v3]
                               the truth, as ledger.Truth.as_json
     GET  /-/requests[?since=] {"now": unix seconds, "calls": [platform.LoggedCall …]}
     POST /-/world/start       {"bk_scope_type", "bk_scope_id", and the arguments of JobWorld.start; "steps": a list of
@@ -9,6 +10,7 @@
                               "exit_code"}} answers {"job_instance_id"}
     POST /-/world/retry       {"job_instance_id", "duration", "results", "all_hosts"}
     POST /-/world/stop        {"job_instance_id", "after"}
+    POST /-/world/calm        {}: the traffic of `simulate` ends, so that counts can be compared at leisure
     POST /-/world/vanish      {"job_instance_id"}
     POST /-/world/status      {"job_instance_id", "status", "end_time"}
     POST /-/world/fault       {"name" and the other fields of faults.Fault, maybe a scope}, or {"clear": name or null}
@@ -41,7 +43,7 @@ def add_routes(app: web.Application, platform: Platform) -> None:
             int(query.get("since_ms", 0)),
             int(query["until_ms"]) if "until_ms" in query else None,
             host_results=query.get("host_results", "failed"),
-            ipv6=query.get("ipv6") != "0",
+            dialect=query.get("dialect", "v4"),
         )
         return web.json_response(truth.as_json())
 
@@ -76,6 +78,8 @@ def _act(platform: Platform, action: str, given: dict[str, Any]) -> dict[str, ob
             world.retry(number, **given)
         case "stop":
             world.stop(number, **given)
+        case "calm":
+            world.calm()
         case "vanish":
             world.vanish(number)
         case "status":

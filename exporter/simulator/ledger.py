@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from exporter.model import (
@@ -190,13 +190,13 @@ class Ledger:
         until_ms: int,
         *,
         host_results: HostResults = "failed",
-        ipv6: bool = True,
+        dialect: Literal["v4", "v3"] = "v4",
         failing_host_ttl: float = 49 * 3600,
     ) -> Truth:
         """What an exporter must show at `until_ms` whose baseline was taken at `since_ms`.
 
         What had ended by the baseline counts nothing; what was unfinished then is not in `created` but counts when it
-        ends. `ipv6` False: addresses as the v3 API shows them, which has none of that kind.
+        ends. `dialect` v3 (the ESB too): no IPv6 addresses, and no host results of an execution with a container in it.
         """
         truth = Truth()
         runs: list[_Run] = []
@@ -208,9 +208,31 @@ class Ledger:
                 truth.created[_task_type(record), LAUNCH_MODES.get(record.launch_mode, UNKNOWN)] += 1
             baseline[record.id] = _follow(record, since_ms, until_ms, truth, runs)
         runs.sort(key=lambda run: (run.at_ms, run.record.id))
+        if dialect == "v3":
+            runs = [replace(run, change=_as_v3(run.change)) for run in runs]
         streaks = _examine(runs, baseline, host_results, truth)
-        _show_failing(streaks, until_ms, failing_host_ttl, ipv6, truth)
+        _show_failing(streaks, until_ms, failing_host_ttl, truth)
         return truth
+
+
+def _as_v3(change: Change) -> Change:
+    """What the v3 API can tell of it."""
+    results = [result for attempt in change.attempts for result in attempt.results]
+    if any(result.host is None for result in results):
+        return replace(change, attempts=tuple(replace(attempt, results=()) for attempt in change.attempts))
+
+    def seen(result: HostResult) -> HostResult:
+        host = result.host
+        if host is None or ":" not in host.ip:
+            return result
+        return replace(result, host=Host(host.bk_cloud_id, host.bk_host_id, ""))
+
+    return replace(
+        change,
+        attempts=tuple(
+            replace(attempt, results=tuple(seen(result) for result in attempt.results)) for attempt in change.attempts
+        ),
+    )
 
 
 def _task_type(record: Record) -> str:
@@ -383,15 +405,12 @@ def _host_results(change: Change) -> Iterator[tuple[Host, int, int]]:
     return (news for news in last.values() if news[1] != HOST_ALREADY_SUCCEEDED)
 
 
-def _show_failing(streaks: _Streaks, until_ms: int, ttl: float, ipv6: bool, truth: Truth) -> None:
+def _show_failing(streaks: _Streaks, until_ms: int, ttl: float, truth: Truth) -> None:
     for identity in streaks.results:
         streak = streaks.streak(identity)
         if not streak or until_ms - streak[0].end_ms >= ttl * 1000:
             continue
         newest = streak[0]
-        host = newest.host
-        if not ipv6 and ":" in host.ip:
-            host = Host(host.bk_cloud_id, host.bk_host_id, "")
         reason = host_reason(newest.code)
-        truth.failing[host] = Failing(newest.code, reason, streaks.since(identity) / 1000, len(streak))
+        truth.failing[newest.host] = Failing(newest.code, reason, streaks.since(identity) / 1000, len(streak))
         truth.hosts_failing[str(newest.code), reason] += 1

@@ -66,8 +66,9 @@ class Business:
         """Let an activity happen at random times, on average so often."""
 
         def happen() -> None:
-            self.every(seconds, activity, self.world.time)
-            activity()
+            if self.world.flowing:
+                self.every(seconds, activity, self.world.time)
+                activity()
 
         self.world.at(since + 1 + int(self.random.expovariate(self.world.speed / seconds) * 1000), happen)
 

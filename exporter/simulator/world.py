@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from exporter.model import HOST_ALREADY_SUCCEEDED, HOST_SUCCESS, HOST_WAITING, Host, Scope
 from exporter.simulator.ledger import Attempt, Change, HostResult, HostResults, Ledger, Record, Truth
@@ -151,6 +152,8 @@ class JobWorld:
         self.speed = speed
         self.scopes = list(scopes)
         self.ledger = Ledger()
+        self.flowing = True
+        """Whether the traffic of `populate` goes on."""
         self._now = now
         self._at = int(now() * 1000)
         self._advancing = False
@@ -213,14 +216,14 @@ class JobWorld:
         until_ms: int | None = None,
         *,
         host_results: HostResults = "failed",
-        ipv6: bool = True,
+        dialect: Literal["v4", "v3"] = "v4",
         failing_host_ttl: float = 49 * 3600,
     ) -> Truth:
         """`Ledger.truth`, until now by default."""
         self.advance()
         until = self.time if until_ms is None else until_ms
         return self.ledger.truth(
-            scope, since_ms, until, host_results=host_results, ipv6=ipv6, failing_host_ttl=failing_host_ttl
+            scope, since_ms, until, host_results=host_results, dialect=dialect, failing_host_ttl=failing_host_ttl
         )
 
     # What happens
@@ -348,10 +351,15 @@ class JobWorld:
         heapq.heappush(self._events, (moment, self._sequence, event))
 
     def populate(self, *, history: float = 3600.0) -> None:
-        """Traffic of its own in every scope, from `history` seconds ago on, for ever. See traffic.py."""
+        """Traffic of its own in every scope, from `history` seconds ago on, until `calm`. See traffic.py."""
         from exporter.simulator.traffic import populate
 
         populate(self, history=history)
+
+    def calm(self) -> None:
+        """Nothing new begins in the traffic of `populate`; what has begun goes on to its end, retries included."""
+        self.advance()
+        self.flowing = False
 
     # The life of an execution
 
