@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from exporter.web.connection import Limits
 from exporter.web.server import WATCH, listen
 from exporter.web.status import FailingExecution, FailingHost, Failures, Status, Watch
 from tests.components import eventually
-from tests.web import Running, expose, parsed, running
+from tests.web import Running, expose, parsed, resident, running
 
 OPENMETRICS = "Accept: application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 LINE = (
@@ -334,20 +333,16 @@ async def _unread(port: int, request: bytes) -> socket.socket:
     return client
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 async def test_F30_slow_readers_cost_little_and_end(lines: io.StringIO) -> None:
     """Forty clients that read nothing of a 10 MB page cost under 1 MiB each, hold up nobody, and are cut in time."""
     assert SIZE > 10_000_000
     ask = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
     async with running(exposition=expose(BIG), limits=Limits(write_timeout=1.5)) as server:
         await server.get("/metrics")
-        before = _resident()
+        before = resident()
         clients = [await _unread(server.port, ask) for _ in range(40)]
         await asyncio.sleep(0.5)
-        assert (_resident() - before) / 40 < 1 << 20
+        assert (resident() - before) / 40 < 1 << 20
         begin = time.monotonic()
         assert len((await server.get("/metrics"))[2]) == SIZE
         assert time.monotonic() - begin < 1
@@ -395,7 +390,7 @@ async def test_F33_fifty_scrapes_at_once(lines: io.StringIO) -> None:
     )
     async with running(exposition=expose(BIG)) as server:
         await server.get("/metrics")
-        before = _resident()
+        before = resident()
         client = await asyncio.create_subprocess_exec(
             sys.executable, "-c", script, f"{server.url}/metrics", stdout=asyncio.subprocess.PIPE
         )
@@ -404,7 +399,7 @@ async def test_F33_fifty_scrapes_at_once(lines: io.StringIO) -> None:
         task.cancel()
         assert output.decode().strip() == f"{{{SIZE}}}"
         assert worst < 0.1
-        assert _resident() - before < 50 << 20
+        assert resident() - before < 50 << 20
 
 
 FEW_FILES = """

@@ -29,7 +29,7 @@ from exporter.web.auth import LONGEST_PASSWORD, Users, credentials
 from exporter.web.config import WebConfig
 from exporter.web.connection import Limits, names
 from exporter.web.limiter import TokenBucket
-from tests.web import Running, parsed, running
+from tests.web import Running, expose, parsed, resident, running
 
 HASH = bcrypt.hashpw(b"s3cret", bcrypt.gensalt(4)).decode().replace("$2b$", "$2y$", 1)
 OTHER = bcrypt.hashpw(b"0ther", bcrypt.gensalt(4)).decode()
@@ -470,6 +470,41 @@ async def test_F31_silent_tls_clients_are_cut(ca: Authority, write: Callable[[st
         begin = time.monotonic()
         assert await asyncio.gather(*silent) == [b"", b""]
         assert time.monotonic() - begin < 2
+
+
+SLOW_TLS = """
+import socket, ssl, sys
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+held = []
+for _ in range(20):
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plain.connect(("127.0.0.1", int(sys.argv[1])))
+    held.append(context.wrap_socket(plain))
+    held[-1].sendall(b"GET /metrics HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+print("asked", flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_F30_slow_tls_readers_cost_little_and_end(ca: Authority, write: Callable[[str], Path]) -> None:
+    """Over TLS, too, a client that reads nothing of a 10 MB page costs under 1 MiB, and is cut in time."""
+    ca.issue("server")
+    big = [b"a_metric 1\n" * 50_000] * 20
+    limits = Limits(write_timeout=1.5)
+    async with running(write(f"tls_server_config: {{{PAIR}}}"), limits=limits, exposition=expose(big)) as server:
+        await fetch(server, client(ca))
+        before = resident()
+        slow = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", SLOW_TLS, str(server.port), stdin=-1, stdout=-1
+        )
+        assert slow.stdout
+        assert await slow.stdout.readline() == b"asked\n"
+        await asyncio.sleep(0.5)
+        assert (resident() - before) / 20 < 1 << 20
+        assert (await fetch(server, client(ca)))[0] == 200
+        await slow.communicate(b"")
 
 
 # ---- while running ---------------------------------------------------------------------------------------------------

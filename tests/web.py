@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,18 @@ async def no_errors() -> Sequence[str]:
 
 
 def expose(lines: Sequence[bytes]) -> Callable[[Format, frozenset[str] | None, bool], Exposition]:
-    """A page of these lines in either format; only its first line when names are asked for."""
+    """A page of these lines in either format; nothing of it when names are asked for."""
     pieces = [Piece((line,)) for line in lines]
 
     def exposition(form: Format, names: frozenset[str] | None, gzip: bool) -> Exposition:
         return Exposition(Snapshot(pieces if names is None else []), b"# EOF\n" if form.openmetrics else b"", gzip)
 
     return exposition
+
+
+def resident() -> int:
+    """Bytes of memory that this process really uses."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 STATUS = Status(version="0.1.0", started=1.0, uptime=2.0, ready=True)
@@ -52,7 +58,6 @@ class Running:
     port: int
     task: asyncio.Task[None]
     server: WebServer
-    stopped: list[float] = field(default_factory=list)
 
     @property
     def url(self) -> str:

@@ -44,13 +44,13 @@ class WebConfig:
         if path is not None:
             self._take(*_read(path))
 
-    async def refresh(self) -> None:
-        """Take the files again when one of them changed, or while they are broken. Never raises ConfigError."""
+    async def refresh(self) -> tuple[Problem, ...]:
+        """Take the files again when one of them changed, or while they are broken. Returns what is wrong with them."""
         if self._path is None:
-            return
+            return ()
         stamp = await asyncio.to_thread(_stamp, self._files)
         if stamp == self._stamp and not self._broken:
-            return
+            return ()
         try:
             file, current, stamp = await asyncio.to_thread(_read, self._path)
             self._check_change(file, current)
@@ -59,11 +59,12 @@ class WebConfig:
                 log.get().error("web_config_refused", file=problem.file, field=problem.path, message=str(problem))
             self._broken = True
             self._on_reload(False)
-            return
+            return error.problems
         self._broken = False
         self._take(file, current, stamp)
         log.get().info("web_config_loaded", file=str(self._path), users=len(current.users), tls=current.tls is not None)
         self._on_reload(True)
+        return ()
 
     def _check_change(self, file: WebFile, current: Current) -> None:
         """A file caught while it is being written looks empty; it must not open the door."""

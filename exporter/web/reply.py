@@ -9,6 +9,8 @@ import msgspec
 
 WRITE = 256 * 1024
 """Bytes of one write at most: large enough to be cheap, small enough that nobody waits for the event loop."""
+WRITE_TLS = 64 * 1024
+"""The same for TLS, where every layer keeps a copy for a slow reader."""
 
 SECURITY_HEADERS = {
     "Server": "blueking-exporter",  # without it the library writes its own name and version
@@ -42,11 +44,11 @@ def text(status: int, message: str = "", headers: Mapping[str, str] = NO_STORE) 
     return whole(status, TEXT, f"{message or HTTPStatus(status).phrase}\n".encode(), headers)
 
 
-def writes(chunks: Iterable[bytes]) -> Iterator[bytes | memoryview]:
-    """The chunks, those above `WRITE` bytes cut."""
+def writes(chunks: Iterable[bytes], size: int = WRITE) -> Iterator[bytes | memoryview]:
+    """The chunks, those above `size` bytes cut."""
     for chunk in chunks:
-        if len(chunk) <= WRITE:
+        if len(chunk) <= size:
             yield chunk
         else:
             view = memoryview(chunk)
-            yield from (view[start : start + WRITE] for start in range(0, len(chunk), WRITE))
+            yield from (view[start : start + size] for start in range(0, len(chunk), size))

@@ -22,7 +22,7 @@ from exporter.web.config import WebConfig
 from exporter.web.connection import Connection, Limits
 from exporter.web.landing import landing
 from exporter.web.metrics import Exposition, metrics
-from exporter.web.reply import SECURITY_HEADERS, Reply, text, writes
+from exporter.web.reply import SECURITY_HEADERS, WRITE, WRITE_TLS, Reply, text, writes
 from exporter.web.status import Failures, Status
 
 RESERVED_FILES = 32
@@ -264,7 +264,7 @@ class WebServer:
             async with asyncio.timeout(self._limits.write_timeout):
                 await response.prepare(request)
                 if request.method != "HEAD":
-                    for piece in writes(reply.body):
+                    for piece in writes(reply.body, WRITE_TLS if connection.ssl_context else WRITE):
                         await response.write(piece)
                         size += len(piece)
                         await asyncio.sleep(0)
