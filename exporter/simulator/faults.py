@@ -20,14 +20,11 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from exporter.model import Scope
-
-if TYPE_CHECKING:
-    from exporter.simulator.platform import Answer
+from exporter.simulator.answer import Answer
 
 FAULTS: Mapping[str, str] = {
     "latency": "answers after `value` seconds (1)",
@@ -71,6 +68,9 @@ FAULTS: Mapping[str, str] = {
     "repeated_page": "every page is the first page",
     "ignored_time_filter": "the list ignores its time window",
 }
+
+UNANSWERED = 499
+"""Status of a response that stands for a broken connection and is never sent."""
 
 ACTED_BY_HANDLERS = frozenset({"permission", "wrong_total", "repeated_page", "ignored_time_filter"})
 
@@ -155,8 +155,6 @@ PHRASES = {500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unava
 
 def replace(fault: Fault, url: str, garbage: bytes) -> Answer | None:
     """The answer that a fault puts in the place of the real one, None if it does no such thing."""
-    from exporter.simulator.platform import Answer
-
     headers = dict(fault.headers)
     match fault.name:
         case "http_500" | "http_502" | "http_503" | "http_504":
@@ -184,8 +182,6 @@ def replace(fault: Fault, url: str, garbage: bytes) -> Answer | None:
 
 def rewrite(fault: Fault, answer: Answer) -> Answer:
     """The real answer, spoilt. `answer.body` is bytes."""
-    from exporter.simulator.platform import Answer
-
     assert isinstance(answer.body, bytes)
     body, headers = answer.body, {**answer.headers, **fault.headers}
 
@@ -227,8 +223,7 @@ async def break_off(fault: Fault, request: web.Request, answer: Answer) -> web.S
     length = f"Content-Length: {len(body)}\r\n\r\n".encode()
     match fault.name:
         case "blackhole":
-            await asyncio.sleep(3600)
-            return await _raw(request, b"", reset=True)
+            await asyncio.Event().wait()  # the server cancels it when the client gives up
         case "reset_before":
             return await _raw(request, b"", reset=True)
         case "reset_headers":
@@ -256,8 +251,7 @@ async def break_off(fault: Fault, request: web.Request, answer: Answer) -> web.S
                     await response.write(b",0" * 32_768)
                     await asyncio.sleep(0)
             return response
-        case _:
-            return None
+    return None
 
 
 async def _start(request: web.Request, answer: Answer, headers: Mapping[str, str]) -> web.StreamResponse:
@@ -280,7 +274,7 @@ async def _raw(request: web.Request, sent: bytes, *, reset: bool = False) -> web
         else:
             transport.close()
     # aiohttp wants a response; the connection is gone, so nobody gets it.
-    return web.Response()
+    return web.Response(status=UNANSWERED)
 
 
 @functools.cache

@@ -6,10 +6,11 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from exporter.model import Scope
+from exporter.simulator.answer import Answer as Answer
 from exporter.simulator.faults import Fault, Faults
 from exporter.simulator.world import JobWorld
 
@@ -50,16 +51,6 @@ class Call:
         return Scope("biz", str(biz)) if isinstance(biz, int | str) else None
 
 
-@dataclass
-class Answer:
-    """What a handler answers: a JSON value, or raw bytes that are sent as they are."""
-
-    body: object
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    content_type: str | None = "application/json"
-
-
 @dataclass(frozen=True)
 class Endpoint:
     """One route. `path` in aiohttp's notation; a trailing slash in it is optional for clients."""
@@ -72,7 +63,7 @@ class Endpoint:
     handler: Callable[[Call], Answer | Awaitable[Answer]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoggedCall:
     """One line of the log of calls; served by `/-/requests`."""
 
@@ -85,7 +76,7 @@ class LoggedCall:
     scope: str
     params: dict[str, object]
     faults: tuple[str, ...]
-    status: int | None
+    status: int | None = None
     """None when no answer was finished."""
 
 
@@ -147,11 +138,12 @@ class Platform:
         self._window = (second, used + 1)
         return self.rate_limit - used - 1
 
-    def log(self, call: Call, status: int | None) -> None:
+    def log(self, call: Call) -> LoggedCall:
+        """Note a call at its arrival; the status is filled in when it has been answered."""
         scope = call.scope
-        self.calls.append(
-            LoggedCall(
-                call.at, call.api, call.dialect, call.app_type, call.method, call.path,
-                str(scope) if scope else "", call.params, tuple(fault.name for fault in call.faults), status,
-            )
+        logged = LoggedCall(
+            call.at, call.api, call.dialect, call.app_type, call.method, call.path,
+            str(scope) if scope else "", call.params, tuple(fault.name for fault in call.faults),
         )  # fmt: skip
+        self.calls.append(logged)
+        return logged

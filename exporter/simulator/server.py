@@ -51,17 +51,14 @@ def _handler(platform: Platform, endpoint: Endpoint) -> Callable[[web.Request], 
             platform.now(),
         )  # fmt: skip
         call.faults = platform.faults.choose(call.api, call.scope)
-        status = None
-        try:
-            for fault in call.faults:
-                if fault.name == "latency":
-                    await asyncio.sleep(fault.seconds(1))
-            answer = await _answer(platform, endpoint, request, call, given)
-            response = await _send(platform, request, call, answer)
-            status = response.status if response.prepared or response.status == answer.status else None
-            return response
-        finally:
-            platform.log(call, status)
+        logged = platform.log(call)
+        for fault in call.faults:
+            if fault.name == "latency":
+                await asyncio.sleep(fault.seconds(1))
+        answer = await _answer(platform, endpoint, request, call, given)
+        response = await _send(platform, request, call, answer)
+        logged.status = None if response.status == faults.UNANSWERED else response.status
+        return response
 
     return handle
 
@@ -176,7 +173,9 @@ class SimulatorServer:
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
-        self._runner = web.AppRunner(create_app(self.platform), access_log=None, shutdown_timeout=1)
+        self._runner = web.AppRunner(
+            create_app(self.platform), access_log=None, shutdown_timeout=1, handler_cancellation=True
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, self.port)
         try:
