@@ -341,7 +341,7 @@ async def test_a_revoked_job_flaps(nodeman: Asked) -> None:
 
 
 async def test_jobs_that_never_ran(nodeman: Asked) -> None:
-    """FAILED with statistics {} if creating failed, PENDING for ever without a task, one ignored host if nothing changes."""
+    """FAILED with statistics {} if creating failed, PENDING without a task, one ignored host if nothing changes."""
     broken = nodeman.world.start_job("MAIN_INSTALL_PLUGIN", {HOSTS[0]: None}, err_msg="cmdb timeout")
     orphan = nodeman.world.start_job("MAIN_INSTALL_PLUGIN", {HOSTS[0]: None}, without_task=True)
     idle = nodeman.world.start_job("INSTALL_AGENT", {}, bk_biz_scope=[2])

@@ -21,9 +21,9 @@ from exporter.simulator.nodeman_world import (
     Subscription,
     Target,
     Traffic,
-    make_hosts,
 )
 from exporter.simulator.platform import Answer, Call, Dialect, Endpoint, Platform
+from exporter.simulator.traffic import Business
 
 Handler = Callable[[Call], Answer]
 
@@ -58,10 +58,17 @@ def world_of(platform: Platform) -> NodemanWorld:
 def populate(
     platform: Platform, hosts: Mapping[int, Sequence[Target]] | None = None, *, history: float = 7200.0
 ) -> Traffic:
-    """Give every business of the platform traffic, `history` seconds of it in the past, on `hosts` or invented ones."""
+    """Give every business traffic, `history` seconds of it in the past, on `hosts`; the default are those of JOB."""
     if hosts is None:
-        businesses = [int(scope.bk_scope_id) for scope in platform.scopes if scope.bk_scope_type == "biz"]
-        hosts = {biz: make_hosts(biz, 60) for biz in businesses}
+        hosts = {
+            int(scope.bk_scope_id): [
+                Target(int(scope.bk_scope_id), host.ip or "", host.bk_host_id, host.bk_cloud_id, host.ipv6 or "")
+                for host in Business(platform.job, scope).hosts
+                if host.ip or host.ipv6
+            ]
+            for scope in platform.scopes
+            if scope.bk_scope_type == "biz"
+        }
     return Traffic(world_of(platform), hosts, platform.now() - history, speed=platform.speed)
 
 
@@ -145,8 +152,15 @@ class NodemanApi:
         pages = -(-len(rows) // pagesize) or 1
         if not 1 <= page <= pages:
             raise Refused(3800500, "系统错误，请联系管理员")
+        if call.fault("permission"):
+            rows = []
+        if call.fault("repeated_page"):
+            page = 1
         shown = rows[(page - 1) * pagesize : page * pagesize]
-        return {"total": len(rows), "list": [self._job_row(job, now, call) for job in shown]}
+        return {
+            "total": len(rows) + (1000 if call.fault("wrong_total") else 0),
+            "list": [self._job_row(job, now, call) for job in shown],
+        }
 
     def _visible(self, job: Job, user: str, wanted: Sequence[object] | None) -> bool:
         # Nobody is refused here: what the caller may not see is left out. Businesses that were asked for but may not be
@@ -199,7 +213,9 @@ class NodemanApi:
         job = world.jobs.get(job_id)
         if job is None:
             raise Refused(3801012, f"不存在ID为{job_id}的任务")
-        if set(job.bk_biz_scope) & world.denied:
+        if call.fault("repeated_page"):
+            page = 1
+        if call.fault("permission") or set(job.bk_biz_scope) & world.denied:
             permission = {"system_id": "bk_nodeman", "actions": [{"id": "task_history_view", "name": "任务历史查看"}]}
             data = {"permission": permission, "apply_url": "http://iam.example.com/apply"}
             raise Refused("9900403", "当前用户无 [任务历史查看] 权限", data)
@@ -229,7 +245,7 @@ class NodemanApi:
             "job_type": job.job_type,
             "job_type_display": f"{_operation_text(job.job_type, call)} {JOB_KINDS_ZH.get(_kind(job.job_type), '')}",
             "ip_filter_list": [row["ip"] for row in self._filtered_rows(job)],
-            "total": len(chosen),
+            "total": len(chosen) + (1000 if call.fault("wrong_total") else 0),
             "list": rows,
             "statistics": dict(job.statistics),
             "status": job.status,
@@ -313,6 +329,8 @@ class NodemanApi:
         params = call.params
         page, pagesize = _integer(params, "page", 1), _integer(params, "pagesize", -1)
         subscription_id = _integer(params, "subscription_id", None)
+        if call.fault("repeated_page"):
+            page = 1
         task_ids = _list(params, "task_id_list")
         subscription = self.world.subscriptions.get(subscription_id)
         if subscription is None or not subscription.tasks:
@@ -336,7 +354,8 @@ class NodemanApi:
         if pagesize == -1 and not params.get("return_all"):
             return rows
         counter = Counter(record.status(now) for record in records)
-        return {"total": len(chosen), "list": rows, "status_counter": {**counter, "total": len(records)}}
+        total = len(chosen) + (1000 if call.fault("wrong_total") else 0)
+        return {"total": total, "list": rows, "status_counter": {**counter, "total": len(records)}}
 
     def _instance_row(
         self, subscription: Subscription, record: Record, now: float, detail: bool, call: Call

@@ -647,7 +647,7 @@ class Traffic:
         self.speed = speed
         self.policies: dict[int, Subscription] = {}
         self.legacy: dict[int, LegacyTask] = {}
-        self._bad = {host for rows in hosts.values() for host in rows if self._chance(0.04)}
+        self._bad = {host for rows in hosts.values() for host in rows if self._chance(0.08)}
         for bk_biz_id in hosts:
             world.plan(since, partial(self._begin, bk_biz_id))
 
