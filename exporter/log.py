@@ -104,6 +104,7 @@ def _escaped(char: str) -> str:
 class Repeats:
     """Holds back a warning or error that was written less than `REPEAT_PERIOD` ago, and says how many were held back.
 
+    Not so an event with `always=True`: the answer to what somebody has just done is no repeat.
     `flush()` returns the held-back events that nobody repeated since, so that the last of a flood is not silent.
     """
 
@@ -114,7 +115,7 @@ class Repeats:
         self._lock = threading.Lock()
 
     def __call__(self, _: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        if method not in ("warning", "error", "critical", "exception") or event.pop("summary", False):
+        if event.pop("always", False) or method not in ("warning", "error", "critical", "exception"):
             return event
         key = (str(event.get("event")), *(str(event.get(name, "")) for name in REPEAT_FIELDS))
         now = self._monotonic()
@@ -260,7 +261,7 @@ def flush() -> None:
     """Write one line for every repeated event that is still held back. To be called before the process ends."""
     for event in _repeats.flush():
         name = event.pop("event")
-        get().warning(name, summary=True, **event)
+        get().warning(name, always=True, **event)
 
 
 def on_loop_exception(_loop: asyncio.AbstractEventLoop, context: MutableMapping[str, Any]) -> None:

@@ -139,6 +139,16 @@ def test_F29_a_flood_is_one_line_and_a_count(output: Callable[..., io.StringIO],
     assert len(stream.getvalue().splitlines()) == 4
 
 
+def test_an_answer_is_never_held_back(output: Callable[..., io.StringIO]) -> None:
+    """Who reloads twice in a minute is told twice what is wrong."""
+    stream = output("json")
+    for _ in range(2):
+        log.get().error("reload_failed", always=True)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len(lines) == 2
+    assert "always" not in lines[0]
+
+
 def test_F29_memory_of_a_flood_of_different_errors_is_bounded(clock: Clock) -> None:
     """Ten thousand different errors are remembered up to the size, the newest last."""
     repeats = log.Repeats(clock, size=100)
