@@ -47,13 +47,17 @@ class Business:
         self.outages: dict[Target, Outage] = {}
         self.broken: dict[tuple[str, Target], Outcome] = {}
         """(plan or kind of run, host) that fails until it is repaired."""
+        for host in self.hosts[-8 : -7 + self.random.randrange(2)]:
+            self.broken["disk-check", host] = (104, 28)
         self.plan_ids = {
-            name: 1_000_100 + index for index, name in enumerate(("nightly-backup", "health-check", "release"))
+            name: 1_000_100 + index
+            for index, name in enumerate(("nightly-backup", "health-check", "release", "disk-check"))
         }
 
     def live(self, since: int) -> None:
         """Begin at `since` (ms); each activity then calls for its own next time."""
         self.every(60, self.health_check, since)
+        self.every(60, self.disk_check, since)
         self.every(240, self.nightly_backup, since)
         self.every(180, self.release, since)
         self.every(25, self.ad_hoc_script, since)
@@ -80,6 +84,10 @@ class Business:
     def health_check(self) -> None:
         hosts = self.hosts[: HOSTS // 2]
         self.run("health-check", 0, 3, [self.script("check", hosts, "health-check", 2, 8)])
+
+    def disk_check(self) -> None:
+        """The plan that nobody repairs: one host, and in some businesses a second one, fails it for ever."""
+        self.run("disk-check", 0, 3, [self.script("df", self.hosts[-8:-2], "disk-check", 1, 5)])
 
     def nightly_backup(self) -> None:
         hosts = self.hosts[HOSTS // 3 :]
