@@ -33,6 +33,9 @@ OVERRIDES = {
 }
 """Flags that say the same as a key of the configuration file, and win over it."""
 
+SWITCHES = ("web.enable-lifecycle", "web.systemd-socket")
+"""Flags without a value; their variables say true or false."""
+
 RESERVED = ("shard", "total-shards")
 """Flags of the scale-out step; until it is there they are refused rather than ignored."""
 
@@ -260,19 +263,28 @@ def _overrides(flags: argparse.Namespace, environ: Environ) -> dict[str, Overrid
 
 
 def _value(flags: argparse.Namespace, environ: Environ, name: str):  # type: ignore[no-untyped-def]
-    """What the flag says, else the environment, else None. A repeatable flag is a tuple, comma-separated in a
-    variable."""
+    """What the flag says, else the environment, else None; an empty variable counts as not set. A repeatable flag is a
+    tuple, comma-separated in a variable."""
     value = getattr(flags, _attribute(name), None)
     if value is not None:
         return tuple(value) if isinstance(value, list) else value
-    text = environ.get(_variable(name))
-    if text is None:
+    text = environ.get(_variable(name), "").strip()
+    if not text:
         return None
     if name == "web.listen-address":
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    if name in ("web.enable-lifecycle", "web.systemd-socket"):
-        return text.strip().lower() in ("1", "true", "yes", "on")
+    if name in SWITCHES:
+        return _switch(name, text)
     return text
+
+
+def _switch(name: str, text: str) -> bool:
+    from exporter.errors import ConfigError, Problem
+
+    try:
+        return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+    except KeyError:
+        raise ConfigError([Problem(_variable(name), 0, 0, "", f'want true or false, not "{text}"')]) from None
 
 
 def _warn(loaded: Loaded) -> None:

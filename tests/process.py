@@ -335,7 +335,7 @@ def expected(truth: Truth) -> dict[str, Any]:
         "lost": truth.lost,
         "unfinished": dict(truth.unfinished),
         "durations": {(name,): float(count) for name, (count, _) in truth.durations.items()},
-        "seconds": {(name,): round(seconds, 3) for name, (_, seconds) in truth.durations.items()},
+        "seconds": {(name,): round(seconds, 3) for name, (_, seconds) in truth.durations.items() if seconds},
         "step_failures": {(name,): count for name, count in truth.step_failures.items()},
         "host_results": truth.host_results,
         "host_failures": dict(truth.host_failures),
