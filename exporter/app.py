@@ -23,6 +23,8 @@ import msgspec
 from exporter import __version__, log, systemd
 from exporter.blueking.client import Client
 from exporter.blueking.job import JobApi
+from exporter.blueking.nodeman import NodemanApi
+from exporter.blueking.nodeman_legacy import NodemanLegacyApi
 from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import Collector, CollectorState, Platforms
@@ -89,7 +91,13 @@ class Settings(TypedDict):
 async def platforms(config: BlueKing, clock: Clock, telemetry: Telemetry) -> AsyncIterator[Platforms]:
     """The APIs of the configured platforms on one client, so that they share one budget."""
     async with Client(config, clock, telemetry, log.get()) as client:
-        yield Platforms(job=JobApi(client, config.job) if config.job else None)
+        yield Platforms(
+            job=JobApi(client, config.job) if config.job else None,
+            nodeman=NodemanApi(client, config.nodeman, config.timezone) if config.nodeman else None,
+            nodeman_legacy=(
+                NodemanLegacyApi(client, config.nodeman_legacy, config.timezone) if config.nodeman_legacy else None
+            ),
+        )
 
 
 def collectors(config: Config, apis: Platforms, clock: Clock) -> list[Collector]:

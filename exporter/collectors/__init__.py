@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from exporter.collectors.base import Collector
 from exporter.collectors.job import JobCollector
+from exporter.collectors.nodeman_job import NodemanJobCollector
+from exporter.collectors.nodeman_subscription import NodemanSubscriptionCollector
+from exporter.collectors.nodeman_task import NodemanTaskCollector
 
-COLLECTORS: tuple[type[Collector], ...] = (JobCollector,)
+COLLECTORS: tuple[type[Collector], ...] = (
+    JobCollector,
+    NodemanJobCollector,
+    NodemanSubscriptionCollector,
+    NodemanTaskCollector,
+)
 """Each is one file here, one key of `collectors:` in the configuration and one value of the label `collector`."""

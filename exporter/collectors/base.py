@@ -15,10 +15,13 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import msgspec
 
 from exporter.blueking.job import JobApi
+from exporter.blueking.nodeman import NodemanApi
+from exporter.blueking.nodeman_legacy import NodemanLegacyApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.failing_hosts import FailingHosts
 from exporter.config.schema import ScopeConfig
+from exporter.errors import ApiError
 from exporter.metrics.family import Counts, Family
 from exporter.model import Scope
 
@@ -57,6 +60,30 @@ class Platforms(msgspec.Struct, frozen=True):
     """The APIs that a collector may ask, None where the platform is not configured."""
 
     job: JobApi | None = None
+    nodeman: NodemanApi | None = None
+    nodeman_legacy: NodemanLegacyApi | None = None
+
+
+class Attempts:
+    """How often one thing has failed the poll of its scope for a reason that may pass: lives with the poller."""
+
+    MOST = 5
+    """Polls that one execution may fail before it is counted without what it does not tell."""
+
+    def __init__(self) -> None:
+        self._failed: dict[int, int] = {}
+
+    def exhausted(self, id: int, error: ApiError) -> bool:
+        """Whether to go on without `id`: at once after an answer that is final, else after `MOST` failed polls."""
+        if error.transient:
+            self._failed[id] = self._failed.get(id, 0) + 1
+            return self._failed[id] > self.MOST
+        return True
+
+    def forget(self, ids: Iterable[int]) -> None:
+        """These have been dealt with."""
+        for id in ids:
+            self._failed.pop(id, None)
 
 
 class FailedExecution(msgspec.Struct, frozen=True):

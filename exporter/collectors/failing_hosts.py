@@ -26,6 +26,7 @@ class HostResult(msgspec.Struct, frozen=True, gc=False):
     group: str
     end: float
     labels: Labels | None
+    known_as: str = ""
 
 
 class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -86,7 +87,7 @@ class FailingHosts(msgspec.Struct, frozen=True):
 
 
 def _apply(streaks: dict[str, Streak], cleared: dict[str, float], result: HostResult) -> None:
-    identity = result.host.identity
+    identity = result.known_as or result.host.identity
     streak = streaks.get(identity)
     if result.labels is None:
         cleared[identity] = max(result.end, cleared.get(identity, result.end))

@@ -1,0 +1,76 @@
+"""What the three NodeMan collectors share: hosts that failed, counted once per host and run, and who fails now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from exporter.collectors import failing_hosts
+from exporter.collectors.base import CollectorState
+from exporter.collectors.failing_hosts import FailingHosts
+from exporter.metrics.counts import Tally
+from exporter.metrics.family import Family, Labels
+from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN
+
+HOST_FAILURES = "blueking_nodeman_host_failures_total"
+FAILURE_LABELS = ("collector", "job_type", "step", "code")
+
+DISTINCT_JOB_TYPES = 64
+"""Job types are words of the platform; more than it has are noise, and become `other`."""
+
+
+class NodemanState(CollectorState, frozen=True, kw_only=True):
+    """A state with failing hosts."""
+
+    hosts: FailingHosts
+
+
+class NodemanView(msgspec.Struct, frozen=True):
+    """A state as the gauges read it: `state` and `config` are the collector's own types."""
+
+    state: Any
+    config: Any
+
+
+def ended(status: str, end: float | None) -> bool:
+    """Whether a job or instance has ended; one with an unknown status has, as soon as it has an end time."""
+    return end is not None if status not in NODEMAN_STATUSES else status not in NODEMAN_UNFINISHED
+
+
+def status_label(status: str) -> str:
+    return status if status in NODEMAN_STATUSES else UNKNOWN
+
+
+def count_failure(tally: Tally, labels: Labels) -> None:
+    """One failed host result, by `FAILURE_LABELS`."""
+    tally.inc(HOST_FAILURES, labels)
+
+
+def by_labels(view: NodemanView) -> Mapping[Labels, float]:
+    hosts: FailingHosts = view.state.hosts
+    return hosts.by_labels()
+
+
+def since(view: NodemanView) -> Mapping[Labels, float]:
+    return failing_hosts.since(view.state.hosts, view.config.max_failing_hosts)
+
+
+def _families() -> tuple[Family, ...]:
+    gauges: tuple[Callable[[NodemanView], Mapping[Labels, float]], ...] = (by_labels, since)
+    rows = failing_hosts.families("blueking_nodeman", FAILURE_LABELS, "NodeMan", "节点管理任务")
+    return (
+        Family(
+            HOST_FAILURES,
+            "counter",
+            FAILURE_LABELS,
+            "Failed host results, once per host and run, by the first failed sub-step.",
+            "失败的主机结果数，每台主机每次运行只计一次，按首个失败的子步骤统计。",
+        ),
+        *(msgspec.structs.replace(row, gauge=gauge) for row, gauge in zip(rows, gauges, strict=True)),
+    )
+
+
+FAMILIES = _families()
+"""Rows that all three show; the label `collector` tells them apart."""

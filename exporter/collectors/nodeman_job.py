@@ -1,0 +1,544 @@
+"""NodeMan jobs: installs and plugin operations (job_list, job_details).
+
+job_list is the cheap call: it carries status and statistics of every job. Hosts are asked for only where some
+failed, or where a success may clear one that fails. A run is (job id, task ids): a retry appends a task; retrying a
+single node shows only as a return to an unfinished status. Times are unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
+
+import msgspec
+
+from exporter.blueking.nodeman import PAGE_SIZE, HostRow, Job, NodemanApi, Statistics
+from exporter.blueking.pacing import Deadline
+from exporter.clock import Clock
+from exporter.collectors.base import (
+    GAP,
+    TRUNCATED,
+    Attempts,
+    Collector,
+    FailedExecution,
+    Observed,
+    Platforms,
+    gather_bounded,
+)
+from exporter.collectors.failing_hosts import FailingHosts, HostResult
+from exporter.collectors.nodeman import (
+    FAILURE_LABELS,
+    FAMILIES,
+    NodemanState,
+    NodemanView,
+    count_failure,
+    ended,
+    status_label,
+)
+from exporter.config.schema import NodemanJobConfig, ScopeConfig
+from exporter.errors import ApiError
+from exporter.metrics.counts import Tally
+from exporter.metrics.family import Counts, Family, Labels
+from exporter.model import NODEMAN_STATUSES, Scope
+
+FINISHED = "blueking_nodeman_jobs_finished_total"
+DURATION = "blueking_nodeman_job_duration_seconds"
+
+DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
+FAILED = ("failed", "part_failed")
+CONCURRENCY = 4
+LEAST_ROWS = 20
+"""Rows of the first page at least, so that a job that became visible late is still on it."""
+FUTURE = 86400.0
+
+
+class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is known of a job. `counted`: its present run has been counted as finished. `timed`: its first run has
+    given its duration, or never will. `finished`: when it was seen to have ended. `failed`: hosts whose failure in
+    the present run is known; `failures`: how many the statistics told when they were asked for."""
+
+    job_type: str
+    status: str
+    task_ids: tuple[int, ...]
+    start_time: float | None
+    end_time: float | None
+    statistics: Statistics | None
+    counted: bool
+    timed: bool
+    finished: float | None = None
+    failed: frozenset[str] = frozenset()
+    failures: int = 0
+
+
+class NodemanJobState(NodemanState, frozen=True, kw_only=True):
+    """`floor`: a job with an id up to here that is not in `jobs` is over and done with."""
+
+    floor: int
+    jobs: dict[int, TrackedJob]
+
+
+class NodemanJobRecords(msgspec.Struct, frozen=True):
+    """What one poll brought. `floor`: see `NodemanJobState`. `hosts`: host rows by job, as far as they were asked
+    for; `unexamined`: jobs whose hosts cannot be had; `gone`: jobs that no longer exist."""
+
+    now: float
+    floor: int
+    rows: dict[int, Job]
+    hosts: dict[int, tuple[HostRow, ...]]
+    unexamined: frozenset[int] = frozenset()
+    gone: frozenset[int] = frozenset()
+    errors: tuple[str, ...] = ()
+
+
+def is_new_run(known: TrackedJob, row: Job) -> bool:
+    """Whether the row shows another run than the one that is known."""
+    if known.task_ids and row.task_ids and row.task_ids != known.task_ids:
+        return True
+    return known.counted and not ended(row.status, row.end_time)
+
+
+def failures(row: Job) -> int:
+    return row.statistics.failed if row.statistics else 0
+
+
+class NodemanJobCollector:
+    """See `Collector`."""
+
+    name: ClassVar[str] = "nodeman_job"
+    state_type: ClassVar[type[NodemanJobState]] = NodemanJobState
+    families: ClassVar[tuple[Family, ...]]
+    failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
+
+    def __init__(self, scope: Scope, config: NodemanJobConfig, api: NodemanApi, clock: Clock, hold: float) -> None:
+        self.scope = scope
+        self.config = config
+        self.interval = config.interval
+        self.biz = int(scope.bk_scope_id)
+        self.hold = hold
+        self._api = api
+        self._clock = clock
+        self._attempts = Attempts()
+
+    @classmethod
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
+        if platforms.nodeman is None or not config.collectors.nodeman_job.enabled:
+            return None
+        return cls(config.scope, config.collectors.nodeman_job, platforms.nodeman, clock, hold)
+
+    # Fetch
+
+    async def fetch(self, state: NodemanJobState | None, deadline: Deadline) -> NodemanJobRecords:
+        """All jobs that may have changed, and the hosts of those that failed anew. Raises `ApiError`."""
+        rows: dict[int, Job] = {}
+        floor = state.floor if state else 0
+        if self.config.discover and state is None:
+            rows, floor = await self._baseline(deadline)
+        elif self.config.discover and state is not None:
+            rows = await self._discover(state, deadline)
+        wanted = set(self.config.job_ids) | (set(state.jobs) if state else set())
+        others, gone = await self._look_up(sorted(wanted - rows.keys()), deadline)
+        rows |= others
+        now = self._clock.platform()
+        records = NodemanJobRecords(now, floor, rows, {}, gone=frozenset(gone))
+        return await self._examine(state, records, deadline)
+
+    async def _baseline(self, deadline: Deadline) -> tuple[dict[int, Job], int]:
+        """Every unfinished job, however old, and those that began recently enough for a retry or a failing host; the id
+        below which nothing else is new."""
+        rows = await self._pages(deadline, statuses=("pending", "running"), until=lambda page: False)
+        horizon = self._clock.platform() - max(self.config.max_finished_age, self.config.failing_host_ttl)
+
+        def old(page: Sequence[Job]) -> bool:
+            return any(job.start_time is not None and job.start_time < horizon for job in page)
+
+        recent = await self._pages(deadline, until=old)
+        return rows | recent, min(recent, default=1) - 1
+
+    async def _discover(self, state: NodemanJobState, deadline: Deadline) -> dict[int, Job]:
+        """Jobs newest first, back to the newest that is known."""
+        newest = max(state.jobs, default=state.floor)
+        size = min(PAGE_SIZE, max(LEAST_ROWS, len(state.jobs) + LEAST_ROWS // 2))
+        rows = await self._pages(deadline, until=lambda page: any(job.id <= newest for job in page), size=size)
+        return {id: job for id, job in rows.items() if id in state.jobs or id > state.floor}
+
+    async def _pages(
+        self,
+        deadline: Deadline,
+        until: Callable[[Sequence[Job]], bool],
+        statuses: Sequence[str] = (),
+        size: int = PAGE_SIZE,
+    ) -> dict[int, Job]:
+        """Jobs of the business, newest first, up to the page that `until` recognises as the last one wanted."""
+        rows: dict[int, Job] = {}
+        foreign = page = read = 0
+        while True:
+            page += 1
+            answer = await self._api.job_list(
+                bk_biz_id=self.biz, statuses=statuses, page=page, pagesize=size, deadline=deadline
+            )
+            # Where the business is forbidden, the platform lists the caller's own jobs of all others instead.
+            own = [job for job in answer.rows if not job.bk_biz_ids or self.biz in job.bk_biz_ids]
+            foreign += len(answer.rows) - len(own)
+            known = len(rows)
+            rows |= {job.id: job for job in own}
+            read += len(answer.rows)
+            if len(answer.rows) < size or read >= answer.total or until(answer.rows):
+                break
+            if len(rows) == known and own:
+                raise ApiError("decode", "job_list repeats a page", api="job_list")
+        if foreign and not rows:
+            raise ApiError("permission", f"job_list gives no job of business {self.biz}, only others", api="job_list")
+        return rows
+
+    async def _look_up(self, ids: Sequence[int], deadline: Deadline) -> tuple[dict[int, Job], set[int]]:
+        """These jobs by id, and the ids that no longer exist."""
+        rows: dict[int, Job] = {}
+        if self._api.lists_jobs:
+            for begin in range(0, len(ids), PAGE_SIZE):
+                some = ids[begin : begin + PAGE_SIZE]
+                answer = await self._api.job_list(job_ids=some, pagesize=len(some), deadline=deadline)
+                rows |= {job.id: job for job in answer.rows if job.id in set(some)}
+        gone: set[int] = set()
+
+        async def look(id: int) -> None:
+            # job_list leaves out what one may not see; the details say which it is: gone, or forbidden.
+            try:
+                rows[id] = (await self._api.job_details(id, deadline=deadline)).job
+            except ApiError as error:
+                if error.reason != "not_found":
+                    raise
+                gone.add(id)
+
+        await gather_bounded((look(id) for id in ids if id not in rows), CONCURRENCY)
+        return rows, gone
+
+    async def _examine(
+        self, state: NodemanJobState | None, records: NodemanJobRecords, deadline: Deadline
+    ) -> NodemanJobRecords:
+        jobs = state.jobs if state else {}
+        hosts: dict[int, tuple[HostRow, ...]] = {}
+        unexamined: set[int] = set()
+        errors: list[str] = []
+        failed = {id for id, row in records.rows.items() if self._has_news(jobs.get(id), row)}
+        failing = bool(state and state.hosts.streaks) or bool(failed)
+
+        async def examine(id: int, statuses: Sequence[str]) -> None:
+            try:
+                hosts[id] = await self._hosts(id, statuses, deadline)
+            except ApiError as error:
+                if not self._attempts.exhausted(id, error):
+                    raise
+                errors.append(error.reason)
+                unexamined.add(id)
+
+        def statuses(id: int, row: Job) -> tuple[str, ...]:
+            known = jobs.get(id)
+            # Retrying a single node may show in nothing but the statistics.
+            news = known is None or not known.counted or is_new_run(known, row) or row.statistics != known.statistics
+            over = ended(row.status, row.end_time) and news
+            clears = failing and over and row.statistics is not None and row.statistics.success > 0
+            return (*(("failed",) if id in failed else ()), *(("success",) if clears else ()))
+
+        asked = {id: statuses(id, row) for id, row in records.rows.items()}
+        await gather_bounded((examine(id, wanted) for id, wanted in asked.items() if wanted), CONCURRENCY)
+        self._attempts.forget((*hosts, *unexamined))
+        return msgspec.structs.replace(records, hosts=hosts, unexamined=frozenset(unexamined), errors=tuple(errors))
+
+    @staticmethod
+    def _has_news(known: TrackedJob | None, row: Job) -> bool:
+        """Whether the job has failed hosts that have not been asked for."""
+        if not failures(row):
+            return False
+        if known is None or is_new_run(known, row) or failures(row) != known.failures:
+            return True
+        return not known.counted and ended(row.status, row.end_time)
+
+    async def _hosts(self, id: int, statuses: Sequence[str], deadline: Deadline) -> tuple[HostRow, ...]:
+        """The executed hosts of a job in these statuses. Filtered hosts come back on every page and are no results."""
+        rows: dict[str, HostRow] = {}
+        page = read = 0
+        while True:
+            page += 1
+            answer = await self._api.job_details(
+                id, statuses=statuses, page=page, pagesize=PAGE_SIZE, deadline=deadline
+            )
+            executed = [row for row in answer.hosts if not row.filtered]
+            known = len(rows)
+            rows |= {row.instance_id or identity(row): row for row in executed}
+            read += len(executed)
+            if read >= answer.total or len(executed) < PAGE_SIZE:
+                return tuple(rows.values())
+            if len(rows) == known:
+                raise ApiError("decode", "job_details repeats a page", api="job_details")
+
+    # Observe
+
+    def observe(
+        self, state: NodemanJobState | None, records: NodemanJobRecords, now: float
+    ) -> Observed[NodemanJobState]:
+        return _Fold(self, state, records, now).result()
+
+    # What others read
+
+    async def probe(self, state: NodemanJobState, deadline: Deadline) -> float:
+        """One call per interval, one per known failed job and day, and the details of the newest job as a trial."""
+        if state.jobs:
+            await self._api.job_details(max(state.jobs), deadline=deadline)
+        failed = sum(job.status in FAILED for job in state.jobs.values())
+        return 86400.0 / self.interval * (1 if self.config.discover else max(1, len(self.config.job_ids))) + failed
+
+    def view(self, state: NodemanJobState) -> NodemanView:
+        return NodemanView(state, self.config)
+
+    def failing_hosts(self, state: NodemanJobState) -> FailingHosts:
+        return state.hosts
+
+    def failed_executions(self, state: NodemanJobState) -> list[FailedExecution]:
+        return [
+            FailedExecution(id, job.job_type, status_label(job.status), job.end_time)
+            for id, job in sorted(state.jobs.items(), reverse=True)
+            if job.counted and job.status in FAILED
+        ]
+
+
+class _Fold:
+    """One application of records to a state; see `exporter.collectors.job`."""
+
+    def __init__(
+        self,
+        collector: NodemanJobCollector,
+        state: NodemanJobState | None,
+        records: NodemanJobRecords,
+        now: float,
+    ) -> None:
+        self.collector = collector
+        self.config = collector.config
+        self.state = state
+        self.records = records
+        self.now = now
+        self.tally = Tally(state.counts if state else Counts(), now, collector.hold)
+        self.jobs = dict(state.jobs) if state else {}
+        self.results: list[HostResult] = []
+        self.unknown: list[tuple[str, str]] = []
+
+    def result(self) -> Observed[NodemanJobState]:
+        records, state = self.records, self.state
+        for family in (GAP, TRUNCATED):
+            self.tally.zero(family)
+        for id in sorted(records.rows):
+            self._count(id, records.rows[id])
+        if records.unexamined:
+            self.tally.inc(TRUNCATED, by=len(records.unexamined))
+        floor = self._forget()
+        hosts = (state.hosts if state else FailingHosts()).fold(
+            self.results,
+            now=records.now,
+            ttl=self.config.failing_host_ttl,
+            settled=records.now - self.config.max_finished_age,
+        )
+        return Observed(
+            NodemanJobState(
+                counts=self.tally.freeze(),
+                last_success=self.now,
+                watermark=records.now,
+                floor=floor,
+                jobs=self.jobs,
+                hosts=hosts,
+            ),
+            unknown=tuple(self.unknown),
+            errors=records.errors,
+        )
+
+    def _count(self, id: int, row: Job) -> None:
+        known = self.jobs.get(id)
+        if (known is None or known.status != row.status) and row.status not in NODEMAN_STATUSES:
+            self.unknown.append(("nodeman_job.status", row.status))
+        over = ended(row.status, row.end_time)
+        baseline = self.state is None
+        if known is None:
+            known = TrackedJob(row.job_type, "", row.task_ids, None, None, None, False, baseline and over)
+        elif is_new_run(known, row):
+            known = msgspec.structs.replace(
+                known, counted=False, timed=True, finished=None, failed=frozenset(), failures=0
+            )
+        if over and not known.counted:
+            if not baseline:
+                self.tally.inc(FINISHED, (row.job_type, status_label(row.status)))
+            known = msgspec.structs.replace(known, counted=True, finished=self._end(row) or self.records.now)
+        timed = known.timed
+        if over and not timed and row.end_time is not None:
+            self._observe_duration(row)
+            timed = True
+        self.jobs[id] = TrackedJob(
+            row.job_type,
+            row.status,
+            row.task_ids or known.task_ids,
+            row.start_time,
+            row.end_time,
+            row.statistics,
+            known.counted,
+            timed,
+            known.finished,
+            known.failed | self._take_hosts(id, row, known),
+            failures(row) if id in self.records.hosts or id in self.records.unexamined else known.failures,
+        )
+
+    def _take_hosts(self, id: int, row: Job, known: TrackedJob) -> frozenset[str]:
+        """Count the failed hosts of this run that are not known yet, and learn who fails and who does no longer."""
+        failed: set[str] = set()
+        for host in self.records.hosts.get(id, ()):
+            if host.filtered or host.bk_biz_id not in (None, self.collector.biz):
+                continue
+            end = self._end(host) or self._end(row) or self.records.now
+            labels = (self.collector.name, row.job_type, host.step, "")
+            is_failed = host.status == "failed"
+            if is_failed and identity(host) not in known.failed:
+                failed.add(identity(host))
+                if self.state is not None:
+                    count_failure(self.tally, labels)
+            if host.host is not None and host.status in ("failed", "success"):
+                name = identity(host)
+                self.results.append(HostResult(host.host, id, "", end, labels if is_failed else None, name))
+        return frozenset(failed)
+
+    def _end(self, row: Job | HostRow) -> float | None:
+        end = row.end_time
+        return None if end is None or end > self.records.now + FUTURE else float(end)
+
+    def _observe_duration(self, row: Job) -> None:
+        if row.start_time is None or row.end_time is None:
+            return
+        duration = row.end_time - row.start_time
+        if duration < 0 or row.end_time > self.records.now + FUTURE:
+            self.unknown.append(("nodeman_job.end_time", str(row.end_time)))
+        else:
+            self.tally.observe(DURATION, (row.job_type,), duration, DURATION_BUCKETS)
+
+    def _forget(self) -> int:
+        """Drop jobs that ended too long ago to be retried; the new floor."""
+        floor = self.records.floor
+        oldest = self.records.now - self.config.max_finished_age
+        for id, job in list(self.jobs.items()):
+            over = job.counted and (job.finished or self.records.now) < oldest
+            if id in self.records.gone or (over and id not in self.config.job_ids):
+                del self.jobs[id]
+                floor = max(floor, id)
+        return floor
+
+
+def identity(row: HostRow) -> str:
+    """The same before and after the host has been registered and has an id: its address where it has one."""
+    if row.host is None:
+        return row.instance_id
+    return f"{row.host.bk_cloud_id}:{row.host.ip}" if row.host.ip else row.host.identity
+
+
+def unfinished(view: NodemanView) -> Mapping[Labels, float]:
+    return _summed(
+        ((job.job_type, status_label(job.status)), 1.0) for job in view.state.jobs.values() if not job.counted
+    )
+
+
+def oldest_unfinished(view: NodemanView) -> Mapping[Labels, float]:
+    starts = [job.start_time for job in view.state.jobs.values() if not job.counted and job.start_time is not None]
+    return {(): min(starts)} if starts else {}
+
+
+def instances(view: NodemanView) -> Mapping[Labels, float]:
+    return _summed(
+        ((job.job_type, status), count)
+        for job in view.state.jobs.values()
+        for status, count in _statuses(job.statistics)
+    )
+
+
+def watched_instances(view: NodemanView) -> Mapping[Labels, float]:
+    return {
+        (str(id), job.job_type, status): count
+        for id, job in _watched(view)
+        for status, count in _statuses(job.statistics)
+    }
+
+
+def watched_status(view: NodemanView) -> Mapping[Labels, float]:
+    return {(str(id), job.job_type, status_label(job.status)): 1.0 for id, job in _watched(view)}
+
+
+def _watched(view: NodemanView) -> list[tuple[int, TrackedJob]]:
+    return [(id, view.state.jobs[id]) for id in view.config.job_ids if id in view.state.jobs]
+
+
+def _statuses(statistics: Statistics | None) -> list[tuple[str, float]]:
+    """Instances by status; what the total has beyond the five is `other`."""
+    if statistics is None:
+        return []
+    named = {name: getattr(statistics, name) for name in ("pending", "running", "success", "failed", "ignored")}
+    other = statistics.total - sum(named.values())
+    return [(name, float(count)) for name, count in (*named.items(), *((("other", other),) if other > 0 else ()))]
+
+
+def _summed(samples: Iterable[tuple[Labels, float]]) -> Mapping[Labels, float]:
+    total: dict[Labels, float] = {}
+    for labels, value in samples:
+        total[labels] = total.get(labels, 0.0) + value
+    return total
+
+
+NodemanJobCollector.families = (
+    Family(
+        FINISHED,
+        "counter",
+        ("job_type", "status"),
+        "NodeMan jobs that reached a terminal status, once per run.",
+        "进入终态的节点管理任务数，每次运行只计一次。",
+    ),
+    Family(
+        "blueking_nodeman_jobs_unfinished",
+        "gauge",
+        ("job_type", "status"),
+        "NodeMan jobs that have not ended.",
+        "尚未结束的节点管理任务数。",
+        sticky=True,
+        gauge=unfinished,
+    ),
+    Family(
+        "blueking_nodeman_oldest_unfinished_timestamp_seconds",
+        "gauge",
+        (),
+        "Start of the oldest unfinished NodeMan job.",
+        "最早的未结束节点管理任务的开始时间。",
+        gauge=oldest_unfinished,
+    ),
+    Family(
+        "blueking_nodeman_job_instances",
+        "gauge",
+        ("job_type", "status"),
+        "Instances of unfinished and recently finished jobs by status; they move back when a job is retried.",
+        "未结束及近期结束任务的实例数，按状态统计；任务重试时会回退。",
+        gauge=instances,
+    ),
+    Family(
+        "blueking_nodeman_watched_job_instances",
+        "gauge",
+        ("job_id", "job_type", "status"),
+        "Instances of each of the configured job_ids by status.",
+        "配置的 job_ids 中各任务的实例数，按状态统计。",
+        gauge=watched_instances,
+    ),
+    Family(
+        "blueking_nodeman_watched_job_status",
+        "gauge",
+        ("job_id", "job_type", "status"),
+        "1 for the present status of each of the configured job_ids.",
+        "配置的 job_ids 中各任务的当前状态，值恒为 1。",
+        gauge=watched_status,
+    ),
+    Family(
+        DURATION,
+        "histogram",
+        ("job_type",),
+        "Start to end of NodeMan jobs, first run only.",
+        "节点管理任务首次运行从开始到结束的耗时。",
+    ),
+    *FAMILIES,
+)

@@ -1,0 +1,334 @@
+"""NodeMan subscriptions: how many instances are in which status, which hosts fail at which step (task_result).
+
+A page of no rows carries the counter of all statuses: that is the poll of a subscription in which nothing moves.
+Rows are asked for by status or by instance, in pages, never all at once: ten thousand instances are 25 MB. A run of an
+instance is its record and start. Times are unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+
+from exporter.blueking.nodeman import PAGE_SIZE, Instance, NodemanApi
+from exporter.blueking.pacing import Deadline
+from exporter.clock import Clock
+from exporter.collectors.base import GAP, TRUNCATED, Collector, FailedExecution, Observed, Platforms
+from exporter.collectors.failing_hosts import FailingHosts, HostResult
+from exporter.collectors.nodeman import (
+    FAILURE_LABELS,
+    FAMILIES,
+    NodemanState,
+    NodemanView,
+    count_failure,
+    ended,
+    status_label,
+)
+from exporter.config.schema import NodemanSubscriptionConfig, ScopeConfig
+from exporter.errors import ApiError
+from exporter.metrics.counts import Tally
+from exporter.metrics.family import Counts, Family, Labels
+from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, Scope
+
+STEP_DURATION = "blueking_nodeman_step_duration_seconds"
+STEP_BUCKETS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+
+LOOK_AGAIN = 300.0
+"""Seconds after which the failed instances are read again although no counter has moved: one may have failed anew."""
+NEWEST = 100
+"""Instances of the newest records that are read for the newest finish."""
+FUTURE = 86400.0
+
+Run = tuple[int, float]
+"""Record and start of an instance's run: what distinguishes it from the one before."""
+
+
+class Subscription(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is known of a subscription. `runs`: the newest finished run of the instances that were read last;
+    `failed`: those of them, and of earlier ones, whose run has failed."""
+
+    counter: dict[str, int] = {}
+    looked: float = 0.0
+    runs: dict[str, Run] = {}
+    failed: frozenset[str] = frozenset()
+    last_finished: float | None = None
+
+
+class SubscriptionState(NodemanState, frozen=True, kw_only=True):
+    """By subscription id."""
+
+    subscriptions: dict[int, Subscription]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What one subscription answered; `instances` is None where nothing had moved, so that no rows were asked for."""
+
+    counter: dict[str, int]
+    instances: tuple[Instance, ...] | None
+
+
+class SubscriptionRecords(msgspec.Struct, frozen=True):
+    """What one poll brought, by subscription id; `errors` of the subscriptions that are missing in it."""
+
+    now: float
+    answers: dict[int, Answer]
+    errors: tuple[str, ...]
+
+
+class NodemanSubscriptionCollector:
+    """See `Collector`."""
+
+    name: ClassVar[str] = "nodeman_subscription"
+    state_type: ClassVar[type[SubscriptionState]] = SubscriptionState
+    families: ClassVar[tuple[Family, ...]]
+    failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
+
+    def __init__(
+        self, scope: Scope, config: NodemanSubscriptionConfig, api: NodemanApi, clock: Clock, hold: float
+    ) -> None:
+        self.scope = scope
+        self.config = config
+        self.interval = config.interval
+        self.biz = int(scope.bk_scope_id)
+        self.hold = hold
+        self._api = api
+        self._clock = clock
+
+    @classmethod
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
+        if platforms.nodeman is None or not config.collectors.nodeman_subscription.enabled:
+            return None
+        return cls(config.scope, config.collectors.nodeman_subscription, platforms.nodeman, clock, hold)
+
+    # Fetch
+
+    async def fetch(self, state: SubscriptionState | None, deadline: Deadline) -> SubscriptionRecords:
+        """Every configured subscription. One that is not ready is left out; so is one that cannot be had for good,
+        as long as another one can. Raises `ApiError`."""
+        answers: dict[int, Answer] = {}
+        errors: list[ApiError] = []
+        for id in self.config.subscription_ids:
+            known = state.subscriptions.get(id) if state else None
+            try:
+                answers[id] = await self._ask(id, known, deadline)
+            except ApiError as error:
+                if error.transient:
+                    raise
+                errors.append(error)
+        fatal = [error for error in errors if error.reason != "not_ready"]
+        if fatal and not answers:
+            raise fatal[0]
+        return SubscriptionRecords(self._clock.platform(), answers, tuple(error.reason for error in errors))
+
+    async def _ask(self, id: int, known: Subscription | None, deadline: Deadline) -> Answer:
+        summary = await self._api.task_result(id, deadline=deadline)
+        counter = summary.counter or {}
+        moving = any(count and status in NODEMAN_UNFINISHED for status, count in counter.items())
+        if known is not None and counter == known.counter and not moving:
+            due = self._clock.platform() - known.looked >= LOOK_AGAIN
+            if not (known.failed and due):
+                return Answer(counter, None)
+        instances: dict[str, Instance] = {}
+        if summary.total:
+            newest = -(-summary.total // NEWEST)
+            page = await self._api.task_result(id, page=newest, pagesize=NEWEST, deadline=deadline)
+            instances |= {row.instance_id: row for row in page.instances}
+        if counter.get("failed"):
+            instances |= await self._failed(id, deadline)
+        # What has failed and is in none of these has moved on, or belongs to an earlier task.
+        missing = sorted(known.failed - instances.keys()) if known else []
+        for begin in range(0, len(missing), PAGE_SIZE):
+            some = missing[begin : begin + PAGE_SIZE]
+            page = await self._api.task_result(id, instance_ids=some, pagesize=len(some), deadline=deadline)
+            instances |= {row.instance_id: row for row in page.instances}
+        return Answer(counter, tuple(instances.values()))
+
+    async def _failed(self, id: int, deadline: Deadline) -> dict[str, Instance]:
+        rows: dict[str, Instance] = {}
+        page = read = 0
+        while True:
+            page += 1
+            answer = await self._api.task_result(
+                id, statuses=("failed",), page=page, pagesize=PAGE_SIZE, deadline=deadline
+            )
+            known = len(rows)
+            rows |= {row.instance_id: row for row in answer.instances}
+            read += len(answer.instances)
+            if read >= answer.total or len(answer.instances) < PAGE_SIZE:
+                return rows
+            if len(rows) == known:
+                raise ApiError("decode", "task_result repeats a page", api="task_result")
+
+    # Observe
+
+    def observe(
+        self, state: SubscriptionState | None, records: SubscriptionRecords, now: float
+    ) -> Observed[SubscriptionState]:
+        """Fold the records of a poll; `now` is the wall clock."""
+        return _Fold(self, state, records, now).result()
+
+    # What others read
+
+    async def probe(self, state: SubscriptionState, deadline: Deadline) -> float:
+        """One call per subscription and interval."""
+        return len(self.config.subscription_ids) * 86400.0 / self.interval
+
+    def view(self, state: SubscriptionState) -> NodemanView:
+        return NodemanView(state, self.config)
+
+    def failing_hosts(self, state: SubscriptionState) -> FailingHosts:
+        return state.hosts
+
+    def failed_executions(self, state: SubscriptionState) -> list[FailedExecution]:
+        """None: a subscription does not end."""
+        return []
+
+
+class _Fold:
+    """One application of records to a state; see `exporter.collectors.job`."""
+
+    def __init__(
+        self,
+        collector: NodemanSubscriptionCollector,
+        state: SubscriptionState | None,
+        records: SubscriptionRecords,
+        now: float,
+    ) -> None:
+        self.collector = collector
+        self.state = state
+        self.records = records
+        self.now = now
+        self.tally = Tally(state.counts if state else Counts(), now, collector.hold)
+        self.results: list[HostResult] = []
+        self.unknown: list[tuple[str, str]] = []
+
+    def result(self) -> Observed[SubscriptionState]:
+        for family in (GAP, TRUNCATED):
+            self.tally.zero(family)
+        before = self.state.subscriptions if self.state else {}
+        subscriptions = {id: before[id] for id in self.collector.config.subscription_ids if id in before}
+        for id, answer in self.records.answers.items():
+            subscriptions[id] = self._subscription(id, before.get(id), answer)
+        hosts = (self.state.hosts if self.state else FailingHosts()).fold(
+            self.results,
+            now=self.records.now,
+            ttl=self.collector.config.failing_host_ttl,
+            settled=self.records.now - LOOK_AGAIN,
+        )
+        return Observed(
+            SubscriptionState(
+                counts=self.tally.freeze(),
+                last_success=self.now,
+                watermark=self.records.now,
+                hosts=hosts,
+                subscriptions=subscriptions,
+            ),
+            unknown=tuple(self.unknown),
+            errors=self.records.errors,
+        )
+
+    def _subscription(self, id: int, known: Subscription | None, answer: Answer) -> Subscription:
+        self.unknown += [
+            ("nodeman_subscription.status", status) for status in answer.counter if status not in NODEMAN_STATUSES
+        ]
+        if answer.instances is None and known is not None:
+            return msgspec.structs.replace(known, counter=answer.counter)
+        runs = dict(known.runs) if known else {}
+        failed: set[str] = set()
+        last = known.last_finished if known else None
+        for row in answer.instances or ():
+            if row.bk_biz_id not in (None, self.collector.biz):
+                continue
+            finish = self._finish(row)
+            if finish is not None and ended(row.status, finish):
+                last = max(finish, last or finish)
+            if row.status in ("failed", "success"):
+                self._take(id, row, is_new=known is not None and runs.get(row.instance_id) != run(row))
+                runs[row.instance_id] = run(row)
+            # One that runs again has not succeeded yet.
+            if row.status == "failed" or (known and row.instance_id in known.failed and row.status != "success"):
+                failed.add(row.instance_id)
+        read = {row.instance_id for row in answer.instances or ()}
+        runs = {instance: known_run for instance, known_run in runs.items() if instance in read}
+        return Subscription(answer.counter, self.records.now, runs, frozenset(failed), last)
+
+    def _take(self, id: int, row: Instance, *, is_new: bool) -> None:
+        """Count a finished run that is not known, and learn who fails and who does no longer."""
+        labels = (self.collector.name, row.job_type, row.failed_step, "")
+        if is_new:
+            self._observe_steps(row)
+            if row.status == "failed":
+                count_failure(self.tally, labels)
+        if row.host is not None:
+            end = self._finish(row) or self.records.now
+            name = f"{row.host.bk_cloud_id}:{row.host.ip}" if row.host.ip else row.host.identity
+            self.results.append(
+                HostResult(row.host, row.record_id or id, "", end, labels if row.status == "failed" else None, name)
+            )
+
+    def _finish(self, row: Instance) -> float | None:
+        finish = row.finish_time
+        return None if finish is None or finish > self.records.now + FUTURE else float(finish)
+
+    def _observe_steps(self, row: Instance) -> None:
+        for step in row.steps:
+            if step.start_time is None or step.finish_time is None:
+                continue
+            if step.finish_time < step.start_time or step.finish_time > self.records.now + FUTURE:
+                self.unknown.append(("nodeman_subscription.finish_time", str(step.finish_time)))
+                continue
+            self.tally.observe(
+                STEP_DURATION, (row.job_type, step.step), step.finish_time - step.start_time, STEP_BUCKETS
+            )
+
+
+def run(row: Instance) -> Run:
+    return (row.record_id or 0, row.start_time or 0.0)
+
+
+def instances(view: NodemanView) -> Mapping[Labels, float]:
+    """Counted by label, since several unknown words share one."""
+    counted: dict[Labels, float] = {}
+    for id, known in view.state.subscriptions.items():
+        for status, count in known.counter.items():
+            labels = (str(id), status_label(status))
+            counted[labels] = counted.get(labels, 0.0) + count
+    return counted
+
+
+def last_finished(view: NodemanView) -> Mapping[Labels, float]:
+    return {
+        (str(id),): known.last_finished
+        for id, known in view.state.subscriptions.items()
+        if known.last_finished is not None
+    }
+
+
+NodemanSubscriptionCollector.families = (
+    Family(
+        "blueking_nodeman_subscription_instances",
+        "gauge",
+        ("subscription_id", "status"),
+        "Instances of a subscription by status.",
+        "订阅的实例数，按状态统计。",
+        gauge=instances,
+    ),
+    Family(
+        "blueking_nodeman_subscription_last_finished_timestamp_seconds",
+        "gauge",
+        ("subscription_id",),
+        "Newest finish among the newest instances of a subscription.",
+        "订阅最新实例中最近一次完成的时间。",
+        gauge=last_finished,
+    ),
+    Family(
+        STEP_DURATION,
+        "histogram",
+        ("job_type", "step"),
+        "Sub-steps of finished hosts, of the rows that were read.",
+        "已完成主机的子步骤耗时（仅限读取到的记录）。",
+    ),
+    *FAMILIES,
+)

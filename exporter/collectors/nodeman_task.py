@@ -1,0 +1,195 @@
+"""NodeMan 1.x tasks: hosts by status and system, and which fail with which error code (get_task_info).
+
+A task shows neither a status of its own nor when a host ended, so a host's run is what lies between two returns to an
+unfinished status, and its end is when it was seen. Times are unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+
+from exporter.blueking.nodeman_legacy import LegacyHost, LegacyTask, NodemanLegacyApi
+from exporter.blueking.pacing import Deadline
+from exporter.clock import Clock
+from exporter.collectors.base import GAP, TRUNCATED, Collector, FailedExecution, Observed, Platforms
+from exporter.collectors.failing_hosts import FailingHosts, HostResult
+from exporter.collectors.nodeman import (
+    FAILURE_LABELS,
+    FAMILIES,
+    NodemanState,
+    NodemanView,
+    count_failure,
+)
+from exporter.config.schema import NodemanTaskConfig, ScopeConfig
+from exporter.errors import ApiError
+from exporter.metrics.counts import Tally
+from exporter.metrics.family import Counts, Family, Labels
+from exporter.model import NODEMAN_STATUSES, Scope
+
+
+class TrackedTask(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is known of a task. `hosts`: the last status of each host, by address."""
+
+    job_type: str
+    status_count: dict[str, int]
+    os_count: dict[str, int]
+    hosts: dict[str, str]
+
+
+class TaskState(NodemanState, frozen=True, kw_only=True):
+    """By task id."""
+
+    tasks: dict[int, TrackedTask]
+
+
+class TaskRecords(msgspec.Struct, frozen=True):
+    """What one poll brought, by task id; `errors` of the tasks that are missing in it."""
+
+    now: float
+    tasks: dict[int, LegacyTask]
+    errors: tuple[str, ...]
+
+
+class NodemanTaskCollector:
+    """See `Collector`."""
+
+    name: ClassVar[str] = "nodeman_task"
+    state_type: ClassVar[type[TaskState]] = TaskState
+    families: ClassVar[tuple[Family, ...]]
+    failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
+
+    def __init__(
+        self, scope: Scope, config: NodemanTaskConfig, api: NodemanLegacyApi, clock: Clock, hold: float
+    ) -> None:
+        self.scope = scope
+        self.config = config
+        self.interval = config.interval
+        self.biz = int(scope.bk_scope_id)
+        self.hold = hold
+        self._api = api
+        self._clock = clock
+
+    @classmethod
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
+        if platforms.nodeman_legacy is None or not config.collectors.nodeman_task.enabled:
+            return None
+        return cls(config.scope, config.collectors.nodeman_task, platforms.nodeman_legacy, clock, hold)
+
+    async def fetch(self, state: TaskState | None, deadline: Deadline) -> TaskRecords:
+        """Every configured task. One that cannot be had for good is left out, as long as another one can. Raises
+        `ApiError`."""
+        tasks: dict[int, LegacyTask] = {}
+        errors: list[ApiError] = []
+        for id in self.config.job_ids:
+            try:
+                tasks[id] = await self._api.get_task_info(self.biz, id, deadline=deadline)
+            except ApiError as error:
+                if error.transient:
+                    raise
+                errors.append(error)
+        if errors and not tasks:
+            raise errors[0]
+        return TaskRecords(self._clock.platform(), tasks, tuple(error.reason for error in errors))
+
+    def observe(self, state: TaskState | None, records: TaskRecords, now: float) -> Observed[TaskState]:
+        """Fold the records of a poll; `now` is the wall clock."""
+        tally = Tally(state.counts if state else Counts(), now, self.hold)
+        for family in (GAP, TRUNCATED):
+            tally.zero(family)
+        before = state.tasks if state else {}
+        tasks = {id: before[id] for id in self.config.job_ids if id in before}
+        results: list[HostResult] = []
+        unknown: list[tuple[str, str]] = []
+        for id, task in records.tasks.items():
+            known = before.get(id)
+            hosts: dict[str, str] = {}
+            for row in task.hosts:
+                last = known.hosts.get(address(row)) if known else None
+                hosts[address(row)] = row.status
+                if row.status == last:
+                    continue
+                if row.status not in NODEMAN_STATUSES:
+                    unknown.append(("nodeman_task.status", row.status))
+                results += self._take(id, task, row, records.now, tally, counts=known is not None)
+            tasks[id] = TrackedTask(task.job_type, task.status_count, task.os_count, hosts)
+        failing = (state.hosts if state else FailingHosts()).fold(
+            results, now=records.now, ttl=self.config.failing_host_ttl, settled=records.now
+        )
+        return Observed(
+            TaskState(counts=tally.freeze(), last_success=now, watermark=records.now, hosts=failing, tasks=tasks),
+            unknown=tuple(unknown),
+            errors=records.errors,
+        )
+
+    def _take(
+        self, id: int, task: LegacyTask, row: LegacyHost, now: float, tally: Tally, *, counts: bool
+    ) -> list[HostResult]:
+        """Count a host that has just failed; the result of one that has just ended."""
+        if row.status not in ("failed", "success"):
+            return []
+        labels = (self.name, task.job_type, row.step, row.err_code) if row.status == "failed" else None
+        if labels and counts:
+            count_failure(tally, labels)
+        return [HostResult(row.host, id, "", now, labels)] if row.host else []
+
+    async def probe(self, state: TaskState, deadline: Deadline) -> float:
+        """One call per task and interval."""
+        return len(self.config.job_ids) * 86400.0 / self.interval
+
+    def view(self, state: TaskState) -> NodemanView:
+        return NodemanView(state, self.config)
+
+    def failing_hosts(self, state: TaskState) -> FailingHosts:
+        return state.hosts
+
+    def failed_executions(self, state: TaskState) -> list[FailedExecution]:
+        """Tasks with failed hosts, newest first."""
+        return [
+            FailedExecution(id, task.job_type, "failed", None)
+            for id, task in sorted(state.tasks.items(), reverse=True)
+            if task.status_count.get("failed")
+        ]
+
+
+def address(row: LegacyHost) -> str:
+    return row.host.identity if row.host else ""
+
+
+def hosts(view: NodemanView) -> Mapping[Labels, float]:
+    return {
+        (str(id), task.job_type, status): float(task.status_count.get(status, 0))
+        for id, task in view.state.tasks.items()
+        for status in ("success", "failed", "running")
+    }
+
+
+def hosts_by_os(view: NodemanView) -> Mapping[Labels, float]:
+    return {
+        (str(id), task.job_type, os): float(count)
+        for id, task in view.state.tasks.items()
+        for os, count in task.os_count.items()
+    }
+
+
+NodemanTaskCollector.families = (
+    Family(
+        "blueking_nodeman_task_hosts",
+        "gauge",
+        ("job_id", "job_type", "status"),
+        "Hosts of a NodeMan 1.x task by status; running holds what waits in the queue too.",
+        "节点管理 1.x 任务的主机数，按状态统计；running 包含排队中的主机。",
+        gauge=hosts,
+    ),
+    Family(
+        "blueking_nodeman_task_hosts_by_os",
+        "gauge",
+        ("job_id", "job_type", "os_type"),
+        "Hosts of a NodeMan 1.x task by operating system.",
+        "节点管理 1.x 任务的主机数，按操作系统统计。",
+        gauge=hosts_by_os,
+    ),
+    *FAMILIES,
+)
