@@ -24,8 +24,9 @@ from exporter.simulator.nodeman_world import (
     Traffic,
     make_hosts,
 )
-from exporter.simulator.platform import Platform
+from exporter.simulator.platform import Answer, Call, Platform
 from exporter.simulator.server import SimulatorServer
+from exporter.simulator.traffic import Business
 
 FIXTURES = Path(__file__).parent / "fixtures"
 START = 1_795_000_020.0  # a multiple of 30 seconds
@@ -225,6 +226,23 @@ async def test_a_task_that_is_not_ready(nodeman: Asked) -> None:
     assert (refused["result"], refused["code"]) == (False, 3800015)
     details = await nodeman.details(job.id)
     assert (details["status"], details["total"], details["statistics"]["total_count"]) == ("PENDING", 0, 0)
+
+
+async def test_reading_too_early_ends_the_job(nodeman: Asked) -> None:
+    """Details read while the task is not ready count filtered hosts only: a job with one is stored as SUCCESS.
+
+    The statistics task looks at unfinished jobs, so the row stays like that until the details are read again.
+    """
+    filtered = [Filtered(HOSTS[1], "该主机已安装", "IGNORED")]
+    job = nodeman.world.start_job(
+        "INSTALL_AGENT", {HOSTS[0]: "install"}, duration=60, ready_after=50, filtered=filtered
+    )
+    nodeman.clock.at += 10
+    assert (await nodeman.job_list())["list"][0]["status"] == "PENDING"
+    assert (await nodeman.details(job.id, pagesize=0))["status"] == "SUCCESS"
+    nodeman.clock.at += 600
+    assert (await nodeman.job_list())["list"][0]["status"] == "SUCCESS"
+    assert (await nodeman.details(job.id, pagesize=0))["status"] == "FAILED"
 
 
 async def test_shapes_of_task_result(nodeman: Asked) -> None:
@@ -491,3 +509,65 @@ def test_traffic_is_the_same_for_the_same_seed_and_any_steps_of_the_clock() -> N
     assert truth(8, 1) != (finished, failures)
     assert {job_type for job_type, _ in finished} == set(PLANS)
     assert {status for _, status in finished} >= {"success", "failed", "part_failed", "terminated"}
+
+
+def test_a_populated_platform_has_something_to_watch() -> None:
+    """The traffic runs on the hosts of JOB, so that failures join by bk_host_id, and names a policy and a task of 1.x."""
+    clock = Time()
+    platform = Platform(seed=3, now=clock, scopes=[Scope("biz", "2"), Scope("biz", "3"), Scope("biz_set", "9001")])
+    traffic = nodeman_api.populate(platform)
+    world = nodeman_api.world_of(platform)
+    assert set(traffic.policies) == set(traffic.legacy) == {2, 3}
+    assert traffic.policies[2].id in world.subscriptions
+    assert traffic.legacy[3].id in world.legacy_tasks
+    of_job = {host.bk_host_id for host in Business(platform.job, Scope("biz", "2")).hosts}
+    assert {target.bk_host_id for target in NodemanLedger(world).hosts_failing(2, "nodeman_job")} <= of_job
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_looks_often_enough_sees_what_the_ledger_says(seed: int) -> None:
+    """Counting by hand from the answers alone gives the ledger's ends, failures and failing hosts."""
+    clock = Time()
+    platform = Platform(seed=seed, now=clock, scopes=[Scope("biz", "2")])
+    world = nodeman_api.world_of(platform)
+    Traffic(world, {2: make_hosts(2, 40)}, START, every=120)
+    api = nodeman_api.NodemanApi(world)
+
+    def ask(handler: Callable[[Call], Answer], **params: object) -> Any:
+        body = handler(Call("x", "gateway", True, "POST", "/", {}, params, "zh", clock.at, user="admin")).body
+        assert isinstance(body, dict)
+        return body["data"]
+
+    status: dict[int, str] = {}
+    ends: Counter[str] = Counter()
+    failed: dict[tuple[int, str], tuple[str, str]] = {}
+    failures = 0
+    newest: dict[str, tuple[str, bool]] = {}
+    unfinished = ("PENDING", "RUNNING")
+    while clock.at < START + 2 * 3600:
+        clock.at += 5
+        for row in ask(api.job_list, pagesize=1000)["list"]:
+            # Not while PENDING: reading then may end the job, see test_reading_too_early_ends_the_job.
+            if row["status"] != "PENDING" and status.get(row["id"], "PENDING") in unfinished:
+                details = ask(api.job_details, job_id=row["id"], pagesize=-1)
+                for host in details["list"]:
+                    if host.get("filter_host") or host["end_time"] is None or host["status"] == REMOVED:
+                        continue
+                    key, run = (row["id"], host["instance_id"]), (host["end_time"], host["start_time"])
+                    if failed.get(key) != run and host["status"] == "FAILED":
+                        failures += 1
+                    failed[key] = run
+                    if host["end_time"] >= newest.get(host["ip"], ("", False))[0]:
+                        newest[host["ip"]] = host["end_time"], host["status"] == "FAILED"
+        for row in ask(api.job_list, pagesize=1000)["list"]:
+            if status.get(row["id"], "PENDING") in unfinished and row["status"] not in unfinished:
+                ends[row["job_type"]] += 1
+            status[row["id"]] = row["status"]
+    ledger = NodemanLedger(world)
+    finished = ledger.jobs_finished(2)
+    # By type only: TERMINATED is replaced within half a minute, so that even this observer can miss it.
+    assert ends == {kind: sum(n for (job_type, _), n in finished.items() if job_type == kind) for kind in ends}
+    assert ends.total() == finished.total()
+    assert failures == sum(ledger.host_failures(2, "nodeman_job").values())
+    truth = ledger.hosts_failing(2, "nodeman_job")
+    assert {ip for ip, (_, fails) in newest.items() if fails} == {nodeman_api.long_address(t) for t in truth}

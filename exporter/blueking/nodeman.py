@@ -181,7 +181,9 @@ class NodemanApi:
     ) -> JobDetails:
         """A job with one page of its hosts; `pagesize` 0 asks for the job alone (filtered hosts come anyway).
 
-        A job whose task is not ready looks pending and without hosts.
+        While the newest task is not ready a job looks pending and without hosts, and with ignored hosts only it looks
+        successful. The platform stores what it answers and does not look again at a job that it has stored as ended:
+        so leave pending jobs alone until job_list shows them running.
         """
         params: dict[str, object] = {
             # A text instead of the list is what the vendor's documents show; it matches nothing.

@@ -58,7 +58,10 @@ def world_of(platform: Platform) -> NodemanWorld:
 def populate(
     platform: Platform, hosts: Mapping[int, Sequence[Target]] | None = None, *, history: float = 7200.0
 ) -> Traffic:
-    """Give every business traffic, `history` seconds of it in the past, on `hosts`; the default are those of JOB."""
+    """Give every business traffic, `history` seconds of it in the past, on `hosts`; the default are those of JOB.
+
+    What the answer holds by business, a policy and a task of 1.x, can be watched by id.
+    """
     if hosts is None:
         hosts = {
             int(scope.bk_scope_id): [
@@ -69,7 +72,10 @@ def populate(
             for scope in platform.scopes
             if scope.bk_scope_type == "biz"
         }
-    return Traffic(world_of(platform), hosts, platform.now() - history, speed=platform.speed)
+    world = world_of(platform)
+    traffic = Traffic(world, hosts, platform.now() - history, speed=platform.speed)
+    world.advance()
+    return traffic
 
 
 def routes(platform: Platform) -> list[Endpoint]:
@@ -279,7 +285,7 @@ class NodemanApi:
                 index, display = len(shown) - 1, "执行成功"
         row: dict[str, object] = {
             "instance_id": record.instance_id,
-            "ip": target.ip or _long(target.ipv6),
+            "ip": long_address(target),
             "inner_ip": target.ip,
             "inner_ipv6": _long(target.ipv6) if target.ipv6 else None,
             "bk_host_id": record.host_id(now),
@@ -554,8 +560,12 @@ def _full_info(info: Mapping[str, object], target: Target) -> dict[str, object]:
     return {**info, "host": {**host, "os_type": os_type}, "scope": [], "process": {}}
 
 
+def long_address(target: Target) -> str:
+    """The address of a host as NodeMan shows it: IPv6 in eight groups of four digits."""
+    return target.ip or _long(target.ipv6)
+
+
 def _long(ipv6: str) -> str:
-    """The eight-group form in which NodeMan stores addresses."""
     if not ipv6:
         return ""
     head, _, tail = ipv6.partition("::")

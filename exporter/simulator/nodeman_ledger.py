@@ -48,7 +48,11 @@ class NodemanLedger:
         self.world = world
 
     def jobs_finished(self, biz: int, since: float = 0.0, until: float | None = None) -> Counter[tuple[str, str]]:
-        """Jobs by (job_type, status in lower case) that the platform showed as ended, once per run."""
+        """Jobs by (job_type, status in lower case) that the platform showed as ended, once per run.
+
+        A revoked job counts as terminated. The platform replaces that within 30 s by what the hosts say, so whoever
+        looks later sees it as failed, part_failed or success.
+        """
         until = self._now(until)
         return Counter(
             (job.job_type, status.lower()) for job in self._jobs(biz) for at, status in job.ends if since < at <= until
