@@ -512,7 +512,7 @@ def test_traffic_is_the_same_for_the_same_seed_and_any_steps_of_the_clock() -> N
 
 
 def test_a_populated_platform_has_something_to_watch() -> None:
-    """The traffic runs on the hosts of JOB, so that failures join by bk_host_id, and names a policy and a task of 1.x."""
+    """The traffic runs on the hosts of JOB, so that failures join by id, and names a policy and a task of 1.x."""
     clock = Time()
     platform = Platform(seed=3, now=clock, scopes=[Scope("biz", "2"), Scope("biz", "3"), Scope("biz_set", "9001")])
     traffic = nodeman_api.populate(platform)
