@@ -39,6 +39,7 @@ FAMILIES = (
         (),
         "Whether the newest poll was complete.",
         "最近一次轮询是否完整成功。",
+        per_collector=True,
     ),
     Family(
         "blueking_exporter_collector_last_success_timestamp_seconds",
@@ -46,6 +47,7 @@ FAMILIES = (
         (),
         "Time of the newest complete poll.",
         "最近一次完整轮询的时间。",
+        per_collector=True,
     ),
     Family(
         "blueking_exporter_collector_interval_seconds",
@@ -53,6 +55,7 @@ FAMILIES = (
         (),
         "Configured time between two polls.",
         "配置的轮询间隔。",
+        per_collector=True,
     ),
     Family(
         "blueking_exporter_collector_duration_seconds",
@@ -60,6 +63,7 @@ FAMILIES = (
         (),
         "Run time of the newest poll.",
         "最近一次轮询的耗时。",
+        per_collector=True,
     ),
     Family(
         "blueking_exporter_collector_watermark_timestamp_seconds",
@@ -67,6 +71,7 @@ FAMILIES = (
         (),
         "Platform time up to which everything has been counted.",
         "在此平台时间之前的历史均已计数。",
+        per_collector=True,
     ),
     Family(
         GAP,
@@ -74,6 +79,7 @@ FAMILIES = (
         (),
         "History that was never counted, because it lay further back than max_catchup.",
         "因早于 max_catchup 而从未计数的历史时长。",
+        per_collector=True,
     ),
     Family(
         TRUNCATED,
@@ -81,6 +87,7 @@ FAMILIES = (
         (),
         "Milliseconds of history and executions that the platform did not give completely.",
         "平台未能完整返回的毫秒时段与作业执行数。",
+        per_collector=True,
     ),
     Family(
         ERRORS,
@@ -88,6 +95,7 @@ FAMILIES = (
         ("reason",),
         "Polls and calls that failed, by reason.",
         "按原因统计的失败轮询与调用数。",
+        per_collector=True,
     ),
 )
 """What the exporter says about each of its pollers; the owner's labels are collector and scope."""

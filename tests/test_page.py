@@ -30,7 +30,7 @@ UNFINISHED = Family("blueking_job_executions_unfinished", "gauge", (), "Executio
 DURATION = Family("blueking_job_execution_duration_seconds", "histogram", (), 'Start to "end".', "耗时")
 FAILING = Family("blueking_job_hosts_failing_since", "gauge", HOST_LABELS, "Hosts.", "主机", detail=True)
 STREAK = Family("blueking_job_host_consecutive_failures", "gauge", HOST_LABELS, "Hosts.", "主机", detail=True)
-SUCCESS = Family("blueking_exporter_collector_success", "gauge", (), "Whether it works.", "成功")
+SUCCESS = Family("blueking_exporter_collector_success", "gauge", (), "Works.", "成功", per_collector=True)
 UNUSED = Family("blueking_unused", "gauge", (), "Never put.", "未用")
 FAMILIES = (FINISHED, UNFINISHED, DURATION, FAILING, STREAK, SUCCESS, UNUSED)
 

@@ -916,7 +916,7 @@ async def test_control_over_http(job: Client) -> None:
 def test_sample_config_and_platform() -> None:
     """The commands' platform has businesses, a set, traffic; the sample configuration names them all."""
     platform = create_platform(seed=1, scopes=2, speed=20)
-    text = sample_config("http://127.0.0.1:1", platform.scopes)
+    text = sample_config("http://127.0.0.1:1", platform)
     assert [str(scope) for scope in platform.scopes] == ["biz/2", "biz/3", "biz_set/9001"]
     assert text.count("bk_scope_id") == 3
     assert platform.job.truth(BIZ).created

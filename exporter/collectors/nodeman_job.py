@@ -49,6 +49,8 @@ FAILED = ("failed", "part_failed")
 CONCURRENCY = 4
 LEAST_ROWS = 20
 """Rows of the first page at least, so that a job that became visible late is still on it."""
+BASELINE_JOBS = 200
+"""Jobs that a baseline asks for their hosts, newest first: enough to know who fails, without a flood of calls."""
 FUTURE = 86400.0
 
 
@@ -231,15 +233,21 @@ class NodemanJobCollector:
                 errors.append(error.reason)
                 unexamined.add(id)
 
+        # A success in a job before all failures clears nothing.
+        first = min(failed, default=0) if state is None or not state.hosts.streaks else 0
+        candidates = sorted(records.rows)
+        if state is None:
+            candidates = candidates[-BASELINE_JOBS:]
+
         def statuses(id: int, row: Job) -> tuple[str, ...]:
             known = jobs.get(id)
             # Retrying a single node may show in nothing but the statistics.
             news = known is None or not known.counted or is_new_run(known, row) or row.statistics != known.statistics
             over = ended(row.status, row.end_time) and news
-            clears = failing and over and row.statistics is not None and row.statistics.success > 0
+            clears = failing and over and id > first and row.statistics is not None and row.statistics.success > 0
             return (*(("failed",) if id in failed else ()), *(("success",) if clears else ()))
 
-        asked = {id: statuses(id, row) for id, row in records.rows.items()}
+        asked = {id: statuses(id, records.rows[id]) for id in candidates}
         await gather_bounded((examine(id, wanted) for id, wanted in asked.items() if wanted), CONCURRENCY)
         self._attempts.forget((*hosts, *unexamined))
         return msgspec.structs.replace(records, hosts=hosts, unexamined=frozenset(unexamined), errors=tuple(errors))
@@ -282,8 +290,10 @@ class NodemanJobCollector:
 
     async def probe(self, state: NodemanJobState, deadline: Deadline) -> float:
         """One call per interval, one per known failed job and day, and the details of the newest job as a trial."""
-        if state.jobs:
-            await self._api.job_details(max(state.jobs), deadline=deadline)
+        # Reading the details of a job whose task is not ready can make the platform end it.
+        finished = [id for id, job in state.jobs.items() if job.counted]
+        if finished:
+            await self._api.job_details(max(finished), deadline=deadline)
         failed = sum(job.status in FAILED for job in state.jobs.values())
         return 86400.0 / self.interval * (1 if self.config.discover else max(1, len(self.config.job_ids))) + failed
 

@@ -19,10 +19,10 @@ class Family(msgspec.Struct, frozen=True):
 
     `name` is the full classic name (a counter ends in `_total`). `labels` are its own label names, in order; those
     of its owner (the scope, or collector and scope) come before them on the page. `help` and `help_zh` are one sentence
-    each. `detail`: its series may be cut by `max_series`. `gauge`: for gauges, reads the samples off a view of the
-    collector's state; what it does not return is absent from the page, except that a `sticky` family goes on showing
-    0 for a label set that it has shown since the start. Counters and histograms have no function: they are read from
-    the state's counts by name.
+    each. `per_collector`: its owner is a collector of a scope, not the scope. `detail`: its series may be cut by
+    `max_series`. `gauge`: for gauges, reads the samples off a view of the collector's state; what it does not return
+    is absent from the page, except that a `sticky` family goes on showing 0 for a label set that it has shown since
+    the start. Counters and histograms have no function: they are read from the state's counts by name.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Family(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
     help: str
     help_zh: str
+    per_collector: bool = False
     detail: bool = False
     sticky: bool = False
     gauge: Callable[[Any], Mapping[Labels, float]] | None = None

@@ -136,10 +136,10 @@ class Page:
 
         ValueError, and nothing changed, for an unknown family and for one that would repeat another collector's series.
         """
-        for name, chunk in chunks.items():
+        for name in chunks:
             if name not in self._shelves:
                 raise ValueError(f"{name} is not a family of this page")
-            self._shelves[name].claim(key, chunk)
+            self._shelves[name].claim(key)
         owner = self._owners.setdefault(key, len(self._owners))
         changed = False
         for name, shelf in self._shelves.items():
@@ -276,12 +276,14 @@ class _Shelf:
     def shown(self) -> int:
         return self.series - sum(map(len, self._dropped.values()))
 
-    def claim(self, key: Key | None, chunk: Chunk) -> None:
+    def claim(self, key: Key | None) -> None:
         """Without a label `collector`, two collectors would write the same series of one scope."""
+        if self.family.per_collector or "collector" in self.family.labels:
+            return
         collector = key.collector if key else ""
         if self._collector is None:
             self._collector = collector
-        elif self._collector != collector and not chunk.text.partition(b"{")[2].startswith(b'collector="'):
+        elif self._collector != collector:
             raise ValueError(f"{self.family.name} of {key} repeats the series of collector {self._collector!r}")
 
     def put(self, owner: int, chunk: Chunk | None) -> bool:

@@ -143,23 +143,39 @@ def default_scopes(count: int) -> list[Scope]:
     return [*(Scope("biz", str(2 + index)) for index in range(count)), Scope("biz_set", "9001")]
 
 
-def sample_config(url: str, scopes: Iterable[Scope], *, interval: str = "5s") -> str:
-    """A configuration with which the exporter watches this simulator (YAML text)."""
-    listed = "\n".join(
-        f'  - {{bk_scope_type: {scope.bk_scope_type}, bk_scope_id: "{scope.bk_scope_id}", '
-        f"name: Simulated {scope.bk_scope_type} {scope.bk_scope_id}}}"
-        for scope in scopes
-    )
+def sample_config(url: str, platform: Platform, *, interval: str = "5s") -> str:
+    """A configuration (YAML text) with which the exporter watches this simulator: NodeMan in businesses, JOB
+    everywhere."""
+    world = nodeman_api.world_of(platform)
+    world.advance()
+    listed = []
+    for scope in platform.scopes:
+        kind, number = scope.bk_scope_type, scope.bk_scope_id
+        listed.append(f'  - bk_scope_type: {kind}\n    bk_scope_id: "{number}"\n    name: Simulated {kind} {number}')
+        if kind == "biz":
+            policies = sorted(one.id for one in world.subscriptions.values() if one.name == f"policy-{number}")
+            tasks = sorted(task.id for task in world.legacy_tasks.values() if task.bk_biz_id == int(number))
+            listed.append("    collectors:\n      nodeman_job: {enabled: true}")
+            if policies:
+                listed.append(f"      nodeman_subscription: {{enabled: true, subscription_ids: {policies}}}")
+            if tasks:
+                listed.append(f"      nodeman_task: {{enabled: true, job_ids: {tasks}}}")
+    scopes = "\n".join(listed)
     return f"""\
 blueking:
   job: {{url: "{url}/api/bk-job/prod", api: v4}}
+  nodeman: {{url: "{url}/api/bk-nodeman/prod"}}
+  nodeman_legacy: {{url: "{url}"}}
   auth: {{app_code: blueking-exporter, app_secret: simulated, username: admin}}
   requests_per_second: 50
 collectors:
   job: {{interval: {interval}, lookback: 2m}}
+  nodeman_job: {{interval: {interval}}}
+  nodeman_subscription: {{interval: {interval}}}
+  nodeman_task: {{interval: {interval}}}
 counter_birth_hold: 5s
 scopes:
-{listed}
+{scopes}
 """
 
 
@@ -213,7 +229,7 @@ def create_platform(*, seed: int = 1, scopes: int = 3, speed: float = 1.0, fault
     platform.rate_limit = 100
     # Enough of a past to look at, however fast it went by and however many scopes share the work of making it.
     platform.job.populate(history=max(300.0, 3600.0 / speed / max(1, scopes / 100)))
-    nodeman_api.populate(platform)
+    nodeman_api.populate(platform, history=600.0)
     return platform
 
 
@@ -231,5 +247,5 @@ async def run(
     platform = create_platform(seed=seed, scopes=scopes, speed=speed, fault_list=fault_list)
     async with SimulatorServer(platform, host.strip("[]") or "127.0.0.1", int(port)) as server:
         say(f"# simulated BlueKing at {server.url}; a configuration to watch it with:\n")
-        say(sample_config(server.url, platform.scopes))
+        say(sample_config(server.url, platform))
         await asyncio.Event().wait()
