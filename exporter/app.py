@@ -10,6 +10,7 @@ stays in it keeps running through a reload.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -144,7 +145,7 @@ class App:
         async with AsyncExitStack() as stack:
             self.store = await self._open_store(stack, config.state.url)
             web = WebConfig(config.server.web_config_file)
-            self._client = await self._enter_client(config.blueking)
+            self._client, self._platforms = await self._enter_client(config.blueking)
             stack.push_async_callback(self._leave_client)
             sockets = systemd.sockets() if self.options.systemd_socket else listen(config.server.listen_address)
             async with asyncio.TaskGroup() as self._tasks:
@@ -159,8 +160,10 @@ class App:
                 await self.stopping.wait()
                 systemd.notify("STOPPING=1")
                 log.get().info("stopping")
-                for running in self._running:
-                    running.cancel()
+                # A reload that is under way ends first: what it starts after this would never be told to stop.
+                async with self._reloading:
+                    for running in self._running:
+                        running.cancel()
 
     def stop(self) -> None:
         """Ask the daemon to stop. From here on it is not ready."""
@@ -169,6 +172,8 @@ class App:
     async def reload(self) -> list[str]:
         """Read the configuration again and go on with it, or change nothing and say what is wrong with it."""
         async with self._reloading:
+            if self.stopping.is_set():
+                return ["not reloaded: stopping"]
             systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 loaded = await asyncio.to_thread(load, self.options.config_file, self.options.overrides)
@@ -193,40 +198,47 @@ class App:
         stack.push_async_callback(store.close)
         for _ in range(store.resets):
             self.telemetry.state_reset()
-            log.get().error(
-                "state_damaged", state=url, consequence="moved aside, new baseline: nothing of the past is counted"
-            )
         return store
 
-    async def _enter_client(self, config: BlueKing) -> AsyncExitStack:
+    async def _enter_client(self, config: BlueKing) -> tuple[AsyncExitStack, Platforms]:
+        """What closes the client, and the APIs on it."""
         stack = AsyncExitStack()
-        self._platforms = await stack.enter_async_context(platforms(config, self.clock, self.telemetry))
-        return stack
+        return stack, await stack.enter_async_context(platforms(config, self.clock, self.telemetry))
 
     async def _leave_client(self) -> None:
         await self._client.aclose()
 
     async def _apply(self, loaded: Loaded) -> None:
         """Let exactly the pollers of this configuration run. What can fail (TLS files, the state) does so before any
-        change."""
+        change, and leaves nothing behind."""
         config, old = loaded.config, self.config
-        client = None
-        if config.blueking != old.blueking:
-            client, self._client = self._client, await self._enter_client(config.blueking)
         settings: Settings = {
             "hold": config.counter_birth_hold,
             "stale_after": config.stale_after,
             "request_timeout": config.blueking.request_timeout,
         }
-        wanted = {Key(one.name, one.scope): one for one in collectors(config, self._platforms, self.clock)}
-        added = {key: self._poller(one, settings) for key, one in wanted.items() if key not in self._pollers}
-        for poller in added.values():
-            await poller.load()
+        async with AsyncExitStack() as undo:
+            client, apis = self._client, self._platforms
+            if config.blueking != old.blueking:
+                client, apis = await self._enter_client(config.blueking)
+                undo.push_async_callback(client.aclose)
+            wanted = {Key(one.name, one.scope): one for one in collectors(config, apis, self.clock)}
+            added = {key: self._poller(one, settings) for key, one in wanted.items() if key not in self._pollers}
+            for poller in added.values():
+                undo.callback(poller.close)
+                await poller.load()
+            undo.pop_all()
 
         gone = [key for key in self._pollers if key not in wanted]
-        await self._stop_polls(list(self._pollers) if client else gone)
-        if client:
-            await client.aclose()
+        changed = [
+            key
+            for key, (poller, _) in self._pollers.items()
+            if client is not self._client or key not in wanted or wanted[key].interval != poller.collector.interval
+        ]
+        await self._stop_polls(changed)
+        if client is not self._client:
+            await self._client.aclose()
+            self._client, self._platforms = client, apis
         for key in gone:
             self._pollers.pop(key)[0].close()
         for key, (poller, task) in self._pollers.items():
@@ -281,7 +293,8 @@ class App:
             await asyncio.sleep(LAG_PERIOD)
             now = self.clock.monotonic()
             self.telemetry.loop_lag(max(0.0, now - due))
-            self.telemetry.state_size(await self.store.size())
+            with contextlib.suppress(StateError):  # it would end the process; polls report what is wrong
+                self.telemetry.state_size(await self.store.size())
             self._notify_ready()
             if watchdog is not None and now - fed >= watchdog - LAG_PERIOD:
                 systemd.notify("WATCHDOG=1")

@@ -121,6 +121,18 @@ async def test_F40_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+async def test_the_database_of_something_else_is_refused_untouched(tmp_path: Path) -> None:
+    """A mistyped path must not write into another program's data."""
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE state (mine)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(StateError, match="something else"):
+        await SQLiteStore(path).open()
+    assert path.read_bytes() == before
+
+
 DAMAGES: Mapping[str, Callable[[bytes], bytes]] = {
     "text": lambda data: b"this is no database" * 1000,
     "header": lambda data: b"\0" * 100 + data[100:],

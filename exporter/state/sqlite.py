@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from exporter import log
 from exporter.errors import StateError, StateLocked, StateNewer
 from exporter.model import Key
 
@@ -31,7 +32,6 @@ class SQLiteStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.resets = 0
-        self.moved_to: Path | None = None
         self._db: sqlite3.Connection | None = None
         self._lock: int | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
@@ -112,7 +112,7 @@ class SQLiteStore:
                 # counts for it.
                 if isinstance(error, sqlite3.OperationalError):
                     raise
-                self._move_aside()
+                self._move_aside(error)
                 self._db = self._connect()
         except BaseException:
             self._close()
@@ -140,12 +140,15 @@ class SQLiteStore:
                     f"state {self.path} has schema {version}, this version knows {SCHEMA}: upgrade it,"
                     " or name another state.url"
                 )
+            if version == 0 and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                raise StateError(f"state {self.path} is a database of something else")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
             with db:
+                db.execute("BEGIN")
                 db.execute(
                     "CREATE TABLE IF NOT EXISTS state (collector TEXT, bk_scope_type TEXT, bk_scope_id TEXT,"
                     " payload BLOB NOT NULL, updated REAL NOT NULL,"
@@ -157,13 +160,19 @@ class SQLiteStore:
             raise
         return db
 
-    def _move_aside(self) -> None:
+    def _move_aside(self, error: sqlite3.DatabaseError) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         for path in self._files():
             if path.exists():
                 path.rename(path.with_name(f"{path.name}.corrupt-{stamp}"))
-        self.moved_to = self.path.with_name(f"{self.path.name}.corrupt-{stamp}")
         self.resets += 1
+        log.get().error(
+            "state_damaged",
+            state=str(self.path),
+            message=str(error),
+            moved_to=f"{self.path.name}.corrupt-{stamp}",
+            consequence="new baseline: nothing of the past is counted",
+        )
 
     def _close(self) -> None:
         if self._db is not None:
