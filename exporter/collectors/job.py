@@ -151,7 +151,8 @@ def turn(known: Tracked | None, row: Execution) -> Turn:
     """What `row` means after what is known of its execution."""
     ended = job_outcome(row.status, row.end_time is not None) is not None
     if not ended:
-        return "running"
+        # What was counted without having ended was given up: it stays lost.
+        return "none" if known and known.counted and known.outcome is None else "running"
     if known is None or not known.counted:
         return "finished"
     changed = known.end_time is not None and row.end_time is not None and row.end_time != known.end_time
@@ -214,6 +215,10 @@ class JobCollector:
         started = self._clock.monotonic()
         now = self._now()
         watermark = ms(state.watermark or 0.0)
+        if now - watermark > ms(self.config.max_catchup):
+            # History is given up by the platform's clock only, and its first answer tells that.
+            await self._api.list(self.scope, watermark, watermark + 1, deadline=deadline, length=1)
+            now = self._now()
         floor = now - ms(self.config.max_catchup)
         gap = max(0.0, (floor - watermark) / 1000)
         begin = floor if gap else state.begin
@@ -385,9 +390,14 @@ class JobCollector:
         return ask
 
     async def _list_one(self, id: int, create_time: int, deadline: Deadline) -> ExecutionPage:
-        return await self._api.list(
-            self.scope, create_time, create_time + 1, deadline=deadline, job_instance_id=id, length=1
-        )
+        try:
+            return await self._api.list(
+                self.scope, create_time, create_time + 1, deadline=deadline, job_instance_id=id, length=1
+            )
+        except ApiError as error:
+            if error.reason != "not_found":
+                raise
+            return ExecutionPage((), None)
 
     def _selects(self, row: Execution) -> bool:
         if self.config.host_results == "all":
@@ -464,7 +474,7 @@ class _Fold:
             self.tally.inc(TRUNCATED, by=self.records.truncated)
         records, state = self.records, self.state
         hosts = (state.hosts if state else FailingHosts()).fold(
-            self.hosts, now=records.now / 1000, ttl=self.config.failing_host_ttl, settled=records.begin / 1000
+            self.hosts, now=records.now / 1000, ttl=self.config.failing_host_ttl, settled=self._settled() / 1000
         )
         return Observed(
             JobState(
@@ -484,6 +494,13 @@ class _Fold:
             more=records.more,
         )
 
+    def _settled(self) -> int:
+        """Results from before it are all known: one that is still to come may be as old as its execution."""
+        open_ended = (
+            known.create_time for known in self.executions.values() if not known.counted or known.outcome == "failure"
+        )
+        return min([self.records.begin, *open_ended])
+
     def _born_at_zero(self) -> None:
         for family in (REOPENED, LOST, HOST_RESULTS, GAP, TRUNCATED):
             self.tally.zero(family)
@@ -501,19 +518,19 @@ class _Fold:
             self._mark_finished(row, first=True)
 
     def _count(self, row: Execution) -> None:
-        known = self.executions.get(row.id)
+        known = self._without_deferred(self.executions.get(row.id), row)
         what = turn(known, row)
         if known is None:
             self.tally.inc(CREATED, (self._task_type(row), self._launch_mode(row)))
-            if row.status not in JOB_STATUSES:
-                self.unknown.append(("job.status", str(row.status)))
+        if row.status not in JOB_STATUSES and what != "none" and (known is None or known.status != row.status):
+            self.unknown.append(("job.status", str(row.status)))
         if what == "running" or row.id in self.records.deferred:
             if known and known.counted:
                 self.tally.inc(REOPENED)
                 known = msgspec.structs.replace(known, prior_end=known.end_time or known.prior_end)
-            self.executions[row.id] = self._tracked(row, known, counted=False, timed=bool(known and known.timed))
-            if known and known.status != row.status and row.status not in JOB_STATUSES:
-                self.unknown.append(("job.status", str(row.status)))
+            # Whatever ends next is not the first end, even if that was never told.
+            timed = bool(known and (known.timed or known.counted))
+            self.executions[row.id] = self._tracked(row, known, counted=False, timed=timed)
         elif what == "none":
             assert known is not None
             self._fill_in_end(known, row)
@@ -523,9 +540,19 @@ class _Fold:
                 known = msgspec.structs.replace(known, prior_end=known.end_time)
             self._finish(known, row)
 
+    def _without_deferred(self, known: Tracked | None, row: Execution) -> Tracked | None:
+        """A run that ended, waited to be examined, and was run again before: counted as it is."""
+        if known is None or known.counted or known.outcome is None:
+            return known
+        counted = msgspec.structs.replace(known, counted=True)
+        if turn(counted, row) == "none":
+            return known
+        self.tally.inc(FINISHED, _finished_labels(known))
+        self.tally.inc(TRUNCATED)
+        return counted
+
     def _finish(self, known: Tracked | None, row: Execution) -> None:
-        labels = (task_type_slug(row.task_type), launch_mode_slug(row.launch_mode), job_status_slug(row.status))
-        self.tally.inc(FINISHED, labels)
+        self.tally.inc(FINISHED, _finished_labels(row))
         timed = bool(known and known.timed)
         if not timed and row.end_time is not None:
             self._observe_duration(row)
@@ -793,6 +820,10 @@ def ms(value: float) -> int:
 
 def seconds(value: int | None) -> float | None:
     return None if value is None else value / 1000
+
+
+def _finished_labels(row: Execution | Tracked) -> Labels:
+    return (task_type_slug(row.task_type), launch_mode_slug(row.launch_mode), job_status_slug(row.status))
 
 
 def _end_order(row: Execution) -> tuple[int, int]:
