@@ -169,7 +169,10 @@ blueking:
   auth: {{app_code: blueking-exporter, app_secret: simulated, username: admin}}
   requests_per_second: 50
 collectors:
-  job: {{interval: {interval}, lookback: 2m}}
+  job:
+    interval: {interval}
+    lookback: 2m
+    watch: [{{name: nightly-backup, max_age: 1h}}, {{name: disk-check, max_age: 30m}}, {{name: release}}]
   nodeman_job: {{interval: {interval}}}
   nodeman_subscription: {{interval: {interval}}}
   nodeman_task: {{interval: {interval}}}
