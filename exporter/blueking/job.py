@@ -64,13 +64,52 @@ class ExecutionPage(Struct, frozen=True):
     total: int | None
 
 
-class HostResult(Struct, frozen=True, gc=False):
-    """The result of a step on one target. `host` is None for containers and for targets without any identity."""
+class _Host(Struct, frozen=True, gc=False):
+    bk_host_id: _Number = None
+    ip: str | None = None
+    bk_cloud_id: _Number = None
+    ipv6: str | None = None
 
-    host: Host | None
-    status: int
-    exit_code: int | None
-    end_time: int | None
+    def read(self) -> Host | None:
+        """None without id and address: such targets would all be taken for the same one."""
+        cloud, ip = self.bk_cloud_id, self.ip or self.ipv6 or ""
+        if not isinstance(cloud, str):
+            cloud = "" if cloud is None else str(cloud)
+        bk_host_id = _host_id(self.bk_host_id)
+        if not bk_host_id and not ip:
+            return None
+        return Host(clean_text(cloud), bk_host_id, clean_text(ip))
+
+
+class _ExecuteObject(Struct, frozen=True, gc=False):
+    type: _Number = None
+    resource_id: _Number = None
+    host: _Host | None = None
+
+    def read(self) -> Host | None:
+        """`type` 1 is a host, whose `resource_id` is its id in the CMDB; 2 is a container, others are not known."""
+        kind = _number(self.type)
+        if kind == _CONTAINER:
+            return None
+        host = self.host or _Host()
+        if kind == _HOST and not _host_id(host.bk_host_id):
+            host = replace(host, bk_host_id=self.resource_id)
+        return host.read()
+
+
+class HostResult(_Host, frozen=True, gc=False, kw_only=True):
+    """The result of a step on one target, as it came: tens of thousands may stand in one answer, so the host is read
+    only when it is asked for. v3 puts it into the row, v4 into `execute_object`."""
+
+    status: Int
+    exit_code: Int | None = None
+    end_time: Int | None = None
+    execute_object: _ExecuteObject | None = None
+
+    @property
+    def host(self) -> Host | None:
+        """None for containers and for targets without any identity."""
+        return self.read() if self.execute_object is None else self.execute_object.read()
 
 
 class Step(Struct, frozen=True):
@@ -244,25 +283,44 @@ LIST_V3: Sequence[Form[Any, ExecutionPage]] = (
 )
 
 
-# Reading a status.
+# Reading a status, in the same two ways.
 
 
-class _Host(Struct, gc=False):
-    bk_host_id: _Number = None
-    bk_cloud_id: _Number = None
-    ip: str | None = None
-    ipv6: str | None = None
+class _UsualInstance(Struct):
+    job_instance_id: Int
+    status: Int
+    end_time: Int | None = None
 
 
-class _ExecuteObject(Struct, gc=False):
-    type: _Number = None
-    resource_id: _Number = None
-    host: _Host | None = None
+class _UsualStep(Struct):
+    step_instance_id: Int
+    status: Int
+    type: Int
+    execute_count: Int = 0
+    end_time: Int | None = None
+    step_ip_result_list: tuple[HostResult, ...] | None = None
+    step_execute_object_result_list: tuple[HostResult, ...] | None = None
 
 
-class _Result(_Host, gc=False):
-    """v3 puts the host into the row, v4 into `execute_object`."""
+class _UsualStatus(Struct):
+    job_instance: _UsualInstance
+    step_instance_list: list[_UsualStep]
 
+
+def _usual_status(data: _UsualStatus) -> ExecutionStatus:
+    instance = data.job_instance
+    steps = tuple(_usual_step(step) for step in data.step_instance_list)
+    return ExecutionStatus(instance.job_instance_id, instance.status, instance.end_time, steps)
+
+
+def _usual_step(step: _UsualStep) -> Step:
+    results = step.step_execute_object_result_list
+    if results is None:
+        results = step.step_ip_result_list or ()
+    return Step(step.step_instance_id, step.type, step.status, step.execute_count, step.end_time, results)
+
+
+class _Result(_Host, frozen=True, gc=False):
     status: _Number = None
     exit_code: _Number = None
     end_time: Int | None = None
@@ -318,38 +376,24 @@ def _step(step: _Step, path: str) -> Step:
 
 
 def _result(result: _Result, path: str, name: str, index: int) -> HostResult:
-    target, exit_code = result.execute_object, result.exit_code
+    exit_code = result.exit_code
     if result.status is None:
         raise WrongShape(f"{path}.{name}[{index}].status is missing")
     if isinstance(exit_code, str):
         exit_code = _whole(exit_code)
-    host = _host(result) if target is None else _target(target)
-    return HostResult(host, _number(result.status), exit_code, result.end_time)
-
-
-def _target(target: _ExecuteObject) -> Host | None:
-    """`type` 1 is a host, whose `resource_id` is its id in the CMDB; 2 is a container, others are not known."""
-    kind = _number(target.type)
-    if kind == _CONTAINER:
-        return None
-    host = target.host or _Host()
-    if kind == _HOST and not _host_id(host.bk_host_id):
-        host.bk_host_id = target.resource_id
-    return _host(host)
+    return HostResult(
+        bk_host_id=result.bk_host_id,
+        bk_cloud_id=result.bk_cloud_id,
+        ip=result.ip,
+        ipv6=result.ipv6,
+        status=_number(result.status),
+        exit_code=exit_code,
+        end_time=result.end_time,
+        execute_object=result.execute_object,
+    )
 
 
 _HOST, _CONTAINER = 1, 2
-
-
-def _host(host: _Host) -> Host | None:
-    """None without id and address: such targets would all be taken for the same one."""
-    cloud, ip = host.bk_cloud_id, host.ip or host.ipv6 or ""
-    if not isinstance(cloud, str):
-        cloud = "" if cloud is None else str(cloud)
-    bk_host_id = _host_id(host.bk_host_id)
-    if not bk_host_id and not ip:
-        return None
-    return Host(clean_text(cloud), bk_host_id, clean_text(ip))
 
 
 def _host_id(value: _Number) -> str:
@@ -359,7 +403,10 @@ def _host_id(value: _Number) -> str:
     return str(value) if value > 0 else ""
 
 
-STATUS: Sequence[Form[Any, ExecutionStatus]] = (Form(_Status, _execution_status, strict=False),)
+STATUS: Sequence[Form[Any, ExecutionStatus]] = (
+    Form(_UsualStatus, _usual_status),
+    Form(_Status, _execution_status, strict=False),
+)
 
 
 # Values.
