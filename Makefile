@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-SOURCE := exporter tests scripts deploy
+SOURCE := exporter tests scripts deploy mixin
 
 .PHONY: demo test coverage check format docs soak bench image-test clean
 

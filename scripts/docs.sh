@@ -1,6 +1,6 @@
 #!/bin/sh
-# Write the documents that are generated from the code: the metric reference in both languages, the schema of the
-# configuration. With --check: write nothing, fail if they are out of step.
+# Write what is generated: the metric reference in both languages, the schema of the configuration, the rules and
+# dashboards of the mixin. With --check: write nothing, fail if they are out of step.
 set -eu
 cd "$(dirname "$0")/.."
 exporter=.venv/bin/blueking-exporter
@@ -19,3 +19,5 @@ for file in en/metrics.md zh/metrics.md config.schema.json; do
         cp "$new/$file" "docs/$file"
     fi
 done
+
+.venv/bin/python -m mixin.render "$@"

@@ -1,0 +1,73 @@
+// What goes wrong in NodeMan.
+local lib = import 'alert.libsonnet';
+{
+  local config = $._config,
+  local alert(name, severity, expr, texts, duration='0s') =
+    lib.alert(config, name, 'nodeman', severity, expr, texts, duration),
+
+  prometheusAlerts+:: {
+    groups+: [
+      {
+        name: 'blueking-nodeman',
+        rules: [
+          alert(
+            'BlueKingNodemanInstallFailing',
+            'warning',
+            // Words of the platform: INSTALL_AGENT, REINSTALL_PROXY, MAIN_INSTALL_PLUGIN …
+            |||
+              sum without (job_type, code) (
+                increase(blueking_nodeman_host_failures_total{job_type=~"(RE|MAIN_)?INSTALL_.+"}[%(nodemanInstallWindow)s])
+              ) >= %(nodemanInstallFailures)d
+            ||| % config,
+            {
+              en: [
+                '{{ $value | humanize }} installs of ' + lib.scope + ' failed at step {{ $labels.step }}',
+                'Within the last %(nodemanInstallWindow)s. The step is the first one that failed on a host.' % config,
+              ],
+              zh: [
+                lib.scope + ' 有 {{ $value | humanize }} 次安装失败于步骤 {{ $labels.step }}',
+                '统计最近 %(nodemanInstallWindow)s；步骤为主机上首个失败的子步骤。' % config,
+              ],
+            },
+          ),
+          alert(
+            'BlueKingNodemanJobStuck',
+            'warning',
+            'time() - blueking_nodeman_oldest_unfinished_timestamp_seconds > %(nodemanStuckSeconds)d' % config,
+            {
+              en: [
+                'A NodeMan job of ' + lib.scope + ' has been running for {{ $value | humanizeDuration }}',
+                'Installs take minutes. Its hosts are neither usable nor free for another attempt.',
+              ],
+              zh: [
+                lib.scope + ' 有节点管理任务已运行 {{ $value | humanizeDuration }}',
+                '安装通常只需几分钟。其主机既不可用，也无法重新操作。',
+              ],
+            },
+            config.nodemanStuckFor,
+          ),
+          alert(
+            'BlueKingNodemanSubscriptionFailing',
+            'warning',
+            |||
+              sum without (status) (
+                blueking_nodeman_subscription_instances{status=~"failed|part_failed"}
+              ) > 0
+            |||,
+            {
+              en: [
+                '{{ $value }} instances of NodeMan subscription {{ $labels.subscription_id }} of ' + lib.scope + ' failed',
+                'The policy is not in force on these hosts: what it should deploy is missing or old.',
+              ],
+              zh: [
+                lib.scope + ' 的节点管理订阅 {{ $labels.subscription_id }} 有 {{ $value }} 个实例失败',
+                '策略在这些主机上未生效：应部署的插件缺失或过旧。',
+              ],
+            },
+            config.nodemanSubscriptionFor,
+          ),
+        ],
+      },
+    ],
+  },
+}

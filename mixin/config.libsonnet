@@ -1,0 +1,42 @@
+// What differs between sites. Override it from outside: (import 'mixin.libsonnet') + { _config+:: { … } }.
+{
+  _config+:: {
+    // Finds the exporter's own series; everything else is found by its name.
+    exporterSelector: 'job=~"blueking(-exporter)?"',
+    // Target labels that a restart may change, as it does in Kubernetes.
+    restartLabels: 'instance, pod',
+    // Where docs/ is published; a runbook is <docsUrl>/<language>/runbooks/<alert>.md.
+    docsUrl: 'https://example.com/blueking-exporter/docs',
+
+    // The exporter.
+    exporterDownFor: '5m',
+    collectorFailingFor: '15m',
+    platformUnreachableFor: '1m',
+    // Less than the exporter's stale_after (5), so that the alert stands, and inhibits, before gauges vanish.
+    staleIntervals: 3,
+    staleFor: '30s',
+    // How long after the last event an alert about a counter stays.
+    errorWindow: '15m',
+    historyWindow: '1h',
+    rateLimitedFor: '5m',
+    reloadFailedFor: '1m',
+
+    // JOB.
+    failureRateWindow: '30m',
+    failureRate: 0.2,
+    failureRateMinimum: 10,
+    failureRateFor: '5m',
+    hostConsecutiveFailures: 3,
+    agentOutageHosts: 20,
+    agentOutageFor: '2m',
+    stuckSeconds: 2 * 3600,
+    stuckFor: '5m',
+
+    // NodeMan.
+    nodemanInstallFailures: 3,
+    nodemanInstallWindow: '1h',
+    nodemanStuckSeconds: 3600,
+    nodemanStuckFor: '5m',
+    nodemanSubscriptionFor: '10m',
+  },
+}

@@ -1,0 +1,165 @@
+// NodeMan: do agents and plugins get installed, and where does it break?
+local g = import 'grafana.libsonnet';
+local sel = g.exporter + ', bk_scope_id=~"$bk_scope_id"';
+
+g.dashboard(
+  'blueking-nodeman',
+  'NodeMan · 节点管理',
+  'Installs of agents and plugins: jobs, subscriptions and tasks of NodeMan 1.x. Agent 与插件安装：任务、订阅与 1.x 任务。',
+  [
+    g.variable(
+      'bk_scope_id',
+      'Business · 业务',
+      'label_values(blueking_exporter_collector_success{%s, collector=~"nodeman_.+"}, bk_scope_id)' % g.exporter,
+      all=true
+    ),
+  ],
+  [
+    g.section('Now · 当前', [
+      g.stat(
+        'Data age · 数据时效',
+        'Time since the last complete poll, the oldest of all. 距最近一次完整采集，取最旧者。',
+        's',
+        g.instant('max(time() - blueking_exporter_collector_last_success_timestamp_seconds{%s, collector=~"nodeman_.+"})' % sel),
+        [[300, 'orange'], [900, 'red']]
+      ),
+      g.stat(
+        'Jobs unfinished · 未结束任务',
+        'Pending or running. 等待或执行中。',
+        'short',
+        g.instant('sum(blueking_nodeman_jobs_unfinished{%s})' % sel)
+      ),
+      g.stat(
+        'Oldest unfinished · 最久未结束',
+        'Age of the oldest job that has not ended. 最早开始且未结束的任务的时长。',
+        's',
+        g.instant('max(time() - blueking_nodeman_oldest_unfinished_timestamp_seconds{%s})' % sel),
+        [[3600, 'red']]
+      ),
+      g.stat(
+        'Hosts failing · 失败主机',
+        'Hosts whose newest operation failed. 最新操作失败的主机。',
+        'short',
+        g.instant('sum(blueking_nodeman_hosts_failing{%s})' % sel),
+        [[1, 'orange']]
+      ),
+      g.stat(
+        'Failed instances of subscriptions · 订阅失败实例',
+        'Of the configured subscriptions. 配置的订阅中失败的实例。',
+        'short',
+        g.instant('sum(blueking_nodeman_subscription_instances{%s, status=~"failed|part_failed"}) or vector(0)' % sel),
+        [[1, 'orange']]
+      ),
+      g.stat(
+        'Jobs ended · 结束任务',
+        'In the time range. 时间范围内。',
+        'short',
+        g.instant('sum(increase(blueking_nodeman_jobs_finished_total{%s}[$__range]))' % sel)
+      ),
+    ]),
+    g.section('Failures · 失败', [
+      g.details(
+        'Failing hosts · 失败主机明细',
+        'The oldest, up to max_failing_hosts. Hosts of NodeMan 1.x carry no id. Ids of the jobs: /api/v1/failures. 1.x 主机没有 ID；任务 ID 见 /api/v1/failures。',
+        [g.table('max by (bk_scope_id, collector, bk_cloud_id, bk_host_id, ip, job_type, step, code) (blueking_nodeman_host_failing_since_timestamp_seconds{%s}) * 1000' % sel)],
+        [
+          ['bk_scope_id', 'Business · 业务', 'string'],
+          ['collector', 'Collector · 采集项', 'string'],
+          ['ip', 'IP', 'string'],
+          ['bk_cloud_id', 'Cloud area · 管控区域', 'string'],
+          ['bk_host_id', 'Host ID · 主机 ID', 'string'],
+          ['job_type', 'Operation · 操作', 'string'],
+          ['step', 'Step · 步骤', 'string'],
+          ['code', 'Code · 错误码', 'string'],
+          ['Value', 'Failing since · 起始时间', 'dateTimeAsIso'],
+        ]
+      ),
+      g.timeseries(
+        'Hosts failing, by step · 失败主机（按步骤）',
+        'Exact. The step is the first one that failed. 精确值；步骤为首个失败的子步骤。',
+        'short',
+        [g.range('sum by (step) (blueking_nodeman_hosts_failing{%s})' % sel, '{{step}}')],
+        stacked=true
+      ),
+      g.bars(
+        'Failed host results, by operation and step · 主机失败结果（按操作与步骤）',
+        'In the time range. 时间范围内。',
+        'short',
+        g.instant('sort_desc(sum by (job_type, step) (increase(blueking_nodeman_host_failures_total{%s}[$__range])))' % sel, '{{job_type}} {{step}}')
+      ),
+    ]),
+    g.section('Jobs · 任务', [
+      g.timeseries(
+        'Ended, by status · 按状态结束',
+        'Jobs per second that reached a terminal status. 每秒结束的任务。',
+        'ops',
+        [g.range('sum by (status) (rate(blueking_nodeman_jobs_finished_total{%s}[$__rate_interval]))' % sel, '{{status}}')],
+        stacked=true
+      ),
+      g.timeseries(
+        'Unfinished, by operation · 未结束（按操作）',
+        'Pending or running. 等待或执行中。',
+        'short',
+        [g.range('sum by (job_type) (blueking_nodeman_jobs_unfinished{%s})' % sel, '{{job_type}}')],
+        stacked=true
+      ),
+      g.timeseries(
+        'Hosts of jobs, by status · 任务主机（按状态）',
+        'Over unfinished and recently finished jobs. 未结束与近期结束任务的主机数。',
+        'short',
+        [g.range('sum by (status) (blueking_nodeman_job_instances{%s})' % sel, '{{status}}')],
+        stacked=true
+      ),
+      g.timeseries(
+        'Duration, by operation · 耗时（按操作）',
+        'Of 95 of 100 jobs, first run only. 任务首次运行的 P95。',
+        's',
+        [g.range('histogram_quantile(0.95, sum by (job_type, le) (rate(blueking_nodeman_job_duration_seconds_bucket{%s}[$__rate_interval])))' % sel, '{{job_type}}')]
+      ),
+      g.bars(
+        'Time per step · 各步骤平均耗时',
+        'Average over the time range, of the rows that were read. 时间范围内平均值。',
+        's',
+        g.instant(|||
+          sort_desc(
+            sum by (step) (increase(blueking_nodeman_step_duration_seconds_sum{%(sel)s}[$__range]))
+            /
+            (sum by (step) (increase(blueking_nodeman_step_duration_seconds_count{%(sel)s}[$__range])) > 0)
+          )
+        ||| % { sel: sel }, '{{step}}')
+      ),
+      g.timeseries(
+        'Duration of steps · 步骤耗时',
+        'Of 95 of 100 sub-steps: the ten slowest. P95 最慢的十个子步骤。',
+        's',
+        [g.range('topk(10, histogram_quantile(0.95, sum by (step, le) (rate(blueking_nodeman_step_duration_seconds_bucket{%s}[$__rate_interval]))))' % sel, '{{step}}')]
+      ),
+    ]),
+    g.section('Subscriptions and NodeMan 1.x · 订阅与 1.x', [
+      g.timeseries(
+        'Instances of subscriptions · 订阅实例',
+        'By status. 按状态。',
+        'short',
+        [g.range('sum by (subscription_id, status) (blueking_nodeman_subscription_instances{%s})' % sel, '{{subscription_id}} {{status}}')]
+      ),
+      g.timeseries(
+        'Since the last run of subscriptions · 距订阅上次执行',
+        'Time since the newest end. 距最近一次结束的时间。',
+        's',
+        [g.range('max by (subscription_id) (time() - blueking_nodeman_subscription_last_finished_timestamp_seconds{%s})' % sel, '{{subscription_id}}')]
+      ),
+      g.timeseries(
+        'Hosts of 1.x tasks · 1.x 任务主机',
+        'By status, of the configured tasks. 配置的任务按状态。',
+        'short',
+        [g.range('sum by (job_id, status) (blueking_nodeman_task_hosts{%s})' % sel, '{{job_id}} {{status}}')]
+      ),
+      g.timeseries(
+        'Hosts of 1.x tasks, by system · 1.x 任务主机（按系统）',
+        'Of the configured tasks. 配置的任务按操作系统。',
+        'short',
+        [g.range('sum by (os_type) (blueking_nodeman_task_hosts_by_os{%s})' % sel, '{{os_type}}')]
+      ),
+    ]),
+  ]
+)

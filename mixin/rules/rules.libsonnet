@@ -1,0 +1,47 @@
+// Recording rules. They aggregate with `without`, so that labels of the target (instance, a platform's name) survive.
+{
+  local config = $._config,
+
+  prometheusRules+:: {
+    groups+: [
+      {
+        name: 'blueking-exporter-rules',
+        rules: [
+          {
+            // 0: this collector gets through for none of its scopes.
+            record: 'collector:blueking_exporter_collector_success:max',
+            expr: 'max without (bk_scope_type, bk_scope_id) (blueking_exporter_collector_success)',
+          },
+          {
+            record: 'scope:blueking_job_executions_finished:increase' + config.failureRateWindow,
+            expr: |||
+              sum without (task_type, launch_mode, status) (
+                increase(blueking_job_executions_finished_total[%(failureRateWindow)s])
+              )
+            ||| % config,
+          },
+          {
+            record: 'scope:blueking_job_executions_failed:ratio_increase' + config.failureRateWindow,
+            expr: |||
+              sum without (task_type, launch_mode, status) (
+                increase(blueking_job_executions_finished_total{status=~"failed|abnormal|unknown"}[%(failureRateWindow)s])
+              )
+              /
+              (scope:blueking_job_executions_finished:increase%(failureRateWindow)s > 0)
+            ||| % config,
+          },
+          {
+            // A job that has never succeeded is overdue max_age after it was first watched, which nothing else knows.
+            record: 'job_name:blueking_job_watched:first_seen_timestamp_seconds',
+            expr: |||
+              last_over_time(job_name:blueking_job_watched:first_seen_timestamp_seconds[1d])
+                and blueking_job_watched_max_age_seconds
+              or
+              timestamp(blueking_job_watched_max_age_seconds)
+            |||,
+          },
+        ],
+      },
+    ],
+  },
+}
