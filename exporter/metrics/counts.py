@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Set
+
+import msgspec
 
 from exporter.metrics.family import Count, Counts, Distribution, Exemplar, Labels
 
@@ -35,23 +38,44 @@ def next_reveal(counts: Counts, now: float) -> float | None:
     )
 
 
+class _Sum(msgspec.Struct, gc=False):
+    """A counter series while it is added to; see `Count`."""
+
+    value: float
+    born: float
+    shown: float
+    exemplar: Exemplar | None = None
+
+
+class _Spread(msgspec.Struct, gc=False):
+    """A histogram series while it is added to; see `Distribution`."""
+
+    bounds: tuple[float, ...]
+    counts: list[int]
+    sum: float
+    born: float
+    shown: float
+    exemplars: list[Exemplar | None]
+
+
 class Tally:
     """Adds to `Counts` without changing them: families that nothing is added to are shared with the result.
 
-    `now`: unix seconds, the birth of series that are new; `hold`: seconds for which those are held.
+    `now`: unix seconds, the birth of series that are new; `hold`: seconds for which those are held. A poll may add
+    thousands of events to a few series, so records are made once, by `freeze`.
     """
 
     def __init__(self, counts: Counts, now: float, hold: float) -> None:
         self._before = counts
         self._now = now
         self._hold = hold
-        self._counters: dict[str, dict[Labels, Count]] = {}
-        self._histograms: dict[str, dict[Labels, Distribution]] = {}
+        self._counters: dict[str, dict[Labels, _Sum]] = {}
+        self._histograms: dict[str, dict[Labels, _Spread]] = {}
 
     def zero(self, family: str, labels: Labels = ()) -> None:
         """Let the counter exist at 0, never held. One that exists is left alone."""
-        if labels not in self.series(family):
-            self._write(family)[labels] = Count(0, self._now, self._now)
+        if not self.has(family, labels):
+            self._counters.setdefault(family, {})[labels] = _Sum(0, self._now, self._now)
 
     def inc(self, family: str, labels: Labels = (), by: float = 1, exemplar: Exemplar | int | None = None) -> None:
         """Add to a counter. `exemplar`: the execution behind this event (its id stands for value `by` at `now`).
@@ -60,13 +84,20 @@ class Tally:
         """
         if not 0 <= by < math.inf:
             raise ValueError(f"{family}: a counter cannot grow by {by}")
-        old = self.series(family).get(labels)
-        seen = self._exemplar(exemplar, by)
-        self._write(family)[labels] = (
-            Count(old.value + by, old.born, old.shown, seen or old.exemplar)
-            if old
-            else Count(by, self._now, self._now + self._hold, seen)
-        )
+        added = self._counters.get(family)
+        if added is None:
+            added = self._counters[family] = {}
+        series = added.get(labels)
+        if series is None:
+            old = self._before.counters.get(family, {}).get(labels)
+            series = added[labels] = (
+                _Sum(old.value, old.born, old.shown, old.exemplar)
+                if old
+                else _Sum(0, self._now, self._now + self._hold)
+            )
+        series.value += by
+        if exemplar is not None:
+            series.exemplar = self._exemplar(exemplar, by)
 
     def observe(
         self,
@@ -82,37 +113,45 @@ class Tally:
         """
         if not math.isfinite(value):
             raise ValueError(f"{family}: {value} cannot be observed")
-        series = self._histograms.get(family)
+        added = self._histograms.setdefault(family, {})
+        series = added.get(labels)
         if series is None:
-            series = self._histograms[family] = dict(self._before.histograms.get(family, {}))
-        old = series.get(labels)
-        if old is None or old.bounds != bounds:
+            old = self._before.histograms.get(family, {}).get(labels)
+            if old:
+                series = _Spread(old.bounds, list(old.counts), old.sum, old.born, old.shown, list(old.exemplars))
+        if series is None or series.bounds != bounds:
             size = len(bounds) + 1
-            old = Distribution(bounds, (0,) * size, 0, self._now, self._now + self._hold, (None,) * size)
+            series = _Spread(bounds, [0] * size, 0, self._now, self._now + self._hold, [None] * size)
+        added[labels] = series
         bucket = bisect_left(bounds, value)
-        counts, exemplars = list(old.counts), list(old.exemplars)
-        counts[bucket] += 1
-        exemplars[bucket] = self._exemplar(exemplar_id, value) or exemplars[bucket]
-        series[labels] = Distribution(bounds, tuple(counts), old.sum + value, old.born, old.shown, tuple(exemplars))
+        series.counts[bucket] += 1
+        series.sum += value
+        if exemplar_id is not None:
+            series.exemplars[bucket] = self._exemplar(exemplar_id, value)
 
     def freeze(self) -> Counts:
         """What was there with what was added; the very same object when nothing was added."""
         if not self._counters and not self._histograms:
             return self._before
-        return Counts(
-            {**self._before.counters, **self._counters},
-            {**self._before.histograms, **self._histograms},
-        )
+        counters, histograms = dict(self._before.counters), dict(self._before.histograms)
+        for name, sums in self._counters.items():
+            counters[name] = counters.get(name, {}) | {
+                labels: Count(one.value, one.born, one.shown, one.exemplar) for labels, one in sums.items()
+            }
+        for name, spreads in self._histograms.items():
+            histograms[name] = histograms.get(name, {}) | {
+                labels: Distribution(one.bounds, tuple(one.counts), one.sum, one.born, one.shown, tuple(one.exemplars))
+                for labels, one in spreads.items()
+            }
+        return Counts(counters, histograms)
 
-    def series(self, family: str) -> dict[Labels, Count]:
-        """The counter series of a family as they are now, with what was added. Not to be changed."""
-        return self._counters.get(family) or self._before.counters.get(family) or {}
+    def has(self, family: str, labels: Labels) -> bool:
+        """Whether this counter series exists by now."""
+        return labels in self._counters.get(family, ()) or labels in self._before.counters.get(family, ())
 
-    def _write(self, family: str) -> dict[Labels, Count]:
-        series = self._counters.get(family)
-        if series is None:
-            series = self._counters[family] = dict(self._before.counters.get(family, {}))
-        return series
+    def series(self, family: str) -> Set[Labels]:
+        """The label sets of a counter family by now."""
+        return self._before.counters.get(family, {}).keys() | self._counters.get(family, {}).keys()
 
-    def _exemplar(self, exemplar: Exemplar | int | None, value: float) -> Exemplar | None:
+    def _exemplar(self, exemplar: Exemplar | int, value: float) -> Exemplar:
         return Exemplar(exemplar, value, self._now) if isinstance(exemplar, int) else exemplar
