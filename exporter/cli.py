@@ -209,7 +209,7 @@ def _start(work) -> None:  # type: ignore[no-untyped-def]
 
 
 def _simulated(work) -> int:  # type: ignore[no-untyped-def]
-    from exporter.errors import ConfigError, ExporterError, Problem
+    from exporter.errors import ExporterError
 
     async def until_signal() -> None:
         import signal
@@ -221,8 +221,6 @@ def _simulated(work) -> int:  # type: ignore[no-untyped-def]
 
     try:
         _start(until_signal())
-    except ValueError as error:
-        raise ConfigError([Problem("", 0, 0, "", str(error))]) from error
     except OSError as error:
         raise ExporterError(str(error)) from error
     return 0
@@ -353,13 +351,15 @@ def _parser() -> argparse.ArgumentParser:
     _log_flags(once)
 
     simulate = command("simulate", _simulate, "a BlueKing platform made of thin air")
-    simulate.add_argument("--listen-address", default="127.0.0.1:10072", metavar="HOST:PORT")
+    simulate.add_argument("--listen-address", type=_address, default="127.0.0.1:10072", metavar="HOST:PORT")
     simulate.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed gives the same world")
-    simulate.add_argument("--scopes", type=int, default=3, metavar="N")
+    simulate.add_argument("--scopes", type=_count, default=3, metavar="N")
     simulate.add_argument(
-        "--speed", type=float, default=1.0, metavar="X", help="how much faster than life things happen"
+        "--speed", type=_speed, default=1.0, metavar="X", help="how much faster than life things happen"
     )
-    simulate.add_argument("--faults", default="", metavar="LIST", help="name[:probability][@api], comma-separated")
+    simulate.add_argument(
+        "--faults", type=_faults, default="", metavar="LIST", help="name[:probability][@api], comma-separated"
+    )
 
     demo = command("demo", _demo, "simulator and daemon in one command, over real HTTP")
     demo.add_argument("--seed", type=int, default=1, metavar="N")
@@ -378,6 +378,36 @@ def _parser() -> argparse.ArgumentParser:
     for sub in commands.choices.values():
         _accept_dotted(sub)
     return parser
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f'want HOST:PORT, not "{text}"')
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f'want a number from 1 to 100000, not "{text}"')
+    return int(text)
+
+
+def _speed(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0.001 <= float(text) <= 1000:
+            return float(text)
+    raise argparse.ArgumentTypeError(f'want a number from 0.001 to 1000, not "{text}"')
+
+
+def _faults(text: str) -> str:
+    from exporter.simulator.faults import parse_faults
+
+    try:
+        parse_faults(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _accept_dotted(parser: argparse.ArgumentParser) -> None:

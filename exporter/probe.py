@@ -27,8 +27,7 @@ HINTS = {
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What came of one (collector, scope). `error` is empty when all is well; `quota` is what the gateway says is
-    left."""
+    """What came of one (collector, scope). `error` is empty when all is well."""
 
     key: Key
     error: str
@@ -41,9 +40,20 @@ class Finding(msgspec.Struct, frozen=True):
         return f"ok    {self.key}: about {self.series} series, {self.calls_per_day:.0f} API calls per day"
 
 
-async def probe(config: Config) -> AsyncGenerator[Finding, None]:
+class Quotas(Telemetry):
+    """Remembers what the gateway says is left, by API, beside everything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remaining: dict[str, float] = {}
+
+    def quota(self, api: str, remaining: float) -> None:
+        self.remaining[api] = remaining
+
+
+async def probe(config: Config, telemetry: Telemetry) -> AsyncGenerator[Finding, None]:
     """One finding per poller, in the order of the configuration. Nothing is stored; BlueKing is only read."""
-    clock, telemetry = Clock(), Telemetry()
+    clock = Clock()
     async with platforms(config.blueking, clock, telemetry) as apis:
         for collector in collectors(config, apis, clock):
             yield await _probe(collector, config, clock, telemetry)
@@ -87,10 +97,12 @@ def explain(error: ApiError) -> str:
 
 async def report(config: Config) -> AsyncGenerator[tuple[str, bool], None]:
     """The lines to print, each with whether it is good news."""
-    series, calls = 0, 0.0
-    async with aclosing(probe(config)) as findings:
+    series, calls, quotas = 0, 0.0, Quotas()
+    async with aclosing(probe(config, quotas)) as findings:
         async for finding in findings:
             series += finding.series
             calls += finding.calls_per_day
             yield str(finding), not finding.error
+    for api, remaining in sorted(quotas.remaining.items()):
+        yield f"quota {api}: {remaining:.0f} requests left, says the gateway", True
     yield f"total about {series} series, {calls:.0f} API calls per day ({calls / DAY:.2f} per second)", True

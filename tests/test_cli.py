@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema  # type: ignore[import-untyped]  # its stubs are a package of their own
 import pytest
 
 from exporter import __version__
 from exporter.cli import OVERRIDES, execute
 from tests.components import free_port
-from tests.process import Daemon, Simulated, command, configuration
+from tests.process import PROGRAM, Daemon, Simulated, command, configuration, environment
 
 COMMANDS = ("run", "check", "probe", "once", "simulate", "demo", "healthcheck", "schema", "metrics")
 
@@ -74,6 +75,13 @@ def test_version(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> No
         ["run", "nonsense"],
         ["metrics", "--lang=fr"],
         ["simulate", "--seed=x"],
+        ["simulate", "--speed=0"],
+        ["simulate", "--speed=nan"],
+        ["simulate", "--scopes=0"],
+        ["simulate", "--faults=blackhole:2"],
+        ["simulate", "--faults=nonsense"],
+        ["simulate", "--listen-address=nowhere"],
+        ["simulate", "--listen-address=127.0.0.1:70000"],
         ["once", "--output"],
     ],
 )
@@ -273,10 +281,6 @@ def test_a_port_that_is_taken_ends_with_1(tmp_path: Path, simulated: Simulated) 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     """`blueking-exporter metrics | head -1` ends quietly."""
-    import subprocess
-
-    from tests.process import PROGRAM, environment
-
     with subprocess.Popen([*PROGRAM, "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as p:
         assert p.stdout is not None
         assert p.stderr is not None
