@@ -21,7 +21,7 @@ from msgspec import Struct, field
 from exporter.blueking.client import Client, Deadline, Identity
 from exporter.blueking.envelope import Empty, Form, WrongShape
 from exporter.blueking.nodeman_steps import OTHER, step_slug
-from exporter.blueking.nodeman_values import Int, Number, Time, host, integer, seconds, status_slug
+from exporter.blueking.nodeman_values import Int, Number, Time, host, integer, seconds, status_slug, word
 from exporter.blueking.text import clean_text
 from exporter.config.schema import NodemanPlatform
 from exporter.model import Host
@@ -204,12 +204,13 @@ class NodemanApi:
         task_ids: Sequence[int] = (),
         statuses: Sequence[str] = (),
         instance_ids: Sequence[str] = (),
+        but: Sequence[str] = (),
         page: int = 1,
         pagesize: int = 0,
     ) -> TaskResult:
         """What the newest task of a subscription did, or `task_ids`; `pagesize` 0 asks for the counter alone.
 
-        With `instance_ids`, the newest result of these instances, whichever task it is of.
+        With `instance_ids`, the newest result of these instances, whichever task it is of; without those in `but`.
 
         ApiError `not_ready` (3800015) while the task is being made. A page past the end has no rows.
         """
@@ -218,6 +219,7 @@ class NodemanApi:
             "task_id_list": list(task_ids) or None,
             "statuses": _upper(statuses),
             "instance_id_list": list(instance_ids) or None,
+            "exclude_instance_ids": list(but) or None,
             "need_aggregate_all_tasks": True if instance_ids else None,
             "page": page,
             "pagesize": _page_size(pagesize),
@@ -301,7 +303,7 @@ def _job(row: _Job, zone: datetime.timezone, path: str) -> Job:
         raise WrongShape(f"{path}.id is missing")
     return Job(
         id=number,
-        job_type=clean_text(row.job_type or "", 64),
+        job_type=word(row.job_type),
         status=status_slug(row.status, f"{path}.status"),
         start_time=seconds(row.start_time, zone, f"{path}.start_time"),
         end_time=seconds(row.end_time, zone, f"{path}.end_time"),
@@ -439,7 +441,7 @@ def _instance(row: _Instance, zone: datetime.timezone, path: str) -> Instance:
         host=host(about.bk_cloud_id, bk_host_id, about.bk_host_innerip, about.bk_host_innerip_v6),
         bk_biz_id=integer(about.bk_biz_id),
         status=status_slug(row.status, f"{path}.status"),
-        job_type=clean_text(action, 64),
+        job_type=word(action),
         start_time=seconds(row.start_time, zone, f"{path}.start_time"),
         finish_time=seconds(row.finish_time, zone, f"{path}.finish_time"),
         steps=tuple(

@@ -7,7 +7,6 @@ NodeMan 2.x no longer has the route behind it; the ESB then answers 1306201, lik
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +15,10 @@ from msgspec import Struct
 from exporter.blueking.client import Client, Deadline
 from exporter.blueking.envelope import Empty, Form, WrongShape
 from exporter.blueking.nodeman_steps import step_slug
-from exporter.blueking.nodeman_values import Int, Number, Time, host, integer, seconds, status_slug
+from exporter.blueking.nodeman_values import Int, Number, Time, host, integer, seconds, status_slug, word
 from exporter.blueking.text import clean_text
 from exporter.config.schema import LegacyPlatform
 from exporter.model import Host
-
-OTHER_CODE = "other"
-"""Stands for an err_code that is no word of capitals."""
 
 
 class LegacyHost(Struct, frozen=True, gc=False):
@@ -92,13 +88,10 @@ class _Task(Struct):
     hosts: list[_Row] | Empty | None = None
 
 
-_WORD = re.compile(r"[A-Z0-9_]{1,64}", re.ASCII)
-
-
 def _task(data: _Task, zone: datetime.timezone) -> LegacyTask:
     if data.id is None:
         raise WrongShape("data.id is missing")
-    job_type = clean_text(data.job_type or "", 64)
+    job_type = word(data.job_type)
     rows = data.hosts if isinstance(data.hosts, list) else []
     plugin = job_type.endswith("PLUGIN")
     return LegacyTask(
@@ -119,11 +112,11 @@ def _counts(given: Mapping[str, Int | None] | None) -> dict[str, int]:
 
 
 def _row(row: _Row, plugin: bool, path: str) -> LegacyHost:
-    status, code = status_slug(row.status, f"{path}.status"), row.err_code or ""
+    status = status_slug(row.status, f"{path}.status")
     about = row.host or _Host()
     return LegacyHost(
         host=host(about.bk_cloud_id, None, about.inner_ip),
         status=status,
-        err_code="" if status != "failed" or not code else code if _WORD.fullmatch(code) else OTHER_CODE,
+        err_code=word(row.err_code) if status == "failed" else "",
         step=step_slug(None, row.step, plugin=plugin),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import re
 from typing import Annotated
 
 from msgspec import Meta
@@ -15,6 +16,10 @@ from exporter.model import UNKNOWN, Host
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Number = Int | float | str | None
 Time = Int | float | str | None
+
+OTHER_WORD = "other"
+"""Stands for what should be a word of the platform and is none."""
+_WORD = re.compile(r"[A-Za-z0-9_]{0,64}", re.ASCII)
 
 _MILLISECONDS = 10**11
 """Epoch numbers from here on are ms: as seconds they would lie beyond the year 5000."""
@@ -68,6 +73,11 @@ def status_slug(value: Number, path: str = "") -> str:
             raise WrongShape(f"{path} is missing")
         return UNKNOWN
     return clean_text(str(value), 64).lower()
+
+
+def word(value: str | None) -> str:
+    """A job type or error code as the platform spells it, "" for none: never free text, since it becomes a label."""
+    return value or "" if _WORD.fullmatch(value or "") else OTHER_WORD
 
 
 def host(bk_cloud_id: Number, bk_host_id: Number, *addresses: str | None) -> Host | None:

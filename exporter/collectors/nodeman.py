@@ -17,9 +17,6 @@ from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN
 HOST_FAILURES = "blueking_nodeman_host_failures_total"
 FAILURE_LABELS = ("collector", "job_type", "step", "code")
 
-DISTINCT_JOB_TYPES = 64
-"""Job types are words of the platform; more than it has are noise, and become `other`."""
-
 
 class NodemanState(CollectorState, frozen=True, kw_only=True):
     """A state with failing hosts."""

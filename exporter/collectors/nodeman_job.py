@@ -2,7 +2,11 @@
 
 job_list is the cheap call: it carries status and statistics of every job. Hosts are asked for only where some
 failed, or where a success may clear one that fails. A run is (job id, task ids): a retry appends a task; retrying a
-single node shows only as a return to an unfinished status. Times are unix seconds.
+single node shows only as a return to an unfinished status, and that only after somebody has read the details: so a job
+with a host that fails is looked at every five minutes. Times are unix seconds.
+
+Reading the details of a job whose task is not ready can make the platform end it. So they are read only of jobs that
+have ended, or that run for the first time: RUNNING is then stored by the platform itself, once it saw instances.
 """
 
 from __future__ import annotations
@@ -51,13 +55,16 @@ LEAST_ROWS = 20
 """Rows of the first page at least, so that a job that became visible late is still on it."""
 BASELINE_JOBS = 200
 """Jobs that a baseline asks for their hosts, newest first: enough to know who fails, without a flood of calls."""
+LOOK_AGAIN = 300.0
+"""Seconds between two looks at the details of an ended job that has a failing host."""
 FUTURE = 86400.0
 
 
 class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is known of a job. `counted`: its present run has been counted as finished. `timed`: its first run has
-    given its duration, or never will. `finished`: when it was seen to have ended. `failed`: hosts whose failure in
-    the present run is known; `failures`: how many the statistics told when they were asked for."""
+    given its duration, or never will. `finished`: when the newest run ended. `failed`: hosts whose failure is known,
+    with its end (0: it has none); `failures`: how many the statistics told when they were asked for. `looked`: when
+    its details were last read for what the list does not show."""
 
     job_type: str
     status: str
@@ -68,27 +75,32 @@ class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     counted: bool
     timed: bool
     finished: float | None = None
-    failed: frozenset[str] = frozenset()
+    failed: dict[str, float] = {}
     failures: int = 0
+    looked: float = 0.0
 
 
 class NodemanJobState(NodemanState, frozen=True, kw_only=True):
-    """`floor`: a job with an id up to here that is not in `jobs` is over and done with."""
+    """`floor`: a job with an id up to here that is not in `jobs` is over and done with; None before jobs have been
+    discovered. `born`: when the baseline was; a host that failed before is not counted."""
 
-    floor: int
+    floor: int | None
+    born: float
     jobs: dict[int, TrackedJob]
 
 
 class NodemanJobRecords(msgspec.Struct, frozen=True):
     """What one poll brought. `floor`: see `NodemanJobState`. `hosts`: host rows by job, as far as they were asked
-    for; `unexamined`: jobs whose hosts cannot be had; `gone`: jobs that no longer exist."""
+    for; `unexamined`: jobs whose hosts cannot be had; `gone`: jobs that no longer exist; `looked`: jobs whose details
+    were read instead of the list."""
 
     now: float
-    floor: int
+    floor: int | None
     rows: dict[int, Job]
     hosts: dict[int, tuple[HostRow, ...]]
     unexamined: frozenset[int] = frozenset()
     gone: frozenset[int] = frozenset()
+    looked: frozenset[int] = frozenset()
     errors: tuple[str, ...] = ()
 
 
@@ -132,17 +144,20 @@ class NodemanJobCollector:
     async def fetch(self, state: NodemanJobState | None, deadline: Deadline) -> NodemanJobRecords:
         """All jobs that may have changed, and the hosts of those that failed anew. Raises `ApiError`."""
         rows: dict[int, Job] = {}
-        floor = state.floor if state else 0
-        if self.config.discover and state is None:
+        floor = state.floor if state else None
+        if self.config.discover and (state is None or state.floor is None):
             rows, floor = await self._baseline(deadline)
         elif self.config.discover and state is not None:
             rows = await self._discover(state, deadline)
-        wanted = set(self.config.job_ids) | (set(state.jobs) if state else set())
-        others, gone = await self._look_up(sorted(wanted - rows.keys()), deadline)
-        rows |= others
+        errors: list[ApiError] = []
+        gone = await self._look_up(state, rows, errors, deadline)
         now = self._clock.platform()
-        records = NodemanJobRecords(now, floor, rows, {}, gone=frozenset(gone))
-        return await self._examine(state, records, deadline)
+        looked = await self._look_again(state, rows, now, errors, deadline) if state else frozenset()
+        hosts, unexamined = await self._examine(state, rows, errors, deadline)
+        self._attempts.forget(rows.keys() - unexamined)
+        return NodemanJobRecords(
+            now, floor, rows, hosts, unexamined, gone, looked, tuple(error.reason for error in errors)
+        )
 
     async def _baseline(self, deadline: Deadline) -> tuple[dict[int, Job], int]:
         """Every unfinished job, however old, and those that began recently enough for a retry or a failing host; the id
@@ -158,10 +173,11 @@ class NodemanJobCollector:
 
     async def _discover(self, state: NodemanJobState, deadline: Deadline) -> dict[int, Job]:
         """Jobs newest first, back to the newest that is known."""
-        newest = max(state.jobs, default=state.floor)
+        floor = state.floor or 0
+        newest = max(state.jobs, default=floor)
         size = min(PAGE_SIZE, max(LEAST_ROWS, len(state.jobs) + LEAST_ROWS // 2))
         rows = await self._pages(deadline, until=lambda page: any(job.id <= newest for job in page), size=size)
-        return {id: job for id, job in rows.items() if id in state.jobs or id > state.floor}
+        return {id: job for id, job in rows.items() if id in state.jobs or id > floor}
 
     async def _pages(
         self,
@@ -172,57 +188,118 @@ class NodemanJobCollector:
     ) -> dict[int, Job]:
         """Jobs of the business, newest first, up to the page that `until` recognises as the last one wanted."""
         rows: dict[int, Job] = {}
-        foreign = page = read = 0
+        page = read = 0
         while True:
             page += 1
             answer = await self._api.job_list(
                 bk_biz_id=self.biz, statuses=statuses, page=page, pagesize=size, deadline=deadline
             )
-            # Where the business is forbidden, the platform lists the caller's own jobs of all others instead.
-            own = [job for job in answer.rows if not job.bk_biz_ids or self.biz in job.bk_biz_ids]
-            foreign += len(answer.rows) - len(own)
+            # Where the business is forbidden, the platform drops it from the filter and lists all others instead.
+            own = [job for job in answer.rows if self._is_ours(job)]
+            if answer.rows and not own and not rows:
+                text = f"job_list gives no job of business {self.biz}, only others"
+                raise ApiError("permission", text, api="job_list")
             known = len(rows)
             rows |= {job.id: job for job in own}
             read += len(answer.rows)
             if len(answer.rows) < size or read >= answer.total or until(answer.rows):
-                break
-            if len(rows) == known and own:
+                return rows
+            if len(rows) == known:
                 raise ApiError("decode", "job_list repeats a page", api="job_list")
-        if foreign and not rows:
-            raise ApiError("permission", f"job_list gives no job of business {self.biz}, only others", api="job_list")
-        return rows
 
-    async def _look_up(self, ids: Sequence[int], deadline: Deadline) -> tuple[dict[int, Job], set[int]]:
-        """These jobs by id, and the ids that no longer exist."""
-        rows: dict[int, Job] = {}
+    def _is_ours(self, job: Job) -> bool:
+        """Whether it touches this business, as far as it says which it touches."""
+        return not job.bk_biz_ids or self.biz in job.bk_biz_ids
+
+    async def _look_up(
+        self, state: NodemanJobState | None, rows: dict[int, Job], errors: list[ApiError], deadline: Deadline
+    ) -> frozenset[int]:
+        """Add to `rows` the known and configured jobs that are not in it; the ids that no longer exist.
+
+        A job that cannot be had is left as it is and told in `errors`, as long as another one can be had.
+        """
+        known = state.jobs if state else {}
+        ids = sorted((set(self.config.job_ids) | known.keys()) - rows.keys())
+        foreign: set[int] = set()
         if self._api.lists_jobs:
             for begin in range(0, len(ids), PAGE_SIZE):
                 some = ids[begin : begin + PAGE_SIZE]
                 answer = await self._api.job_list(job_ids=some, pagesize=len(some), deadline=deadline)
-                rows |= {job.id: job for job in answer.rows if job.id in set(some)}
+                found = {job.id: job for job in answer.rows if job.id in set(some)}
+                rows |= {id: job for id, job in found.items() if self._is_ours(job)}
+                foreign |= found.keys() - rows.keys()
+        errors += [ApiError("not_found", f"job {id} is none of business {self.biz}") for id in sorted(foreign)]
         gone: set[int] = set()
+        refused: list[ApiError] = []
 
         async def look(id: int) -> None:
             # job_list leaves out what one may not see; the details say which it is: gone, or forbidden.
             try:
                 rows[id] = (await self._api.job_details(id, deadline=deadline)).job
             except ApiError as error:
-                if error.reason != "not_found":
+                if error.reason == "not_found" and id in known:
+                    gone.add(id)
+                elif self._attempts.exhausted(id, error):
+                    refused.append(error)
+                    # Of one that has been counted nothing more is to be learnt: do not ask again in every poll.
+                    if id in known and known[id].counted and rows and id not in self.config.job_ids:
+                        gone.add(id)
+                else:
                     raise
-                gone.add(id)
+            if len(refused) >= CONCURRENCY and not rows:
+                raise refused[0]
 
-        await gather_bounded((look(id) for id in ids if id not in rows), CONCURRENCY)
-        return rows, gone
+        await gather_bounded((look(id) for id in ids if id not in rows and id not in foreign), CONCURRENCY)
+        errors += refused
+        # An id that does not exist is a mistake in the configuration, which must not hide that all else is well.
+        fatal = [error for error in errors if error.reason != "not_found" or not self.config.discover]
+        if fatal and not rows:
+            raise fatal[0]
+        return frozenset(gone)
+
+    async def _look_again(
+        self, state: NodemanJobState, rows: dict[int, Job], now: float, errors: list[ApiError], deadline: Deadline
+    ) -> frozenset[int]:
+        """Replace in `rows` ended jobs with failing hosts by what their details say; which they were."""
+        if not self._api.lists_jobs:
+            return frozenset()
+        failing = {run for streak in state.hosts.streaks.values() for run, _ in streak.runs}
+
+        def due(id: int) -> bool:
+            known, row = state.jobs[id], rows.get(id)
+            settled = row is not None and known.counted and not is_new_run(known, row)
+            return settled and now - max(known.looked, known.finished or 0.0) >= LOOK_AGAIN
+
+        looked: set[int] = set()
+
+        async def look(id: int) -> None:
+            try:
+                job = (await self._api.job_details(id, deadline=deadline)).job
+            except ApiError as error:
+                if not self._attempts.exhausted(id, error):
+                    raise
+                errors.append(error)
+            else:
+                row = rows[id]
+                rows[id] = msgspec.structs.replace(job, task_ids=row.task_ids, bk_biz_ids=row.bk_biz_ids)
+            looked.add(id)
+
+        await gather_bounded((look(id) for id in sorted(failing & state.jobs.keys()) if due(id)), CONCURRENCY)
+        return frozenset(looked)
 
     async def _examine(
-        self, state: NodemanJobState | None, records: NodemanJobRecords, deadline: Deadline
-    ) -> NodemanJobRecords:
+        self, state: NodemanJobState | None, rows: Mapping[int, Job], errors: list[ApiError], deadline: Deadline
+    ) -> tuple[dict[int, tuple[HostRow, ...]], frozenset[int]]:
+        """Host rows of the jobs that failed anew or may clear a host that fails; the jobs that refuse them."""
         jobs = state.jobs if state else {}
         hosts: dict[int, tuple[HostRow, ...]] = {}
         unexamined: set[int] = set()
-        errors: list[str] = []
-        failed = {id for id, row in records.rows.items() if self._has_news(jobs.get(id), row)}
-        failing = bool(state and state.hosts.streaks) or bool(failed)
+        readable = {id: row for id, row in rows.items() if self._is_readable(jobs.get(id), row)}
+        failed = {id for id, row in readable.items() if self._has_news(jobs.get(id), row)}
+        # A success before all failures clears nothing.
+        first = min((rows[id].start_time or 0 for id in failed), default=None)
+        if state and state.hosts.streaks:
+            first = 0
 
         async def examine(id: int, statuses: Sequence[str]) -> None:
             try:
@@ -230,27 +307,33 @@ class NodemanJobCollector:
             except ApiError as error:
                 if not self._attempts.exhausted(id, error):
                     raise
-                errors.append(error.reason)
+                errors.append(error)
                 unexamined.add(id)
-
-        # A success in a job before all failures clears nothing.
-        first = min(failed, default=0) if state is None or not state.hosts.streaks else 0
-        candidates = sorted(records.rows)
-        if state is None:
-            candidates = candidates[-BASELINE_JOBS:]
 
         def statuses(id: int, row: Job) -> tuple[str, ...]:
             known = jobs.get(id)
             # Retrying a single node may show in nothing but the statistics.
             news = known is None or not known.counted or is_new_run(known, row) or row.statistics != known.statistics
             over = ended(row.status, row.end_time) and news
-            clears = failing and over and id > first and row.statistics is not None and row.statistics.success > 0
+            clears = over and row.statistics is not None and row.statistics.success > 0
+            if first is None or (row.end_time is not None and row.end_time < first):
+                clears = False
             return (*(("failed",) if id in failed else ()), *(("success",) if clears else ()))
 
-        asked = {id: statuses(id, records.rows[id]) for id in candidates}
+        candidates = sorted(readable)
+        if state is None:
+            candidates = candidates[-BASELINE_JOBS:]
+        asked = {id: statuses(id, readable[id]) for id in candidates}
         await gather_bounded((examine(id, wanted) for id, wanted in asked.items() if wanted), CONCURRENCY)
-        self._attempts.forget((*hosts, *unexamined))
-        return msgspec.structs.replace(records, hosts=hosts, unexamined=frozenset(unexamined), errors=tuple(errors))
+        return hosts, frozenset(unexamined)
+
+    @staticmethod
+    def _is_readable(known: TrackedJob | None, row: Job) -> bool:
+        """Whether reading the details changes nothing: see above."""
+        if ended(row.status, row.end_time):
+            return True
+        tasks = row.task_ids or (known.task_ids if known else ())
+        return row.status != "pending" and len(tasks) <= 1
 
     @staticmethod
     def _has_news(known: TrackedJob | None, row: Job) -> bool:
@@ -289,13 +372,14 @@ class NodemanJobCollector:
     # What others read
 
     async def probe(self, state: NodemanJobState, deadline: Deadline) -> float:
-        """One call per interval, one per known failed job and day, and the details of the newest job as a trial."""
-        # Reading the details of a job whose task is not ready can make the platform end it.
-        finished = [id for id, job in state.jobs.items() if job.counted]
+        """A call per interval, one per job with a failing host every five minutes; the details of a job as a trial."""
+        finished = [id for id, job in state.jobs.items() if job.counted and job.statistics]
         if finished:
             await self._api.job_details(max(finished), deadline=deadline)
-        failed = sum(job.status in FAILED for job in state.jobs.values())
-        return 86400.0 / self.interval * (1 if self.config.discover else max(1, len(self.config.job_ids))) + failed
+        lists = self._api.lists_jobs
+        calls = int(self.config.discover) + (1 if lists and self.config.job_ids else len(self.config.job_ids))
+        failing = {streak.run for streak in state.hosts.streaks.values()} if lists else set()
+        return 86400.0 * (calls / self.interval + len(failing) / max(LOOK_AGAIN, self.interval))
 
     def view(self, state: NodemanJobState) -> NodemanView:
         return NodemanView(state, self.config)
@@ -307,7 +391,7 @@ class NodemanJobCollector:
         return [
             FailedExecution(id, job.job_type, status_label(job.status), job.end_time)
             for id, job in sorted(state.jobs.items(), reverse=True)
-            if job.counted and job.status in FAILED
+            if job.counted and (job.status in FAILED or job.status not in NODEMAN_STATUSES)
         ]
 
 
@@ -328,6 +412,7 @@ class _Fold:
         self.now = now
         self.tally = Tally(state.counts if state else Counts(), now, collector.hold)
         self.jobs = dict(state.jobs) if state else {}
+        self.born = state.born if state else records.now
         self.results: list[HostResult] = []
         self.unknown: list[tuple[str, str]] = []
 
@@ -352,6 +437,7 @@ class _Fold:
                 last_success=self.now,
                 watermark=records.now,
                 floor=floor,
+                born=self.born,
                 jobs=self.jobs,
                 hosts=hosts,
             ),
@@ -359,26 +445,34 @@ class _Fold:
             errors=records.errors,
         )
 
+    def _is_history(self, id: int) -> bool:
+        """Whether a job that is seen for the first time began before jobs were watched."""
+        return self.state is None or self.state.floor is None or id <= self.state.floor
+
     def _count(self, id: int, row: Job) -> None:
         known = self.jobs.get(id)
         if (known is None or known.status != row.status) and row.status not in NODEMAN_STATUSES:
             self.unknown.append(("nodeman_job.status", row.status))
         over = ended(row.status, row.end_time)
-        baseline = self.state is None
+        history = known is None and self._is_history(id)
         if known is None:
-            known = TrackedJob(row.job_type, "", row.task_ids, None, None, None, False, baseline and over)
+            # An unfinished job with an end has been retried.
+            timed = history if over else row.end_time is not None
+            known = TrackedJob(row.job_type, "", row.task_ids, None, None, None, False, timed)
         elif is_new_run(known, row):
-            known = msgspec.structs.replace(
-                known, counted=False, timed=True, finished=None, failed=frozenset(), failures=0
-            )
+            failed = {name: end for name, end in known.failed.items() if end}
+            known = msgspec.structs.replace(known, counted=False, timed=True, finished=None, failed=failed, failures=0)
         if over and not known.counted:
-            if not baseline:
+            if not history:
                 self.tally.inc(FINISHED, (row.job_type, status_label(row.status)))
-            known = msgspec.structs.replace(known, counted=True, finished=self._end(row) or self.records.now)
+            # The platform keeps the end of the first run.
+            end = self._end(row) if row.end_time != known.end_time else None
+            known = msgspec.structs.replace(known, counted=True, finished=end or self.records.now)
         timed = known.timed
         if over and not timed and row.end_time is not None:
             self._observe_duration(row)
             timed = True
+        asked = id in self.records.hosts or id in self.records.unexamined
         self.jobs[id] = TrackedJob(
             row.job_type,
             row.status,
@@ -389,27 +483,32 @@ class _Fold:
             known.counted,
             timed,
             known.finished,
-            known.failed | self._take_hosts(id, row, known),
-            failures(row) if id in self.records.hosts or id in self.records.unexamined else known.failures,
+            known.failed | self._take_hosts(id, row, known, counts=not history),
+            failures(row) if asked else known.failures,
+            self.records.now if id in self.records.looked else known.looked,
         )
 
-    def _take_hosts(self, id: int, row: Job, known: TrackedJob) -> frozenset[str]:
-        """Count the failed hosts of this run that are not known yet, and learn who fails and who does no longer."""
-        failed: set[str] = set()
+    def _take_hosts(self, id: int, row: Job, known: TrackedJob, *, counts: bool) -> dict[str, float]:
+        """Count the failures of hosts that are not known yet, and learn who fails and who does no longer."""
+        failed: dict[str, float] = {}
         for host in self.records.hosts.get(id, ()):
             if host.filtered or host.bk_biz_id not in (None, self.collector.biz):
                 continue
-            end = self._end(host) or self._end(row) or self.records.now
+            name, own = identity(host), self._end(host)
+            end = own or self._end(row) or self.records.now
             labels = (self.collector.name, row.job_type, host.step, "")
-            is_failed = host.status == "failed"
-            if is_failed and identity(host) not in known.failed:
-                failed.add(identity(host))
-                if self.state is not None:
+            if host.status == "failed":
+                if name in known.failed and (own or 0.0) <= known.failed[name]:
+                    continue
+                failed[name] = own or 0.0
+                # The platform gives whole seconds.
+                if counts and (own is None or own >= int(self.born)):
                     count_failure(self.tally, labels)
             if host.host is not None and host.status in ("failed", "success"):
-                name = identity(host)
-                self.results.append(HostResult(host.host, id, "", end, labels if is_failed else None, name))
-        return frozenset(failed)
+                self.results.append(
+                    HostResult(host.host, id, "", end, labels if host.status == "failed" else None, name)
+                )
+        return failed
 
     def _end(self, row: Job | HostRow) -> float | None:
         end = row.end_time
@@ -424,16 +523,20 @@ class _Fold:
         else:
             self.tally.observe(DURATION, (row.job_type,), duration, DURATION_BUCKETS)
 
-    def _forget(self) -> int:
+    def _forget(self) -> int | None:
         """Drop jobs that ended too long ago to be retried; the new floor."""
         floor = self.records.floor
-        oldest = self.records.now - self.config.max_finished_age
         for id, job in list(self.jobs.items()):
-            over = job.counted and (job.finished or self.records.now) < oldest
+            over = is_past(job, self.records.now, self.config)
             if id in self.records.gone or (over and id not in self.config.job_ids):
                 del self.jobs[id]
-                floor = max(floor, id)
+                floor = None if floor is None else max(floor, id)
         return floor
+
+
+def is_past(job: TrackedJob, now: float, config: NodemanJobConfig) -> bool:
+    """Whether it ended too long ago for a retry to be expected."""
+    return job.counted and job.finished is not None and job.finished < now - config.max_finished_age
 
 
 def identity(row: HostRow) -> str:
@@ -458,6 +561,7 @@ def instances(view: NodemanView) -> Mapping[Labels, float]:
     return _summed(
         ((job.job_type, status), count)
         for job in view.state.jobs.values()
+        if not is_past(job, view.state.watermark, view.config)
         for status, count in _statuses(job.statistics)
     )
 

@@ -1,13 +1,13 @@
 """NodeMan subscriptions: how many instances are in which status, which hosts fail at which step (task_result).
 
-A page of no rows carries the counter of all statuses: that is the poll of a subscription in which nothing moves.
-Rows are asked for by status or by instance, in pages, never all at once: ten thousand instances are 25 MB. A run of an
-instance is its record and start. Times are unix seconds.
+The newest record with the counter of all statuses is one row: that is the poll of a subscription in which nothing
+moves. Other rows are asked for by status or by instance, in pages, never all at once: ten thousand instances are 25 MB.
+A run of an instance is its record and finish. Times are unix seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from exporter.blueking.nodeman import PAGE_SIZE, Instance, NodemanApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import GAP, TRUNCATED, Collector, FailedExecution, Observed, Platforms
+from exporter.collectors.base import GAP, TRUNCATED, Attempts, Collector, FailedExecution, Observed, Platforms
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.collectors.nodeman import (
     FAILURE_LABELS,
@@ -41,19 +41,27 @@ NEWEST = 100
 """Instances of the newest records that are read for the newest finish."""
 FUTURE = 86400.0
 
+MOVED = ("success", *NODEMAN_UNFINISHED, "removed", "filtered", "ignored", "terminated")
+"""What an instance that had failed may have become."""
+
 Run = tuple[int, float]
-"""Record and start of an instance's run: what distinguishes it from the one before."""
+"""Record and finish of an instance's run: retrying a node keeps the record and its start."""
 
 
 class Subscription(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is known of a subscription. `runs`: the newest finished run of the instances that were read last;
-    `failed`: those of them, and of earlier ones, whose run has failed."""
+    """What is known of a subscription. `born`: when it was first read, a run that ended before is not counted;
+    `looked`: when all failed instances were last read; `newest`: the newest record. `runs`: the newest finished run of
+    the failed instances, and of the others that were read last; `failed`: whose run has failed. `action`: of any
+    instance, for those that have no steps."""
 
     counter: dict[str, int] = {}
+    born: float = 0.0
     looked: float = 0.0
+    newest: int = 0
     runs: dict[str, Run] = {}
     failed: frozenset[str] = frozenset()
     last_finished: float | None = None
+    action: str = ""
 
 
 class SubscriptionState(NodemanState, frozen=True, kw_only=True):
@@ -63,10 +71,13 @@ class SubscriptionState(NodemanState, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What one subscription answered; `instances` is None where nothing had moved, so that no rows were asked for."""
+    """What one subscription answered. `newest`: the newest record. `instances`: rows that are news; `complete`: all
+    failed ones are among them, so that one that is not no longer exists."""
 
     counter: dict[str, int]
-    instances: tuple[Instance, ...] | None
+    newest: int
+    instances: tuple[Instance, ...] = ()
+    complete: bool = False
 
 
 class SubscriptionRecords(msgspec.Struct, frozen=True):
@@ -95,6 +106,7 @@ class NodemanSubscriptionCollector:
         self.hold = hold
         self._api = api
         self._clock = clock
+        self._attempts = Attempts()
 
     @classmethod
     def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
@@ -114,44 +126,52 @@ class NodemanSubscriptionCollector:
             try:
                 answers[id] = await self._ask(id, known, deadline)
             except ApiError as error:
-                if error.transient:
+                if not self._attempts.exhausted(id, error):
                     raise
                 errors.append(error)
         fatal = [error for error in errors if error.reason != "not_ready"]
         if fatal and not answers:
             raise fatal[0]
+        self._attempts.forget(answers)
         return SubscriptionRecords(self._clock.platform(), answers, tuple(error.reason for error in errors))
 
     async def _ask(self, id: int, known: Subscription | None, deadline: Deadline) -> Answer:
-        summary = await self._api.task_result(id, deadline=deadline)
+        # Rows are cut by ascending record: the last page of one row is the newest one.
+        size = sum(known.counter.values()) if known else 0
+        summary = await self._api.task_result(id, page=max(1, size), pagesize=min(1, size), deadline=deadline)
         counter = summary.counter or {}
-        moving = any(count and status in NODEMAN_UNFINISHED for status, count in counter.items())
-        if known is not None and counter == known.counter and not moving:
-            due = self._clock.platform() - known.looked >= LOOK_AGAIN
-            if not (known.failed and due):
-                return Answer(counter, None)
+        newest = max((row.record_id or 0 for row in summary.instances), default=0)
+        moving = is_moving(counter)
+        due = known is None or self._clock.platform() - known.looked >= LOOK_AGAIN
+        same = known is not None and (counter, newest) == (known.counter, known.newest)
+        if known is not None and same and not (due and (moving or known.failed)):
+            return Answer(counter, newest)
         instances: dict[str, Instance] = {}
         if summary.total:
-            newest = -(-summary.total // NEWEST)
-            page = await self._api.task_result(id, page=newest, pagesize=NEWEST, deadline=deadline)
+            page = await self._api.task_result(id, page=-(-summary.total // NEWEST), pagesize=NEWEST, deadline=deadline)
             instances |= {row.instance_id: row for row in page.instances}
+            newest = max((row.record_id or 0 for row in page.instances), default=0)
+        complete = known is None or due or newest != known.newest or is_moving(known.counter) != moving
+        before = sorted(known.failed) if known else []
         if counter.get("failed"):
-            instances |= await self._failed(id, deadline)
-        # What has failed and is in none of these has moved on, or belongs to an earlier task.
-        missing = sorted(known.failed - instances.keys()) if known else []
+            instances |= await self._failed(id, () if complete else before, deadline)
+        # What had failed and is in none of these has moved on, or belongs to an earlier task.
+        missing = [instance for instance in before if instance not in instances]
         for begin in range(0, len(missing), PAGE_SIZE):
             some = missing[begin : begin + PAGE_SIZE]
-            page = await self._api.task_result(id, instance_ids=some, pagesize=len(some), deadline=deadline)
+            page = await self._api.task_result(
+                id, instance_ids=some, statuses=() if complete else MOVED, pagesize=len(some), deadline=deadline
+            )
             instances |= {row.instance_id: row for row in page.instances}
-        return Answer(counter, tuple(instances.values()))
+        return Answer(counter, newest, tuple(instances.values()), complete)
 
-    async def _failed(self, id: int, deadline: Deadline) -> dict[str, Instance]:
+    async def _failed(self, id: int, but: Sequence[str], deadline: Deadline) -> dict[str, Instance]:
         rows: dict[str, Instance] = {}
         page = read = 0
         while True:
             page += 1
             answer = await self._api.task_result(
-                id, statuses=("failed",), page=page, pagesize=PAGE_SIZE, deadline=deadline
+                id, statuses=("failed",), but=but, page=page, pagesize=PAGE_SIZE, deadline=deadline
             )
             known = len(rows)
             rows |= {row.instance_id: row for row in answer.instances}
@@ -230,35 +250,56 @@ class _Fold:
         )
 
     def _subscription(self, id: int, known: Subscription | None, answer: Answer) -> Subscription:
+        now = self.records.now
         self.unknown += [
-            ("nodeman_subscription.status", status) for status in answer.counter if status not in NODEMAN_STATUSES
+            ("nodeman_subscription.status", status)
+            for status in answer.counter
+            if status not in NODEMAN_STATUSES and (known is None or status not in known.counter)
         ]
-        if answer.instances is None and known is not None:
-            return msgspec.structs.replace(known, counter=answer.counter)
-        runs = dict(known.runs) if known else {}
-        failed: set[str] = set()
-        last = known.last_finished if known else None
-        for row in answer.instances or ():
+        counts = known is not None
+        known = known or Subscription(born=now)
+        if not answer.instances and not answer.complete:
+            return msgspec.structs.replace(known, counter=answer.counter, newest=answer.newest)
+        action = next((row.job_type for row in answer.instances if row.job_type), known.action)
+        runs: dict[str, Run] = {}
+        failed = set() if answer.complete else set(known.failed)
+        last = known.last_finished
+        for row in answer.instances:
             if row.bk_biz_id not in (None, self.collector.biz):
                 continue
-            finish = self._finish(row)
+            name, finish = row.instance_id, self._finish(row)
             if finish is not None and ended(row.status, finish):
                 last = max(finish, last or finish)
-            if row.status in ("failed", "success"):
-                self._take(id, row, is_new=known is not None and runs.get(row.instance_id) != run(row))
-                runs[row.instance_id] = run(row)
             # One that runs again has not succeeded yet.
-            if row.status == "failed" or (known and row.instance_id in known.failed and row.status != "success"):
-                failed.add(row.instance_id)
-        read = {row.instance_id for row in answer.instances or ()}
-        runs = {instance: known_run for instance, known_run in runs.items() if instance in read}
-        return Subscription(answer.counter, self.records.now, runs, frozenset(failed), last)
+            if row.status == "failed" or (name in known.failed and row.status in NODEMAN_UNFINISHED):
+                failed.add(name)
+            else:
+                failed.discard(name)
+            if row.status in ("failed", "success"):
+                run = (row.record_id or 0, finish or row.start_time or 0.0)
+                before = known.runs.get(name)
+                if run != before:
+                    # The platform gives whole seconds.
+                    fresh = counts and (finish is None or finish >= int(known.born))
+                    self._take(id, row, action, before, counts=fresh)
+                runs[name] = run
+        kept = {name: known.runs[name] for name in failed if name in known.runs}
+        return Subscription(
+            answer.counter,
+            known.born,
+            now if answer.complete else known.looked,
+            answer.newest,
+            kept | runs,
+            frozenset(failed),
+            last,
+            action,
+        )
 
-    def _take(self, id: int, row: Instance, *, is_new: bool) -> None:
+    def _take(self, id: int, row: Instance, action: str, before: Run | None, *, counts: bool) -> None:
         """Count a finished run that is not known, and learn who fails and who does no longer."""
-        labels = (self.collector.name, row.job_type, row.failed_step, "")
-        if is_new:
-            self._observe_steps(row)
+        labels = (self.collector.name, row.job_type or action, row.failed_step, "")
+        if counts:
+            self._observe_steps(row, since=before[1] if before and before[0] == row.record_id else 0.0)
             if row.status == "failed":
                 count_failure(self.tally, labels)
         if row.host is not None:
@@ -272,9 +313,10 @@ class _Fold:
         finish = row.finish_time
         return None if finish is None or finish > self.records.now + FUTURE else float(finish)
 
-    def _observe_steps(self, row: Instance) -> None:
+    def _observe_steps(self, row: Instance, since: float) -> None:
+        """Sub-steps that finished after `since`: retrying a node shows those before it again."""
         for step in row.steps:
-            if step.start_time is None or step.finish_time is None:
+            if step.start_time is None or step.finish_time is None or step.finish_time <= since:
                 continue
             if step.finish_time < step.start_time or step.finish_time > self.records.now + FUTURE:
                 self.unknown.append(("nodeman_subscription.finish_time", str(step.finish_time)))
@@ -284,8 +326,8 @@ class _Fold:
             )
 
 
-def run(row: Instance) -> Run:
-    return (row.record_id or 0, row.start_time or 0.0)
+def is_moving(counter: Mapping[str, int]) -> bool:
+    return any(count and status in NODEMAN_UNFINISHED for status, count in counter.items())
 
 
 def instances(view: NodemanView) -> Mapping[Labels, float]:

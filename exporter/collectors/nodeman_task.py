@@ -1,12 +1,13 @@
 """NodeMan 1.x tasks: hosts by status and system, and which fail with which error code (get_task_info).
 
 A task shows neither a status of its own nor when a host ended, so a host's run is what lies between two returns to an
-unfinished status, and its end is when it was seen. Times are unix seconds.
+unfinished status, and its end is that of the task, or when it was seen. Times are unix seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from exporter.blueking.nodeman_legacy import LegacyHost, LegacyTask, NodemanLegacyApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import GAP, TRUNCATED, Collector, FailedExecution, Observed, Platforms
+from exporter.collectors.base import GAP, TRUNCATED, Attempts, Collector, FailedExecution, Observed, Platforms
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.collectors.nodeman import (
     FAILURE_LABELS,
@@ -31,7 +32,7 @@ from exporter.model import NODEMAN_STATUSES, Scope
 
 
 class TrackedTask(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is known of a task. `hosts`: the last status of each host, by address."""
+    """What is known of a task. `hosts`: the last status of each host, by `names`."""
 
     job_type: str
     status_count: dict[str, int]
@@ -71,6 +72,7 @@ class NodemanTaskCollector:
         self.hold = hold
         self._api = api
         self._clock = clock
+        self._attempts = Attempts()
 
     @classmethod
     def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
@@ -87,11 +89,12 @@ class NodemanTaskCollector:
             try:
                 tasks[id] = await self._api.get_task_info(self.biz, id, deadline=deadline)
             except ApiError as error:
-                if error.transient:
+                if not self._attempts.exhausted(id, error):
                     raise
                 errors.append(error)
         if errors and not tasks:
             raise errors[0]
+        self._attempts.forget(tasks)
         return TaskRecords(self._clock.platform(), tasks, tuple(error.reason for error in errors))
 
     def observe(self, state: TaskState | None, records: TaskRecords, now: float) -> Observed[TaskState]:
@@ -106,17 +109,19 @@ class NodemanTaskCollector:
         for id, task in records.tasks.items():
             known = before.get(id)
             hosts: dict[str, str] = {}
-            for row in task.hosts:
-                last = known.hosts.get(address(row)) if known else None
-                hosts[address(row)] = row.status
-                if row.status == last:
+            for name, row in zip(names(task.hosts), task.hosts, strict=True):
+                hosts[name] = row.status
+                if known and row.status == known.hosts.get(name):
                     continue
                 if row.status not in NODEMAN_STATUSES:
                     unknown.append(("nodeman_task.status", row.status))
                 results += self._take(id, task, row, records.now, tally, counts=known is not None)
             tasks[id] = TrackedTask(task.job_type, task.status_count, task.os_count, hosts)
         failing = (state.hosts if state else FailingHosts()).fold(
-            results, now=records.now, ttl=self.config.failing_host_ttl, settled=records.now
+            results,
+            now=records.now,
+            ttl=self.config.failing_host_ttl,
+            settled=records.now - self.config.failing_host_ttl,
         )
         return Observed(
             TaskState(counts=tally.freeze(), last_success=now, watermark=records.now, hosts=failing, tasks=tasks),
@@ -133,7 +138,8 @@ class NodemanTaskCollector:
         labels = (self.name, task.job_type, row.step, row.err_code) if row.status == "failed" else None
         if labels and counts:
             count_failure(tally, labels)
-        return [HostResult(row.host, id, "", now, labels)] if row.host else []
+        end = now if task.end_time is None else min(now, float(task.end_time))
+        return [HostResult(row.host, id, "", end, labels)] if row.host else []
 
     async def probe(self, state: TaskState, deadline: Deadline) -> float:
         """One call per task and interval."""
@@ -154,8 +160,15 @@ class NodemanTaskCollector:
         ]
 
 
-def address(row: LegacyHost) -> str:
-    return row.host.identity if row.host else ""
+def names(rows: Sequence[LegacyHost]) -> list[str]:
+    """What the rows of a task are known by: the address, and the place among those that have the same or none."""
+    seen: Counter[str] = Counter()
+    found = []
+    for row in rows:
+        address = row.host.identity if row.host else ""
+        found.append(f"{address}#{seen[address]}" if seen[address] or not address else address)
+        seen[address] += 1
+    return found
 
 
 def hosts(view: NodemanView) -> Mapping[Labels, float]:
