@@ -31,7 +31,7 @@ from exporter.collectors.job import (
 )
 from exporter.config.schema import JobConfig
 from exporter.metrics.family import Labels
-from exporter.model import JOB_STATUSES, Host, Scope
+from exporter.model import JOB_STATUSES, Scope
 
 NOW = 1_795_000_000_000
 """ms: the moment of the baseline."""
@@ -114,10 +114,22 @@ def status(row: Execution, *steps: Step) -> ExecutionStatus:
 def script(id: int, status: int, results: Mapping[int, int], *, count: int = 0, end: int = 0) -> Step:
     """A script step whose hosts (by number) ended with these codes; `end` in ms after the baseline."""
     hosts = tuple(
-        HostResult(Host("0", str(100 + host), f"10.0.0.{host}"), code, 1 if code == 104 else 0, NOW + end)
+        HostResult(
+            bk_host_id=100 + host,
+            bk_cloud_id=0,
+            ip=f"10.0.0.{host}",
+            status=code,
+            exit_code=1 if code == 104 else 0,
+            end_time=NOW + end,
+        )
         for host, code in results.items()
     )
     return Step(id, 1, status, count, NOW + end, hosts)
+
+
+def container(status: int, exit_code: int | None) -> HostResult:
+    """The result of a target that is no host."""
+    return HostResult(status=status, exit_code=exit_code, end_time=NOW)
 
 
 # What one execution may be seen as, poll after poll.
@@ -403,7 +415,7 @@ def test_4_1_8_code_3_neither_fails_nor_clears() -> None:
 def test_4_1_8_containers_count_but_do_not_fail() -> None:
     """A container's failure enters the counters; no host fails for it."""
     row = execution(1, 4, 1000)
-    step = Step(71, 1, 4, 0, NOW + 900, (HostResult(None, 104, 2, NOW + 900),))
+    step = Step(71, 1, 4, 0, NOW + 900, (container(104, 2),))
     state = poll(BASE, 1, [row], examined={1: status(row, step)})
     assert counted(state, HOST_FAILURES) == {("104", "script_nonzero_exit"): 1}
     assert counted(state, EXIT_CODES) == {("2",): 1}
@@ -424,7 +436,7 @@ def test_4_1_8_a_success_that_only_clears_counts_into_no_counter() -> None:
 def test_4_2_exit_codes_are_the_first_64_then_other() -> None:
     """Scripts choose their exit codes: 70 of them make 64 series and `other`, and known ones go on counting."""
     row = execution(1, 4, 1000)
-    results = tuple(HostResult(None, 104, code, NOW) for code in [*range(1, 71), 1])
+    results = tuple(container(104, code) for code in [*range(1, 71), 1])
     state = poll(BASE, 1, [row], examined={1: status(row, Step(71, 1, 4, 0, NOW, results))})
     shown = counted(state, EXIT_CODES)
     assert len(shown) == 65
@@ -434,7 +446,7 @@ def test_4_2_exit_codes_are_the_first_64_then_other() -> None:
 def test_4_2_only_script_steps_have_exit_codes() -> None:
     """What a file step carries in that field is no exit code."""
     row = execution(1, 4, 1000)
-    step = Step(71, 2, 4, 0, NOW, (HostResult(None, 202, 5, NOW),))
+    step = Step(71, 2, 4, 0, NOW, (container(202, 5),))
     state = poll(BASE, 1, [row], examined={1: status(row, step)})
     assert counted(state, EXIT_CODES) == {}
     assert counted(state, STEP_FAILURES) == {("file",): 1}
@@ -459,7 +471,7 @@ def test_F13_an_unknown_status_ends_with_its_end_time() -> None:
 def test_F13_an_unknown_failure_code_keeps_its_number() -> None:
     """Code 777 is a failure with reason unknown_code; a script's flood of codes ends in `other`."""
     row = execution(1, 4, 1000)
-    results = tuple(HostResult(None, code, None, NOW) for code in range(1000, 1070))
+    results = tuple(container(code, None) for code in range(1000, 1070))
     seen = observed(BASE, records(1, [row], examined={1: status(row, Step(71, 9, 4, 0, NOW, results))}))
     shown = counted(seen.state, HOST_FAILURES)
     assert shown["1000", "unknown_code"] == 1

@@ -322,18 +322,19 @@ class JobCollector:
 
         await gather_bounded((examine(row) for row in sorted(selected.values(), key=_end_order)), CONCURRENCY)
         if self.config.host_results == "failed":
-            failing = state.hosts.groups()
-            for id, answer in examined.items():
-                if any(is_failure(result.status) for step in answer.steps for result in step.results):
-                    of = group(selected[id].plan_id, selected[id].name)
-                    failing[of] = min(failing.get(of, float("inf")), (selected[id].end_time or records.now) / 1000)
-            successes = [
-                row
-                for row in finished
-                if row.status == 3
-                and (row.end_time or records.now) / 1000 >= failing.get(group(row.plan_id, row.name), float("inf"))
-            ]
-            await gather_bounded((examine(row) for row in sorted(successes, key=_end_order)), CONCURRENCY)
+            failing = set(state.hosts.groups()) | {group(selected[id].plan_id, selected[id].name) for id in examined}
+            hosts = state.hosts
+            news: list[HostResult] = []
+            # In the order of time, for a success is worth a call only while a host fails for its plan or name.
+            for row in sorted(finished, key=_end_order):
+                of = group(row.plan_id, row.name)
+                if row.status == 3 and of in failing:
+                    hosts = hosts.fold(news, now=records.now / 1000, ttl=self.config.failing_host_ttl, settled=0.0)
+                    news = []
+                    if (row.end_time or records.now) / 1000 >= hosts.groups().get(of, float("inf")):
+                        await examine(row)
+                if row.id in examined:
+                    news += host_results(examined[row.id], row, records.now)
         for id in (*examined, *unexamined):
             self._attempts.pop(id, None)
         return msgspec.structs.replace(
@@ -585,14 +586,9 @@ class _Fold:
             return None
         return row.end_time - row.start_time
 
-    def _end(self, end: int | None, otherwise: int | None = None) -> int | None:
-        """An end time, unless it lies in a future that the platform cannot know of."""
-        end = otherwise if end is None else end
-        return None if end is None or end > self.records.now + FUTURE else end
-
     def _mark_finished(self, row: Execution, *, first: bool) -> None:
         outcome = job_outcome(row.status, row.end_time is not None)
-        end = self._end(row.end_time)
+        end = known_end(row.end_time, self.records.now)
         if outcome is None or end is None:
             return
         self.last_finished[outcome] = max(end, self.last_finished.get(outcome, end))
@@ -617,7 +613,7 @@ class _Fold:
                 if self._is_new(step, steps, known):
                     self._count_step(step, row)
                     steps[step.id] = step.execute_count
-        self._collect_hosts(answer, row)
+        self.hosts += host_results(answer, row, self.records.now)
         return steps or None
 
     def _is_new(self, step: Step, steps: Mapping[int, int], known: Tracked | None) -> bool:
@@ -656,32 +652,10 @@ class _Fold:
 
     def _bounded(self, family: str, position: int, value: str, *others: str) -> str:
         """`value`, or `other` when its label already has as many values as it may have."""
-        if (value, *others) in self.tally.series(family):
+        if self.tally.has(family, (value, *others)):
             return value
         values = {labels[position] for labels in self.tally.series(family) if labels[1:] == others}
         return value if len(values) < DISTINCT_CODES else "other"
-
-    def _collect_hosts(self, answer: ExecutionStatus, row: Execution) -> None:
-        """The result of each host in the last step that it takes part in."""
-        newest: dict[str, HostResult | None] = {}
-        for step in answer.steps:
-            for result in step.results:
-                if result.host is None or result.status in HOST_WAITING:
-                    continue
-                end = self._end(result.end_time, step.end_time) or self._end(row.end_time) or self.records.now
-                failed = is_failure(result.status)
-                newest[result.host.identity] = (
-                    None
-                    if result.status == HOST_ALREADY_SUCCEEDED
-                    else HostResult(
-                        result.host,
-                        row.id,
-                        group(row.plan_id, row.name),
-                        end / 1000,
-                        (str(result.status), host_reason(result.status)) if failed else None,
-                    )
-                )
-        self.hosts.extend(result for result in newest.values() if result is not None)
 
     def _tracked(
         self,
@@ -799,6 +773,36 @@ def matches(entry: Watch, plan_id: int, name: str) -> bool:
     if entry.job_plan_id is not None:
         return plan_id == entry.job_plan_id
     return entry.name is not None and fnmatchcase(name, entry.name)
+
+
+def host_results(answer: ExecutionStatus, row: Execution, now: int) -> list[HostResult]:
+    """The result of each host of an execution in the last step that it takes part in. `now`: platform's time, ms."""
+    newest: dict[str, HostResult | None] = {}
+    for step in answer.steps:
+        for result in step.results:
+            host = result.host
+            if host is None or result.status in HOST_WAITING:
+                continue
+            ends = (known_end(end, now) for end in (result.end_time, step.end_time, row.end_time, now))
+            end = next(end for end in ends if end is not None)
+            failed = is_failure(result.status)
+            newest[host.identity] = (
+                None
+                if result.status == HOST_ALREADY_SUCCEEDED
+                else HostResult(
+                    host,
+                    row.id,
+                    group(row.plan_id, row.name),
+                    end / 1000,
+                    (str(result.status), host_reason(result.status)) if failed else None,
+                )
+            )
+    return [result for result in newest.values() if result is not None]
+
+
+def known_end(end: int | None, now: int) -> int | None:
+    """An end time, unless it lies in a future that the platform cannot know of."""
+    return None if end is None or end > now + FUTURE else end
 
 
 def is_failure(code: int) -> bool:
