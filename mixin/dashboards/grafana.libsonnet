@@ -80,7 +80,7 @@
       'heatmap', title, description, 'short', [query { format: 'heatmap', legendFormat: '{{le}}' }], {
         calculate: false,
         cellGap: 1,
-        color: { exponent: 0.5, fill: 'dark-orange', mode: 'scheme', scheme: 'Blues', steps: 64 },
+        color: { exponent: 0.5, fill: 'dark-orange', mode: 'scheme', reverse: false, scheme: 'Blues', steps: 64 },
         legend: { show: true },
         tooltip: { mode: 'single', yHistogram: false },
         yAxis: { axisPlacement: 'left', unit: 's' },
@@ -92,7 +92,6 @@
     panel(
       'table', title, description, 'short', queries, {
         cellHeight: 'sm',
-        footer: { countRows: false, fields: '', reducer: ['sum'], show: false },
         showHeader: true,
       }, { custom: { align: 'auto', cellOptions: { type: 'auto' }, filterable: true, inspect: false } },
       [
@@ -126,7 +125,6 @@
     name: name,
     label: label,
     datasource: datasource,
-    definition: query,
     query: { query: query, refId: 'PrometheusVariableQueryEditor-VariableQuery' },
     refresh: 2,
     sort: 3,
