@@ -236,7 +236,7 @@ class _Group:
         self.pieces: dict[Format, Piece] = {}
 
     def resize(self, by: int) -> None:
-        """A chunk comes (positive size) or goes: what was made of the old ones is void."""
+        """A chunk comes (positive size), goes or changes: what was made of the old ones is void."""
         self.size += by
         self.pieces.clear()
 
@@ -295,17 +295,23 @@ class _Shelf:
         if chunk == old:
             return False
         if group is not None and old is not None:
-            self._count(old, -1)
-            group.resize(-len(old.text))
+            grown = (len(chunk.text) if chunk else 0) - len(old.text)
             # A group that would outgrow its piece sheds the chunk that grew: it goes where new ones go.
-            if chunk is None or (len(group.chunks) > 1 and group.size + len(chunk.text) > 2 * PIECE):
+            if chunk is None or (len(group.chunks) > 1 and group.size + grown > 2 * PIECE):
+                self._count(old, -1)
+                group.resize(-len(old.text))
                 del self._group_of[owner], group.chunks[owner]
                 if not group.chunks:
                     self._groups.remove(group)
                 group = None
-        if chunk is not None:
-            if group is None:
-                group = self._group_of[owner] = self._room()
+            else:
+                if chunk.series != old.series:
+                    self._count(old, -1)
+                    self._count(chunk, 1)
+                group.resize(grown)
+                group.chunks[owner] = chunk
+        if chunk is not None and group is None:
+            group = self._group_of[owner] = self._room()
             self._count(chunk, 1)
             group.resize(len(chunk.text))
             group.chunks[owner] = chunk

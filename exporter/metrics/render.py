@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 
 from exporter.metrics.counts import held
@@ -26,9 +26,12 @@ def scope_prefix(scope: Scope, collector: str | None = None) -> str:
 
 def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -> Chunk:
     """One line per sample, in the order of `samples`. A NaN is a value nobody knows: it gives no line."""
-    head, names, bare = _head(family.name, prefix), family.labels, not prefix
+    head, tails = _head(family.name, prefix), _tails(family.labels, not prefix)
     lines = [
-        f"{head}{_tail(names, labels, bare)} {number(value)}\n" for labels, value in samples.items() if value == value
+        # Most values are whole; a call for each would cost as much as the rest of its line.
+        f"{head}{tails[labels]} {whole if -1e15 < value < 1e15 and (whole := int(value)) == value else number(value)}\n"
+        for labels, value in samples.items()
+        if value == value
     ]
     text = encode(lines)
     return Chunk(text, text, len(lines))
@@ -43,10 +46,10 @@ def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold:
     openmetrics: list[str] = []
     series = 0
     if family.kind == "counter":
-        head, names, bare = _head(family.name, prefix), family.labels, not prefix
+        head, tails = _head(family.name, prefix), _tails(family.labels, not prefix)
         created = _head(family.name.removesuffix("_total") + "_created", prefix)
         for labels, count in counts.counters.get(family.name, {}).items():
-            tail = _tail(names, labels, bare)
+            tail = tails[labels]
             hidden = held(count.shown, now, hold)
             line = f"{head}{tail} {0 if hidden else number(count.value)}"
             text.append(f"{line}\n")
@@ -126,14 +129,29 @@ def _head(name: str, prefix: str) -> str:
     return f"{name}{{{prefix}" if prefix else name
 
 
-# The same few label sets recur in thousands of scopes; escaping them each time costs ten times as much.
-@lru_cache(maxsize=8192)
-def _tail(names: tuple[str, ...], values: Labels, bare: bool) -> str:
-    """The rest of a series after `_head`; `bare`: the head has no label yet."""
-    text = label_text(names, values)
-    if bare:
-        return _braced(text)
-    return f",{text}}}" if text else "}"
+class _Tails(dict[Labels, str]):
+    """The rest of a series after `_head`, by label values; `bare`: the head has no label yet.
+
+    The same few label sets recur in thousands of scopes; escaping them each time costs ten times as much.
+    """
+
+    MOST = 8192
+
+    def __init__(self, names: tuple[str, ...], bare: bool) -> None:
+        super().__init__()
+        self._names = names
+        self._bare = bare
+
+    def __missing__(self, labels: Labels) -> str:
+        text = label_text(self._names, labels)
+        tail = _braced(text) if self._bare else f",{text}}}" if text else "}"
+        if len(self) >= self.MOST:
+            self.clear()
+        self[labels] = tail
+        return tail
+
+
+_tails = cache(_Tails)
 
 
 def label_text(names: Iterable[str], values: Iterable[str]) -> str:
