@@ -80,7 +80,11 @@ def test_a_dashboard_can_be_imported_anywhere(name: str) -> None:
     variables = dashboard["templating"]["list"]
     assert variables[0]["type"] == "datasource"
     chosen = {"type": "prometheus", "uid": "${datasource}"}
-    queries = [*panels(dashboard), *variables[1:], *(query for panel in panels(dashboard) for query in panel["targets"])]
+    queries = [
+        *panels(dashboard),
+        *variables[1:],
+        *(query for panel in panels(dashboard) for query in panel["targets"]),
+    ]
     assert all(query["datasource"] == chosen for query in queries)
 
 
@@ -148,7 +152,9 @@ def demo() -> Iterator[Prometheus]:
 def values_of(prometheus: Prometheus, query: str) -> list[str]:
     """What a variable offers: label_values(metric, label)."""
     metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()  # type: ignore[union-attr]
-    found: list[str] = prometheus.json(f"/api/v1/label/{label}/values?" + urllib.parse.urlencode({"match[]": metric}))["data"]
+    found: list[str] = prometheus.json(f"/api/v1/label/{label}/values?" + urllib.parse.urlencode({"match[]": metric}))[
+        "data"
+    ]
     return found
 
 
@@ -209,7 +215,9 @@ def test_table_columns_come_from_their_queries(demo: Prometheus) -> None:
         for panel in panels(dashboard):
             if panel["type"] != "table":
                 continue
-            fields = {"Value"} if len(panel["targets"]) == 1 else {f"Value #{query['refId']}" for query in panel["targets"]}
+            fields = (
+                {"Value"} if len(panel["targets"]) == 1 else {f"Value #{query['refId']}" for query in panel["targets"]}
+            )
             for query in panel["targets"]:
                 for series in demo.query(substitute(query["expr"], chosen)):
                     fields |= series["metric"].keys()
