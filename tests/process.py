@@ -173,11 +173,15 @@ class Daemon:
     def start(self) -> None:
         """Start the process and wait until it listens. RuntimeError with its log when it ends instead."""
         self.spawn()
-        self.url = eventually(self.address, 20, 0.01)
+        try:
+            self.url = eventually(self.address, 20, 0.01)
+        except BaseException:
+            self.kill()
+            raise
 
     def address(self) -> str:
         """Where this life listens; empty as long as it does not."""
-        found = re.search(r"event=started.*?(https?://[^' \"\]]+)", self.log)
+        found = re.search(r"\bstarted\b.*?(https?://[\w.:\[\]]+:\d+)", self.log)
         if not found and self.process is not None and self.process.poll() is not None:
             raise SystemExit(f"the daemon ended with {self.process.returncode}:\n{self.log}")
         return found[1] if found else ""
