@@ -216,7 +216,7 @@ CANARY = "canary-0123456789-secret"
 
 
 class Echo:
-    """A platform that sends back, as its message, everything it was told, the credentials first of all; or `message`."""
+    """A platform that sends back, as its message, everything it was told, credentials included; or `message`."""
 
     def __init__(self, message: str = "") -> None:
         self._message = message
