@@ -11,8 +11,9 @@
     // The exporter.
     exporterDownFor: '5m',
     collectorFailingFor: '15m',
+    // Less than the exporter's stale_after (5), so that these stand, and inhibit, before gauges vanish.
+    unreachableIntervals: 2,
     platformUnreachableFor: '1m',
-    // Less than the exporter's stale_after (5), so that the alert stands, and inhibits, before gauges vanish.
     staleIntervals: 3,
     staleFor: '30s',
     // How long after the last event an alert about a counter stays.

@@ -10,8 +10,7 @@
 
   // Unless the collector fails everywhere: then BlueKingPlatformUnreachable says it once.
   unlessEverywhere:: |||
-    unless ignoring (bk_scope_type, bk_scope_id)
-      (collector:blueking_exporter_collector_success:max == 0)
+    unless ignoring (bk_scope_type, bk_scope_id) collector:blueking_exporter_unreachable
   |||,
 
   // "biz 2 (Demo business)": the name stands in the configuration only, so a page looks it up.

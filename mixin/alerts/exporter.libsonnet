@@ -33,15 +33,15 @@ local lib = import 'alert.libsonnet';
           alert(
             'BlueKingPlatformUnreachable',
             'critical',
-            'count without (collector) (collector:blueking_exporter_collector_success:max == 0)',
+            'count without (collector) (collector:blueking_exporter_unreachable)',
             {
               en: [
                 'BlueKing does not answer blueking-exporter {{ $labels.instance }}',
-                'For {{ $value }} collector(s) every poll fails in all scopes. One alert in place of one for each business; the reason is in blueking_exporter_collector_errors_total.',
+                '{{ $value }} collector(s) get through in none of their scopes. One alert in place of one for each business; the reason is in blueking_exporter_collector_errors_total.',
               ],
               zh: [
                 '蓝鲸平台不应答 blueking-exporter {{ $labels.instance }}',
-                '有 {{ $value }} 个采集项在所有范围都采集失败。此告警代替逐个业务的告警；原因见 blueking_exporter_collector_errors_total。',
+                '有 {{ $value }} 个采集项在所有范围都采集不到数据。此告警代替逐个业务的告警；原因见 blueking_exporter_collector_errors_total。',
               ],
             },
             config.platformUnreachableFor,

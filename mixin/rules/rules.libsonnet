@@ -8,9 +8,15 @@
         name: 'blueking-exporter-rules',
         rules: [
           {
-            // 0: this collector gets through for none of its scopes.
-            record: 'collector:blueking_exporter_collector_success:max',
-            expr: 'max without (bk_scope_type, bk_scope_id) (blueking_exporter_collector_success)',
+            // There while a collector gets through for none of its scopes: every newest poll failed, or, since polls
+            // that hang take their time to fail, none has been complete for a while.
+            record: 'collector:blueking_exporter_unreachable',
+            expr: |||
+              max without (bk_scope_type, bk_scope_id) (blueking_exporter_collector_success) == 0
+              or
+              time() - max without (bk_scope_type, bk_scope_id) (blueking_exporter_collector_last_success_timestamp_seconds)
+                > %(unreachableIntervals)g * avg without (bk_scope_type, bk_scope_id) (blueking_exporter_collector_interval_seconds)
+            ||| % config,
           },
           {
             record: 'scope:blueking_job_executions_finished:increase' + config.failureRateWindow,
