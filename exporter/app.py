@@ -148,9 +148,12 @@ class App:
             self._client, self._platforms = await self._enter_client(config.blueking)
             stack.push_async_callback(self._leave_client)
             sockets = systemd.sockets() if self.options.systemd_socket else listen(config.server.listen_address)
+            for socket in sockets:
+                stack.callback(socket.close)
             async with asyncio.TaskGroup() as self._tasks:
-                self._spawn(WebServer(self._backend(), web).run(sockets), "web")
+                # Who connects meanwhile waits in the backlog, for a whole page and a true word on readiness.
                 await self._apply(self.loaded)
+                self._spawn(WebServer(self._backend(), web).run(sockets), "web")
                 for name, task in (("lag", self._measure_lag()), ("follow", self._follow()), ("purge", self._purge())):
                     self._spawn(task, name)
                 addresses = [_url(socket.getsockname(), web.current.tls is not None) for socket in sockets]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -78,11 +80,19 @@ def execute(arguments: list[str], environ: Environ) -> int:
 
 
 def _run(flags: argparse.Namespace, environ: Environ) -> int:
+    # Until the daemon listens to signals itself: a stop is no failure, a reload is what a start does anyway.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # What is imported stays: looking for garbage in it would delay the start, and later every full collection.
+    gc.disable()
     from exporter import log
     from exporter.app import Options, run
 
     overrides = _overrides(flags, environ)
     loaded = _load(flags, environ, overrides)
+    gc.freeze()
+    gc.enable()
     log.configure(loaded.config.log.level, loaded.config.log.format)  # type: ignore[arg-type]
     _warn(loaded)
     socket = bool(_value(flags, environ, "web.systemd-socket"))
@@ -212,8 +222,6 @@ def _simulated(work) -> int:  # type: ignore[no-untyped-def]
     from exporter.errors import ExporterError
 
     async def until_signal() -> None:
-        import signal
-
         task = asyncio.ensure_future(work)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         with contextlib.suppress(asyncio.CancelledError):

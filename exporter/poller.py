@@ -272,10 +272,18 @@ class Poller:
     # What /metrics shows of this poller
 
     def render(self, *, final: bool = False) -> None:
-        """Put what is known now on the page, and come back when time alone will change it.
+        """Put what is known now on the page, and come back when time alone will change it. Never raises.
 
         `final`: for a page that is written once, series are not held at 0.
         """
+        try:
+            self._render(final)
+        except Exception as error:
+            # What one poller cannot show must not stop the others.
+            self._log.exception("page_broken")
+            self._failed("internal", f"{type(error).__name__}: {error}")
+
+    def _render(self, final: bool) -> None:
         begun = time.perf_counter()
         # A wall clock that was set back must not hide again what has been shown.
         self._now = math.inf if final else max(self._now, self._clock.wall())

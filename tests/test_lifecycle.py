@@ -8,16 +8,29 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from exporter.model import Scope
+from exporter.app import catalogue, platforms
+from exporter.clock import Clock
+from exporter.collectors.job import JobCollector
+from exporter.config.schema import Auth, Collectors, JobPlatform, ScopeConfig
+from exporter.config.secret import Secret
+from exporter.metrics.family import Chunk
+from exporter.metrics.page import Page
+from exporter.model import Key, Scope
+from exporter.poller import Poller
+from exporter.simulator.platform import Platform
+from exporter.simulator.server import SimulatorServer
 from exporter.simulator.world import StepScript, target
-from tests.components import eventually
-from tests.process import BIZ, Daemon, Simulated, configuration, daemon, scope_entry, total
+from exporter.state.memory import MemoryStore
+from exporter.telemetry import Telemetry
+from tests import upstream
+from tests.components import eventually, free_port
+from tests.process import BIZ, Daemon, Simulated, configuration, daemon, scope_entry, select, total
 
 OTHER = Scope("biz", "3")
 SUCCESS = "blueking_exporter_collector_success"
@@ -143,17 +156,43 @@ def test_F42_a_stop_during_a_reload_ends_it(tmp_path: Path, simulated: Simulated
         assert "level=error" not in running.log
 
 
-def test_a_signal_during_the_start_ends_it(tmp_path: Path, simulated: Simulated) -> None:
-    """SIGTERM at any moment of the start ends the process; as soon as it can, with 0."""
-    codes = set()
-    for wait in (0.05, 0.3, 0.6):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_ends_it(tmp_path: Path, simulated: Simulated, number: signal.Signals) -> None:
+    """A stop at any moment of the start, from the first line of ours on, ends the process with 0."""
+    for wait in (0.0, 0.2, 0.4):
         running = Daemon(tmp_path, configuration(simulated.url))
         running.spawn()
+        # SIGINT has a handler of Python's from the beginning; ours come together.
+        _wait_for_handler(running, signal.SIGTERM)
         time.sleep(wait)
-        running.signal(signal.SIGTERM)
-        codes.add(running.exit_code())
+        running.signal(number)
+        assert running.exit_code() == 0
         assert "Traceback" not in running.log
-    assert codes <= {0, -signal.SIGTERM}
+
+
+def test_a_reload_during_the_start_does_not_end_it(tmp_path: Path, simulated: Simulated) -> None:
+    """SIGHUP while it starts: what it reads is what it was to read."""
+    running = Daemon(tmp_path, configuration(simulated.url))
+    running.spawn()
+    try:
+        _wait_for_handler(running, signal.SIGHUP)
+        running.signal(signal.SIGHUP)
+        running.url = eventually(running.address, 20, 0.01)
+        running.wait_success()
+    finally:
+        running.kill()
+
+
+def _wait_for_handler(running: Daemon, number: signal.Signals) -> None:
+    """Until the process catches or ignores the signal (Linux)."""
+    assert running.process is not None
+    status = Path(f"/proc/{running.process.pid}/status")
+
+    def has_handler() -> bool:
+        masks = [int(text, 16) for text in re.findall(r"Sig(?:Ign|Cgt):\s*([0-9a-f]+)", status.read_text())]
+        return any(mask >> (number - 1) & 1 for mask in masks)
+
+    eventually(has_handler, 10, 0.001)
 
 
 def test_ready_once_every_poller_has_tried(tmp_path: Path, simulated: Simulated) -> None:
@@ -171,6 +210,25 @@ def test_ready_once_every_poller_has_tried(tmp_path: Path, simulated: Simulated)
 
 def _owner(scope: Scope) -> dict[str, str]:
     return {"collector": "job", "bk_scope_type": scope.bk_scope_type, "bk_scope_id": scope.bk_scope_id}
+
+
+def test_not_ready_while_the_state_is_being_loaded(tmp_path: Path, simulated: Simulated) -> None:
+    """From the first answer on it is 503, also while thousands of scopes are still being set up; and the first page
+    has all of them."""
+    simulated.fault("blackhole")
+    scopes = [Scope("biz", str(number)) for number in range(20_000, 21_500)]
+    port = free_port()
+    running = Daemon(tmp_path, configuration(simulated.url, scopes), f"--web.listen-address=127.0.0.1:{port}")
+    running.spawn()
+    try:
+        running.url = f"http://127.0.0.1:{port}"
+        answers = [eventually(lambda: running.get("/-/ready")[0], 20, 0.005)]
+        page = running.metrics()
+        answers += [running.get("/-/ready")[0] for _ in range(20)]
+        assert set(answers) == {503}
+        assert len(select(page, "blueking_exporter_collector_interval_seconds")) == len(scopes)
+    finally:
+        running.kill()
 
 
 def test_no_scope_collects_nothing_and_is_ready(tmp_path: Path, simulated: Simulated) -> None:
@@ -220,6 +278,36 @@ def test_one_scope_is_never_polled_twice_at_once(tmp_path: Path, simulated: Simu
         asked = simulated.calls() - first
     assert max(count for _, count in flying) == 1
     assert 4 <= asked <= 8, "one call of 0.35 s after another, in the phase of the interval"
+
+
+class Torn(Page):
+    """A page that takes nothing from one scope."""
+
+    def put(self, key: Key | None, chunks: Mapping[str, Chunk]) -> None:
+        if key is not None and key.scope == OTHER:
+            raise ValueError("two families of the same name")
+        super().put(key, chunks)
+
+
+async def test_a_page_that_breaks_stops_no_poller() -> None:
+    """What one poller cannot show is counted as internal, and polling goes on, counts included."""
+    platform = Platform(scopes=[OTHER])
+    async with SimulatorServer(platform) as server:
+        config = upstream.config(
+            job=JobPlatform(f"{server.url}/api/bk-job/prod"), auth=Auth("blueking-exporter", Secret("simulated"))
+        )
+        clock, telemetry, store = Clock(), Telemetry(), MemoryStore()
+        async with platforms(config, clock, telemetry) as apis:
+            collector = JobCollector.build(ScopeConfig(OTHER, "", Collectors()), apis, clock, 0.0)
+            assert collector is not None
+            poller = Poller(
+                collector, store=store, page=Torn(catalogue()), telemetry=telemetry, clock=clock, hold=0.0,
+                stale_after=5, request_timeout=2.0,
+            )  # fmt: skip
+            await poller.poll()
+            assert (poller.success, poller.reason) == (False, "internal")
+            assert await store.load(poller.key) is not None
+            poller.cancel_timer()
 
 
 def test_process_starts_fast_enough_to_be_looked_at(tmp_path: Path, simulated: Simulated) -> None:
