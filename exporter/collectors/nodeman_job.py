@@ -460,6 +460,12 @@ class _Fold:
             timed = history if over else row.end_time is not None
             known = TrackedJob(row.job_type, "", row.task_ids, None, None, None, False, timed)
         elif is_new_run(known, row):
+            if not known.counted and known.end_time is None and row.end_time is not None:
+                # Between two looks it ended, with hosts that failed, and these were retried.
+                succeeded = row.statistics is not None and row.statistics.success > 0
+                self.tally.inc(FINISHED, (row.job_type, "part_failed" if succeeded else "failed"))
+                if not known.timed:
+                    self._observe_duration(row)
             failed = {name: end for name, end in known.failed.items() if end}
             known = msgspec.structs.replace(known, counted=False, timed=True, finished=None, failed=failed, failures=0)
         if over and not known.counted:

@@ -630,7 +630,7 @@ class Traffic:
     """Seeded everyday life of a NodeMan: jobs of all kinds, retries, revokes, a policy, and a task of 1.x.
 
     From `since` on, each business starts a job every `every` seconds on average, over its `hosts`; `speed` divides all
-    times.
+    times. While `calm` is set nothing new begins.
     """
 
     def __init__(
@@ -645,6 +645,7 @@ class Traffic:
         self.hosts = hosts
         self.every = every / speed
         self.speed = speed
+        self.calm = False
         self.policies: dict[int, Subscription] = {}
         self.legacy: dict[int, LegacyTask] = {}
         self._bad = {host for rows in hosts.values() for host in rows if self._chance(0.08)}
@@ -665,6 +666,8 @@ class Traffic:
         self.world.plan(self.world.now() + self.world.random.expovariate(1 / self.every), lambda: self._job(biz))
 
     def _job(self, biz: int) -> None:
+        if self.calm:
+            return self._next(biz)
         world, rng = self.world, self.world.random
         job_type = rng.choice(list(PLANS))
         hosts = rng.sample(list(self.hosts[biz]), min(len(self.hosts[biz]), rng.randint(1, 12)))
@@ -680,7 +683,7 @@ class Traffic:
             world.plan(world.now() + duration / 2, lambda: world.revoke(job))
         elif self._chance(0.4):
             world.plan(world.now() + duration * 2 + rng.uniform(60, 600) / self.speed, lambda: self._retry(job))
-        self._next(biz)
+        return self._next(biz)
 
     def _retry(self, job: Job) -> None:
         failed = [r.target for r in job.subscription.latest(job.task_ids) if r.status(self.world.now()) == "FAILED"]
