@@ -78,6 +78,8 @@ class LoggedCall:
     faults: tuple[str, ...]
     status: int | None = None
     """None when no answer was finished."""
+    nbytes: int = 0
+    """Size of the body that was answered."""
 
 
 class Platform:

@@ -58,6 +58,8 @@ def _handler(platform: Platform, endpoint: Endpoint) -> Callable[[web.Request], 
         answer = await _answer(platform, endpoint, request, call, given)
         response = await _send(platform, request, call, answer)
         logged.status = None if response.status == faults.UNANSWERED else response.status
+        if isinstance(response, web.Response) and isinstance(response.body, bytes):
+            logged.nbytes = len(response.body)
         return response
 
     return handle
