@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import get_args
 
 import msgspec
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
 from exporter.log import redact
 from exporter.model import ScopeType
@@ -41,7 +41,7 @@ def status(value: Status) -> Reply:
     return _json(value)
 
 
-def failures(request: web.BaseRequest, failures: Callable[[str | None, str | None], Failures]) -> Reply:
+def failures(request: BaseRequest, failures: Callable[[str | None, str | None], Failures]) -> Reply:
     """GET /api/v1/failures?bk_scope_type=&bk_scope_id=; both optional, an empty one counts as absent."""
     asked: dict[str, str | None] = {"bk_scope_type": None, "bk_scope_id": None}
     for name, value in request.query.items():

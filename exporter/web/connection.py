@@ -15,7 +15,10 @@ from http import HTTPStatus
 from typing import Any, cast
 
 import msgspec
-from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse
+from aiohttp.web_server import Server
 
 from exporter import log
 from exporter.web.reply import SECURITY_HEADERS
@@ -40,14 +43,14 @@ class Limits(msgspec.Struct, frozen=True):
     head_bytes: int = 8190
 
 
-class Connection(web.RequestHandler):
+class Connection(RequestHandler):
     """The protocol of one connection. `closed` is called once, when it is gone."""
 
     __slots__ = ("_allowed_sans", "_closed", "_head_deadline", "_leaving", "_limits", "busy", "handshake", "wire")
 
     def __init__(
         self,
-        manager: web.Server,
+        manager: Server,
         limits: Limits,
         allowed_sans: frozenset[str],
         closed: Callable[[Connection], None],
@@ -124,14 +127,14 @@ class Connection(web.RequestHandler):
         return self._head_deadline is not None and now > self._head_deadline
 
     def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
+        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> StreamResponse:
         """Answer what could not be read or handled with its status only; a bug is logged, a bad request is not."""
         if status >= 500 and exc is not None and not isinstance(exc, ConnectionError):
             log.get().error("request_failed", path=request.path, error_type=type(exc).__name__, exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun, another cannot follow")
-        response = web.Response(status=status, text=f"{HTTPStatus(status).phrase}\n", headers=SECURITY_HEADERS)
+        response = Response(status=status, text=f"{HTTPStatus(status).phrase}\n", headers=SECURITY_HEADERS)
         response.force_close()
         return response
 

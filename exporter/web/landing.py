@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import quote
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
 from exporter import log
 from exporter.web.reply import NO_STORE, Reply, whole
@@ -142,7 +142,7 @@ POLICY = (
 )
 
 
-def landing(request: web.BaseRequest, status: Status, telemetry_path: str) -> Reply:
+def landing(request: BaseRequest, status: Status, telemetry_path: str) -> Reply:
     """The page in the language of `?lang=`, else of Accept-Language, else in English."""
     asked = request.query.get("lang")
     language = _LANGUAGES.get(asked) if asked else None

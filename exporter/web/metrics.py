@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
 from exporter.metrics.negotiate import Format, negotiate
 from exporter.web.reply import Reply, text
@@ -26,7 +26,7 @@ Exposition = Callable[[Format, frozenset[str] | None, bool], Answer]
 """(format, names or None for everything, gzip) → the page and the exporter's own metrics."""
 
 
-def metrics(request: web.BaseRequest, exposition: Exposition) -> Reply:
+def metrics(request: BaseRequest, exposition: Exposition) -> Reply:
     """The exposition in the format the scraper likes best; 400 for more than 100 `name[]`."""
     names = request.query.getall("name[]", [])
     if len(names) > MOST_NAMES:
