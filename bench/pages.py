@@ -1,0 +1,77 @@
+"""A platform that has one answer: for each scope a page of executions that have just ended. `python -m bench.pages`.
+
+The first unfiltered question of a scope finds nothing, so that a baseline is empty and the next poll finds all rows new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from email.utils import formatdate
+
+from aiohttp import web
+
+ROWS = 199
+"""One less than a full page of v4, so that it is the last."""
+
+
+def rows(count: int, newest: int, first_id: int, seed: int = 1) -> list[dict[str, object]]:
+    """Executions as JOB v4 lists them, newest first, all ended."""
+    chance = random.Random(seed)
+    listed: list[dict[str, object]] = []
+    for index in range(count):
+        created = newest - 5 * index
+        length = chance.randrange(1, 5)
+        listed.append(
+            {
+                "bk_biz_id": 2,
+                "bk_scope_type": "biz",
+                "bk_scope_id": "2005005123",
+                "job_instance_id": first_id - index,
+                "job_template_id": chance.randrange(10**6),
+                "job_plan_id": chance.randrange(1, 10**6),
+                "name": f"业务-部署 web-{chance.randrange(10_000)} 发布",
+                "operator": f"admin{chance.randrange(100)}",
+                "launch_mode": chance.randrange(1, 4),
+                "status": chance.choice((3, 3, 3, 3, 5)),
+                "start_time": created,
+                "end_time": created + length,
+                "total_time": length,
+                "create_time": created,
+                "type": chance.randrange(3),
+            }
+        )
+    return listed
+
+
+def body(listed: list[dict[str, object]]) -> bytes:
+    """Compact, as a Java server writes it."""
+    return json.dumps({"data": {"job_instance_list": listed}}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+async def run() -> None:
+    asked: dict[str, int] = {}
+
+    async def listing(request: web.Request) -> web.Response:
+        scope, end = request.query["bk_scope_id"], int(request.query.get("create_time_end", 1_700_000_000_000))
+        found: list[dict[str, object]] = []
+        if "status" not in request.query:
+            asked[scope] = asked.get(scope, 0) + 1
+            if asked[scope] > 1 or "fresh" in request.query:
+                found = rows(ROWS, end - 10, 20_000_000_000 + asked[scope] * ROWS)
+        return web.Response(body=body(found), content_type="application/json", headers={"Date": formatdate(usegmt=True)})
+
+    app = web.Application()
+    for infix in ("", "/system"):
+        app.router.add_get(f"/api/v4{infix}/get_job_instance_list", listing)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+    await site.start()
+    print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(run())

@@ -1,0 +1,78 @@
+"""A simulated platform of any size in a process of its own: `python -m bench.platform SCOPES [BUSY [PER_MINUTE]]`.
+
+`BUSY` scopes start so many executions a minute; every tenth fails on a few hosts, all others are quiet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.model import Scope
+from exporter.simulator.platform import Platform
+from exporter.simulator.server import SimulatorServer
+from exporter.simulator.world import StepScript, Target, target
+
+STEP = 0.2
+
+
+def scopes(count: int) -> list[Scope]:
+    return [Scope("biz", str(2_000_000 + 7 * index)) for index in range(count)]
+
+
+def config(url: str, count: int, interval: str, **more: Any) -> Mapping[str, Any]:
+    """What a daemon needs to watch this platform."""
+    return {
+        "blueking": {
+            "job": {"url": f"{url}/api/bk-job/prod", "api": "v4"},
+            "auth": {"app_code": "blueking-exporter", "app_secret": "simulated", "username": "admin"},
+            "requests_per_second": 200,
+        },
+        "collectors": {"job": {"interval": interval, **more.pop("job", {})}},
+        "counter_birth_hold": "30s",
+        "scopes": [
+            {"bk_scope_type": scope.bk_scope_type, "bk_scope_id": scope.bk_scope_id, "name": f"Business {index}"}
+            for index, scope in enumerate(scopes(count))
+        ],
+        **more,
+    }
+
+
+def start_one(platform: Platform, scope: Scope, chance: random.Random, *, fails: bool) -> None:
+    """One execution of a plan on ten hosts; when it fails, on one to three of them."""
+    hosts = [target(number) for number in chance.sample(range(1, 200), 10)]
+    broken = chance.sample(hosts, chance.randint(1, 3)) if fails else []
+    results: dict[Target, Any] = {host: (104, 1) if host in broken else 9 for host in hosts}
+    number = chance.randint(1, 5)
+    platform.job.start(
+        scope,
+        name=f"plan {number}",
+        task_type=0,
+        launch_mode=chance.randint(1, 3),
+        plan_id=1_000_000 + number,
+        steps=[StepScript(1, chance.uniform(1, 20), results)],
+    )
+
+
+async def run(count: int, busy: int, per_minute: float) -> None:
+    all_scopes = scopes(count)
+    platform = Platform(scopes=all_scopes)
+    platform.calls = type(platform.calls)(maxlen=20_000)
+    chance = random.Random(1)
+    async with SimulatorServer(platform) as server:
+        print(server.url, flush=True)
+        loop = asyncio.get_running_loop()
+        began, started = loop.time(), 0
+        while True:
+            await asyncio.sleep(STEP)
+            while started < (loop.time() - began) * busy * per_minute / 60:
+                start_one(platform, all_scopes[started % busy], chance, fails=started % 10 == 9)
+                started += 1
+
+
+if __name__ == "__main__":
+    numbers = [float(number) for number in sys.argv[1:]] + [0.0, 6.0][len(sys.argv) - 2 :]
+    asyncio.run(run(int(numbers[0]), int(numbers[1]), numbers[2]))

@@ -1,0 +1,82 @@
+"""Many polls of the real poller in a process of its own: `python -m bench.polling URL SCOPES FOLDER`.
+
+Prints JSON: CPU seconds per poll in which all rows are new, and per poll in which all are known already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import cProfile
+import json
+import pstats
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.platform import config
+from exporter import log
+from exporter.app import catalogue, collectors, platforms
+from exporter.clock import Clock
+from exporter.config.load import load
+from exporter.metrics.page import Page
+from exporter.poller import Poller
+from exporter.state.base import open_store
+from exporter.telemetry import Telemetry
+
+CONCURRENCY = 32
+
+
+async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, float]:
+    log.configure("error", "logfmt")
+    file = folder / "config.yaml"
+    settings = dict(config("http://unused", count, "30s", job={"lookback": "1h"}))
+    settings["blueking"] |= {"job": {"url": url, "api": "v4"}, "requests_per_second": 1e6, "max_concurrency": CONCURRENCY}
+    file.write_text(json.dumps(settings))
+    loaded = load(file).config
+    clock, telemetry = Clock(), Telemetry()
+    store = open_store(f"sqlite:{folder}/state.db")
+    await store.open()
+    page = Page(catalogue())
+    try:
+        async with platforms(loaded.blueking, clock, telemetry) as apis:
+            pollers = [
+                Poller(
+                    one, store=store, page=page, telemetry=telemetry, clock=clock, hold=0, stale_after=3, request_timeout=30
+                )
+                for one in collectors(loaded, apis, clock)
+            ]
+
+            async def round_of() -> float:
+                began = time.process_time()
+                await _all(pollers)
+                return (time.process_time() - began) / count
+
+            await round_of()
+            profiler = cProfile.Profile()
+            if profile:
+                profiler.enable()
+            new = await round_of()
+            if profile:
+                profiler.disable()
+                pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(45)
+            found = [sum(poller.state.counts.counters["blueking_job_executions_finished_total"][key].value for key in poller.state.counts.counters["blueking_job_executions_finished_total"]) for poller in pollers[:3] if poller.state]
+            return {"new": new, "finished": found[0]}
+    finally:
+        await store.close()
+
+
+async def _all(pollers: Sequence[Poller]) -> None:
+    waiting = iter(pollers)
+
+    async def work() -> None:
+        for poller in waiting:
+            await poller.poll()
+            if not poller.success:
+                raise RuntimeError(poller.message)
+
+    await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(run(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), len(sys.argv) > 4))))
