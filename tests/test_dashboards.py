@@ -125,8 +125,8 @@ def test_json_fits_the_types_of_grafana() -> None:
         if result.returncode:
             pytest.skip(f"npm does not get {SCHEMA}: {result.stderr[-300:]}")
     (folder / "dashboards.ts").write_text("\n".join(lines), encoding="utf-8")
-    options = "--noEmit --skipLibCheck --strict --module esnext --moduleResolution bundler --target es2022".split()
-    tsc = [str(folder / "node_modules/.bin/tsc"), *options, "dashboards.ts"]
+    tsc = [str(folder / "node_modules/.bin/tsc"), "--noEmit", "--skipLibCheck", "--strict", "--target", "es2022"]
+    tsc += ["--module", "esnext", "--moduleResolution", "bundler", "dashboards.ts"]
     result = subprocess.run(tsc, cwd=folder, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 

@@ -109,7 +109,8 @@ CASES = [
     Case(
         "BlueKingPlatformUnreachable",
         "all 50 businesses fail, in one alert",
-        [one for scope in MANY for one in poller(scope, "1x10 0x20 1x20")] + poller(BIZ, "1x100", collector="nodeman_job"),
+        [one for scope in MANY for one in poller(scope, "1x10 0x20 1x20")]
+        + poller(BIZ, "1x100", collector="nodeman_job"),
         [("6m", []), ("8m", [TARGET]), ("17m", [])],
         page="8m",
     ),
@@ -187,8 +188,12 @@ CASES = [
         "BlueKingHistoryGap",
         "a restart as another pod brings an old gap along",
         [
-            series("blueking_exporter_collector_gap_seconds_total", {**JOB, "instance": "10.1.0.1:10071"}, "600x200 stale"),
-            series("blueking_exporter_collector_gap_seconds_total", {**JOB, "instance": "10.1.0.2:10071"}, "_x201 600x300"),
+            series(
+                "blueking_exporter_collector_gap_seconds_total", {**JOB, "instance": "10.1.0.1:10071"}, "600x200 stale"
+            ),
+            series(
+                "blueking_exporter_collector_gap_seconds_total", {**JOB, "instance": "10.1.0.2:10071"}, "_x201 600x300"
+            ),
         ],
         [("102m", []), ("130m", [])],
     ),
@@ -203,7 +208,11 @@ CASES = [
         "BlueKingExporterRateLimited",
         "the gateway says 429 for ten minutes",
         [
-            series("blueking_exporter_api_requests_total", {**TARGET, "api": "job_list", "code": "429"}, "0x9 0+5x20 100x100"),
+            series(
+                "blueking_exporter_api_requests_total",
+                {**TARGET, "api": "job_list", "code": "429"},
+                "0x9 0+5x20 100x100",
+            ),
             series("blueking_exporter_api_requests_total", {**TARGET, "api": "job_list", "code": "200"}, "0+5x1000"),
         ],
         [("5m", []), ("12m", [TARGET]), ("32m", [])],
@@ -225,7 +234,13 @@ CASES = [
     Case(
         "BlueKingExporterSeriesLimit",
         "forty hosts are cut",
-        [series("blueking_exporter_series_dropped_total", {**TARGET, "family": "blueking_job_host_consecutive_failures"}, "_x10 40x300")],
+        [
+            series(
+                "blueking_exporter_series_dropped_total",
+                {**TARGET, "family": "blueking_job_host_consecutive_failures"},
+                "_x10 40x300",
+            )
+        ],
         [("4m30s", []), ("6m", [{**TARGET, "family": "blueking_job_host_consecutive_failures"}]), ("70m", [])],
         page="6m",
     ),
@@ -341,13 +356,19 @@ CASES = [
         "BlueKingNodemanSubscriptionFailing",
         "two instances fail, then none",
         [
-            series("blueking_nodeman_subscription_instances", {**BIZ, "subscription_id": "7", "status": "failed"}, "0x4 2x40 0x40"),
-            series("blueking_nodeman_subscription_instances", {**BIZ, "subscription_id": "7", "status": "success"}, "9x100"),
+            series(
+                "blueking_nodeman_subscription_instances",
+                {**BIZ, "subscription_id": "7", "status": "failed"},
+                "0x4 2x40 0x40",
+            ),
+            series(
+                "blueking_nodeman_subscription_instances", {**BIZ, "subscription_id": "7", "status": "success"}, "9x100"
+            ),
         ],
         [("12m", []), ("13m", [{**BIZ, "subscription_id": "7"}]), ("24m", [])],
         page="13m",
     ),
-]  # fmt: skip
+]
 
 
 def promtool(folder: pathlib.Path, tests: Sequence[dict[str, Any]]) -> str:
@@ -379,7 +400,8 @@ def test_rendered_files_are_those_of_the_sources() -> None:
 @pytest.mark.component
 def test_promtool_accepts_the_rendered_rules() -> None:
     """Recording rules and alerts parse."""
-    argv = [require("promtool"), "check", "rules", HERE / "prometheus/rules.yml", HERE / "prometheus/alerts.yml"]
+    files = [str(HERE / "prometheus" / name) for name in ("rules.yml", "alerts.yml")]
+    argv = [require("promtool"), "check", "rules", *files]
     result = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
