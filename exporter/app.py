@@ -143,8 +143,8 @@ class App:
         """
         config = self.config
         async with AsyncExitStack() as stack:
-            self.store = await self._open_store(stack, config.state.url)
             web = WebConfig(config.server.web_config_file)
+            self.store = await self._open_store(stack, config.state.url)
             self._client, self._platforms = await self._enter_client(config.blueking)
             stack.push_async_callback(self._leave_client)
             sockets = systemd.sockets() if self.options.systemd_socket else listen(config.server.listen_address)

@@ -268,6 +268,26 @@ def test_run_takes_flags_and_variables_before_the_file(tmp_path: Path, simulated
     assert not (tmp_path / "state.db").exists()
 
 
+def test_run_refuses_a_bad_web_configuration_before_anything_else(tmp_path: Path) -> None:
+    """Exit 2 with the place of the mistake, and no state has been touched."""
+    (tmp_path / "web.yaml").write_text("basic_auth_users: {ann: no-hash}\n")
+    config = configuration("http://127.0.0.1:1", server={"web_config_file": "web.yaml"})
+    done = command("run", f"--config.file={write(tmp_path, config)}")
+    assert done.returncode == 2
+    assert f"{tmp_path / 'web.yaml'}:1:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "state.db").exists()
+
+
+def test_an_unreadable_secret_file_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A secret that cannot be read is an error of the configuration, at its place."""
+    config = configuration("http://127.0.0.1:1")
+    config["blueking"]["auth"] = {"app_code": "exporter", "app_secret_file": "/no/such/secret"}
+    code, _, err = outcome(["run", f"--config.file={write(tmp_path, config)}"], {}, capsys)
+    assert code == 2
+    assert "blueking.auth.app_secret_file: " in err
+
+
 def test_a_port_that_is_taken_ends_with_1(tmp_path: Path, simulated: Simulated) -> None:
     """Failed, not misconfigured: one line that names the address, no traceback."""
     port = simulated.url.rpartition(":")[2]

@@ -183,6 +183,22 @@ def test_changed_settings_of_blueking_are_used(tmp_path: Path, simulated: Simula
         assert dialects[-1] == "v3"
 
 
+def test_a_secret_file_is_followed_without_a_reload(tmp_path: Path, simulated: Simulated) -> None:
+    """A rotated app secret is used by the next poll; one that is removed leaves the last good value."""
+    secret = tmp_path / "secret"
+    secret.write_text("outdated-secret\n")
+    config = configuration(simulated.url)
+    config["blueking"]["auth"] = {"app_code": "blueking-exporter", "app_secret_file": "secret"}
+    with Daemon(tmp_path, config) as running:
+        running.wait(lambda page: bool(select(page, "blueking_exporter_collector_errors_total", reason="auth")))
+        secret.write_text("simulated\n")
+        running.wait_success()
+        secret.unlink()
+        finish(simulated)
+        assert total(running.wait_success(), FINISHED) == 1
+        assert "event=reloaded" not in running.log
+
+
 def test_a_platform_that_hangs_does_not_stop_a_reload(tmp_path: Path, simulated: Simulated) -> None:
     """A poll that waits for a black hole is cancelled when the client changes; readiness is not taken back."""
     simulated.fault("blackhole")

@@ -291,6 +291,30 @@ def test_counts_continue_after_a_restart_and_downtime(tmp_path: Path, simulated:
         assert shown(page) == expected(simulated.truth(since_ms=int(begun * 1000) - 1))
 
 
+def test_a_scope_that_is_gone_for_a_week_is_forgotten(tmp_path: Path, simulated: Simulated) -> None:
+    """State older than 7 days of a scope that is not configured goes; that of a configured one stays however old."""
+    with Daemon(tmp_path, configuration(simulated.url, [BIZ, OTHER.scope])) as daemon:
+        daemon.wait_success()
+        daemon.wait_success(OTHER.scope)
+        finish(simulated)
+        daemon.wait_success()
+        daemon.stop()
+    with sqlite3.connect(tmp_path / "state.db") as db:
+        db.execute("UPDATE state SET updated = updated - 7 * 86400 - 60")
+        db.execute("INSERT INTO state SELECT collector, 'biz_set', '7', payload, updated + 120 FROM state LIMIT 1")
+    db.close()
+    simulated.fault("http_502")
+    with Daemon(tmp_path, configuration(simulated.url)) as daemon:
+        eventually(lambda: "event=state_purged" in daemon.log, 10, 0.05)
+        assert "states=1" in daemon.log
+        assert total(daemon.metrics(), FINISHED) == 1
+        daemon.stop()
+    with sqlite3.connect(tmp_path / "state.db") as db:
+        left = db.execute("SELECT bk_scope_type, bk_scope_id FROM state ORDER BY 1, 2").fetchall()
+    db.close()
+    assert left == [("biz", "2"), ("biz_set", "7")]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 512 KiB."""
