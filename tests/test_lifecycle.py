@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import re
 import signal
 import socket
@@ -14,15 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from exporter.app import catalogue, platforms
+from exporter.app import App, Options, catalogue, platforms
 from exporter.clock import Clock
 from exporter.collectors.job import JobCollector
+from exporter.config.load import load
 from exporter.config.schema import Auth, Collectors, JobPlatform, ScopeConfig
 from exporter.config.secret import Secret
 from exporter.metrics.family import Chunk
 from exporter.metrics.page import Page
 from exporter.model import Key, Scope
 from exporter.poller import Poller
+from exporter.simulator.faults import Fault
 from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer
 from exporter.simulator.world import StepScript, target
@@ -210,6 +214,29 @@ def test_ready_once_every_poller_has_tried(tmp_path: Path, simulated: Simulated)
 
 def _owner(scope: Scope) -> dict[str, str]:
     return {"collector": "job", "bk_scope_type": scope.bk_scope_type, "bk_scope_id": scope.bk_scope_id}
+
+
+async def test_ready_after_a_minute_all_the_same(tmp_path: Path) -> None:
+    """A platform that never answers keeps it from being ready for 60 seconds, no longer; a stop takes it back."""
+    ahead = 0.0
+    clock = Clock(time.time, lambda: time.monotonic() + ahead)
+    platform = Platform()
+    platform.faults.add(Fault("blackhole"))
+    async with SimulatorServer(platform) as server:
+        file = tmp_path / "config.yaml"
+        file.write_text(json.dumps(configuration(server.url, blueking={"request_timeout": "5m"})))
+        app = App(Options(file), load(file), clock)
+        listening = asyncio.Event()
+        running = asyncio.create_task(app.run(lambda addresses: listening.set()))
+        await listening.wait()
+        assert not app.ready
+        ahead = 59.0
+        assert not app.ready
+        ahead = 60.1
+        assert app.ready
+        app.stop()
+        assert not app.ready
+        await running
 
 
 def test_not_ready_while_the_state_is_being_loaded(tmp_path: Path, simulated: Simulated) -> None:

@@ -168,9 +168,10 @@ def test_promtool_finds_nothing(tmp_path: Path, simulated: Simulated, form: str)
         assert lines[-1] == "# EOF"
         body = "\n".join(_as_classic(lines)).encode() + b"\n"
     done = subprocess.run([promtool, "check", "metrics"], input=body, capture_output=True, check=False, timeout=30)
-    complaints = [line for line in done.stderr.decode().splitlines() if line.startswith("blueking_")]
+    # What prometheus_client says of the process has the names that every Python program uses.
+    complaints = [line for line in done.stderr.decode().splitlines() if not line.startswith(("process_", "python_"))]
     assert complaints == []
-    assert done.stderr.decode().replace("process_", "") or done.returncode == 0
+    assert done.returncode == 0 or done.stderr
 
 
 def _as_classic(lines: list[str]) -> Iterator[str]:
