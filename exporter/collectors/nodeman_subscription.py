@@ -72,12 +72,13 @@ class SubscriptionState(NodemanState, frozen=True, kw_only=True):
 
 class Answer(msgspec.Struct, frozen=True):
     """What one subscription answered. `newest`: the newest record. `instances`: rows that are news; `complete`: all
-    failed ones are among them, so that one that is not no longer exists."""
+    failed ones are among them, so that one that is not no longer exists; `renewed`: so are the newest ones."""
 
     counter: dict[str, int]
     newest: int
     instances: tuple[Instance, ...] = ()
     complete: bool = False
+    renewed: bool = False
 
 
 class SubscriptionRecords(msgspec.Struct, frozen=True):
@@ -86,6 +87,11 @@ class SubscriptionRecords(msgspec.Struct, frozen=True):
     now: float
     answers: dict[int, Answer]
     errors: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """See `Records`."""
+        return sum(len(answer.instances) for answer in self.answers.values())
 
 
 class NodemanSubscriptionCollector:
@@ -147,7 +153,7 @@ class NodemanSubscriptionCollector:
         if known is not None and same and not (due and (moving or known.failed)):
             return Answer(counter, newest)
         instances: dict[str, Instance] = {}
-        if summary.total:
+        if summary.total and not same:
             page = await self._api.task_result(id, page=-(-summary.total // NEWEST), pagesize=NEWEST, deadline=deadline)
             instances |= {row.instance_id: row for row in page.instances}
             newest = max((row.record_id or 0 for row in page.instances), default=0)
@@ -163,7 +169,7 @@ class NodemanSubscriptionCollector:
                 id, instance_ids=some, statuses=() if complete else MOVED, pagesize=len(some), deadline=deadline
             )
             instances |= {row.instance_id: row for row in page.instances}
-        return Answer(counter, newest, tuple(instances.values()), complete)
+        return Answer(counter, newest, tuple(instances.values()), complete, not same)
 
     async def _failed(self, id: int, but: Sequence[str], deadline: Deadline) -> dict[str, Instance]:
         rows: dict[str, Instance] = {}
@@ -283,7 +289,7 @@ class _Fold:
                     fresh = counts and (finish is None or finish >= int(known.born))
                     self._take(id, row, action, before, counts=fresh)
                 runs[name] = run
-        kept = {name: known.runs[name] for name in failed if name in known.runs}
+        kept = {name: run for name, run in known.runs.items() if name in failed or not answer.renewed}
         return Subscription(
             answer.counter,
             known.born,
@@ -334,7 +340,7 @@ def instances(view: NodemanView) -> Mapping[Labels, float]:
     """Counted by label, since several unknown words share one."""
     counted: dict[Labels, float] = {}
     for id, known in view.state.subscriptions.items():
-        for status, count in known.counter.items():
+        for status, count in known.counter.items() if id in view.config.subscription_ids else ():
             labels = (str(id), status_label(status))
             counted[labels] = counted.get(labels, 0.0) + count
     return counted
@@ -344,7 +350,7 @@ def last_finished(view: NodemanView) -> Mapping[Labels, float]:
     return {
         (str(id),): known.last_finished
         for id, known in view.state.subscriptions.items()
-        if known.last_finished is not None
+        if known.last_finished is not None and id in view.config.subscription_ids
     }
 
 

@@ -53,6 +53,11 @@ class TaskRecords(msgspec.Struct, frozen=True):
     tasks: dict[int, LegacyTask]
     errors: tuple[str, ...]
 
+    @property
+    def size(self) -> int:
+        """See `Records`."""
+        return sum(len(task.hosts) for task in self.tasks.values())
+
 
 class NodemanTaskCollector:
     """See `Collector`."""
@@ -174,15 +179,19 @@ def names(rows: Sequence[LegacyHost]) -> list[str]:
 def hosts(view: NodemanView) -> Mapping[Labels, float]:
     return {
         (str(id), task.job_type, status): float(task.status_count.get(status, 0))
-        for id, task in view.state.tasks.items()
+        for id, task in _configured(view)
         for status in ("success", "failed", "running")
     }
+
+
+def _configured(view: NodemanView) -> list[tuple[int, TrackedTask]]:
+    return [(id, task) for id, task in view.state.tasks.items() if id in view.config.job_ids]
 
 
 def hosts_by_os(view: NodemanView) -> Mapping[Labels, float]:
     return {
         (str(id), task.job_type, os): float(count)
-        for id, task in view.state.tasks.items()
+        for id, task in _configured(view)
         for os, count in task.os_count.items()
     }
 
