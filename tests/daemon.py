@@ -31,6 +31,9 @@ EPOCH = 1_795_000_000.0
 BIZ = Scope("biz", "2")
 LIST, STATUS = "get_job_instance_list", "get_job_instance_status"
 
+MEMORY = {"url": "memory:"}
+"""`state` of a daemon that will not be restarted: idle hours pass three times as fast."""
+
 COLLECTOR = "blueking_exporter_collector_"
 
 
@@ -170,20 +173,25 @@ class Daemon:
         await asyncio.sleep(down)
         await self.start()
 
-    async def until(self, true: Callable[[], bool], within: float = 120.0) -> None:
+    async def until(self, true: Callable[[], bool], within: float = 600.0) -> None:
         """Let time pass in small steps until something is true."""
         limit = self.loop.time() + within
         while not true():
             assert self.loop.time() < limit, "it did not come true"
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
 
     async def poll(self, times: int = 1) -> Metrics:
-        """Wait for the next poll of every scope to be over; the page after it."""
-        assert self.app is not None
+        """Wait for the next poll of every scope, and all that follow it at once, to be over; the page after it."""
         for _ in range(times):
-            waits = [watch.next_poll for watch in self.app.status().watches]
-            await asyncio.sleep(max(wait for wait in waits if wait is not None) + 0.5)
+            await asyncio.sleep(max(self._waits()) + 0.01)
+            # A poll that runs, or that follows another one at once, is due now.
+            await self.until(lambda: min(self._waits()) > 0)
         return await self.metrics()
+
+    def _waits(self) -> list[float]:
+        """Seconds until the next poll of each scope."""
+        assert self.app is not None
+        return [watch.next_poll or 0.0 for watch in self.app.status().watches]
 
     async def ask(self, path: str, *headers: str, method: str = "GET") -> tuple[int, bytes]:
         """Status and body of one request to the exporter."""

@@ -93,6 +93,33 @@ def traffic(watched: Daemon) -> None:
     Business(watched.world, BIZ).live(watched.ms - 600_000)
 
 
+class Calm(Business):
+    """A business in which nobody retries: to who comes later, a run and its retry in a downtime are one."""
+
+    def retry(self, number: int) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(("seed", "api"), [(11, "v4"), (12, "v3")])
+async def test_what_is_caught_up_after_hours_is_what_happened(
+    tmp_path: Path, seed: int, api: Literal["v4", "v3"]
+) -> None:
+    """Two hours of traffic that nobody watched are counted as if somebody had, and who fails is known."""
+    job = {"interval": "5s", "max_failing_hosts": 10_000}
+    async with daemon(tmp_path, tick=1.0, seed=seed, api=api, job=job) as watched:
+        watched.world.speed = SPEED
+        Calm(watched.world, BIZ).live(watched.ms - 600_000)
+        await watched.start()
+        for _ in range(2):
+            await watched.poll(20)
+            await watched.restart(down=7200)
+            metrics = await watched.poll(2)
+            until = metrics.own("watermark_timestamp_seconds")
+            assert until is not None
+            compared(metrics, watched.world.truth(BIZ, int(EPOCH * 1000), int(until) * 1000, dialect=api))
+        assert metrics.own("gap_seconds_total") == 0
+
+
 @pytest.mark.parametrize(
     ("seed", "api", "host_results"),
     [
