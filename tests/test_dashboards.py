@@ -1,7 +1,8 @@
-"""Dashboards and the cookbook, as far as they can be tried without Grafana.
+"""Dashboards as far as they can be tried without Grafana, and every other query that we ship.
 
-Every query is run against a real Prometheus that scrapes the demo, and has to bring numbers. The JSON is checked
-against the types that Grafana itself is built with.
+Queries of dashboards and of the cookbook are run against a real Prometheus that scrapes the demo, and have to bring
+numbers; those of runbooks and rules have to run. The JSON is checked against the types that Grafana itself is built
+with.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
-def cookbook(language: str) -> list[str]:
-    """The queries of the cookbook, in their order."""
-    text = (ROOT / "docs" / language / "cookbook.md").read_text(encoding="utf-8")
+def queries_of(page: pathlib.Path) -> list[str]:
+    """The PromQL of a page; a blank line separates two queries."""
+    text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```promql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [query.strip() for block in blocks for query in block.split("\n\n")]
 
@@ -228,6 +229,25 @@ def test_table_columns_come_from_their_queries(demo: Prometheus) -> None:
 @pytest.mark.component
 def test_every_query_of_the_cookbook_has_data(demo: Prometheus) -> None:
     """The queries that answer the ten questions bring numbers from the demo, and are the same in both languages."""
-    queries = cookbook("en")
-    assert queries == cookbook("zh")
+    queries = queries_of(ROOT / "docs/en/cookbook.md")
+    assert queries == queries_of(ROOT / "docs/zh/cookbook.md")
+    assert len(queries) >= 10
     assert not without_data(demo, dict(zip(queries, queries, strict=True)))
+
+
+@pytest.mark.component
+def test_every_query_of_runbooks_and_rules_runs(demo: Prometheus) -> None:
+    """Each is more than PromQL that parses: labels match where series are joined. Answers may be empty."""
+    mixin = evaluate()
+    rules = [
+        rule
+        for part in ("prometheusRules", "prometheusAlerts")
+        for group in mixin[part]["groups"]
+        for rule in group["rules"]
+    ]
+    queries = [rule["expr"] for rule in rules]
+    for runbook in sorted((ROOT / "docs/en/runbooks").iterdir()):
+        queries += queries_of(runbook)
+    assert len(queries) > 60
+    for query in queries:
+        demo.query(query)
