@@ -13,6 +13,7 @@ import math
 import time
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -20,7 +21,7 @@ import msgspec
 from exporter import log
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import GAP, TRUNCATED, Collector, CollectorState, Observed
+from exporter.collectors.base import GAP, TRUNCATED, Collector, CollectorState, Observed, fold
 from exporter.errors import ApiError, Reason, StateError
 from exporter.metrics.counts import Tally, next_reveal
 from exporter.metrics.family import Chunk, Count, Counts, Distribution, Family, Labels
@@ -191,7 +192,8 @@ class Poller:
                 await self.load()
             deadline = Deadline(max(collector.interval, 2 * self._request_timeout), self._clock)
             records = await collector.fetch(self.state, deadline)
-            observed = collector.observe(self.state, records, self._clock.wall())
+            now = self._clock.wall()
+            observed = await fold(records.size, partial(collector.observe, self.state, records, now))
             payload = msgspec.msgpack.encode(observed.state)
             await self._store.commit(self.key, payload)
             self._telemetry.state_written(self._clock.wall())

@@ -6,6 +6,7 @@ the execution): its retries extend nothing, they only bring newer results. Resul
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -83,7 +84,7 @@ class FailingHosts(msgspec.Struct, frozen=True):
 
     def oldest(self, limit: int) -> list[Streak]:
         """The streaks that began first, oldest first, at most `limit`."""
-        return sorted(self.streaks.values(), key=lambda streak: (streak.since, streak.host))[:limit]
+        return heapq.nsmallest(limit, self.streaks.values(), key=lambda streak: (streak.since, streak.host))
 
 
 def _apply(streaks: dict[str, Streak], cleared: dict[str, float], result: HostResult) -> None:

@@ -7,7 +7,7 @@ seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
@@ -24,6 +24,7 @@ from exporter.collectors.base import (
     FailedExecution,
     Observed,
     Platforms,
+    fold,
     gather_bounded,
 )
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
@@ -99,6 +100,11 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def outcome(self) -> Outcome | None:
         return job_outcome(self.status, self.end_time is not None)
 
+    @property
+    def deferred(self) -> bool:
+        """It has ended and waits to be examined, to be counted then."""
+        return not self.counted and self.outcome is not None
+
 
 class Watched(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The newest ends of the executions that one `watch` entry matches (ms by outcome), and the newest duration
@@ -140,6 +146,11 @@ class JobRecords(msgspec.Struct, frozen=True):
     looked: bool = False
     looked_holders: bool = False
     more: bool = False
+
+    @property
+    def size(self) -> int:
+        """See `Records`."""
+        return len(self.rows) + sum(len(step.results) for answer in self.examined.values() for step in answer.steps)
 
 
 Turn = Literal["none", "running", "finished", "again"]
@@ -303,7 +314,7 @@ class JobCollector:
         patience = max(self.interval, deadline.remaining() / 2)
 
         async def examine(row: Execution) -> None:
-            if examined and self._clock.monotonic() - started > patience:
+            if (examined or unexamined) and self._clock.monotonic() - started > patience:
                 deferred.add(row.id)
                 return
             try:
@@ -324,17 +335,17 @@ class JobCollector:
         if self.config.host_results == "failed":
             failing = set(state.hosts.groups()) | {group(selected[id].plan_id, selected[id].name) for id in examined}
             hosts = state.hosts
-            news: list[HostResult] = []
+            news: list[Execution] = []
             # In the order of time, for a success is worth a call only while a host fails for its plan or name.
             for row in sorted(finished, key=_end_order):
                 of = group(row.plan_id, row.name)
                 if row.status == 3 and of in failing:
-                    hosts = hosts.fold(news, now=records.now / 1000, ttl=self.config.failing_host_ttl, settled=0.0)
+                    hosts = await self._folded(hosts, news, examined, records.now)
                     news = []
                     if (row.end_time or records.now) / 1000 >= hosts.groups().get(of, float("inf")):
                         await examine(row)
                 if row.id in examined:
-                    news += host_results(examined[row.id], row, records.now)
+                    news.append(row)
         for id in (*examined, *unexamined):
             self._attempts.pop(id, None)
         return msgspec.structs.replace(
@@ -346,6 +357,18 @@ class JobCollector:
             truncated=records.truncated + len(unexamined),
             more=records.more or bool(deferred),
         )
+
+    async def _folded(
+        self, hosts: FailingHosts, news: Sequence[Execution], examined: Mapping[int, ExecutionStatus], now: int
+    ) -> FailingHosts:
+        """The failing hosts after `news`, of which `examined` has the answers."""
+        size = sum(len(step.results) for row in news for step in examined[row.id].steps)
+
+        def work() -> FailingHosts:
+            results = [result for row in news for result in host_results(examined[row.id], row, now)]
+            return hosts.fold(results, now=now / 1000, ttl=self.config.failing_host_ttl, settled=0.0)
+
+        return await fold(size, work)
 
     async def _status(self, id: int, deadline: Deadline) -> tuple[ExecutionStatus, bool]:
         """The status of an execution, and whether its host results are in it."""
@@ -466,7 +489,10 @@ class _Fold:
             else:
                 self._count(row)
         for id in self.records.gone:
-            if not self.executions.pop(id).counted:
+            known = self.executions.pop(id)
+            if known.deferred:
+                self._count_deferred(known)
+            elif not known.counted:
                 self.tally.inc(LOST)
         self._forget()
         if self.records.gap:
@@ -543,14 +569,17 @@ class _Fold:
 
     def _without_deferred(self, known: Tracked | None, row: Execution) -> Tracked | None:
         """A run that ended, waited to be examined, and was run again before: counted as it is."""
-        if known is None or known.counted or known.outcome is None:
+        if known is None or not known.deferred:
             return known
         counted = msgspec.structs.replace(known, counted=True)
         if turn(counted, row) == "none":
             return known
+        self._count_deferred(known)
+        return counted
+
+    def _count_deferred(self, known: Tracked) -> None:
         self.tally.inc(FINISHED, _finished_labels(known))
         self.tally.inc(TRUNCATED)
-        return counted
 
     def _finish(self, known: Tracked | None, row: Execution) -> None:
         self.tally.inc(FINISHED, _finished_labels(row))
@@ -697,7 +726,7 @@ class _Fold:
         reopen, age = ms(self.config.reopen_window), ms(self.config.max_unfinished_age)
         kept: dict[int, Tracked] = {}
         for id, known in self.executions.items():
-            if not known.counted and now - known.create_time > age:
+            if not known.counted and not known.deferred and now - known.create_time > age:
                 self.tally.inc(LOST)
                 known = msgspec.structs.replace(known, counted=True, timed=True)
                 retry = False
@@ -716,9 +745,7 @@ class JobView(msgspec.Struct, frozen=True):
     config: JobConfig
 
     def unfinished(self) -> Iterator[tuple[int, Tracked]]:
-        return (
-            (id, known) for id, known in self.state.executions.items() if not known.counted and known.outcome is None
-        )
+        return ((id, known) for id, known in self.state.executions.items() if not known.counted and not known.deferred)
 
 
 def unfinished(view: JobView) -> Mapping[Labels, float]:
@@ -778,26 +805,30 @@ def matches(entry: Watch, plan_id: int, name: str) -> bool:
 def host_results(answer: ExecutionStatus, row: Execution, now: int) -> list[HostResult]:
     """The result of each host of an execution in the last step that it takes part in. `now`: platform's time, ms."""
     newest: dict[str, HostResult | None] = {}
+    of, labels = group(row.plan_id, row.name), _LabelsOfCode()
     for step in answer.steps:
+        ends = (known_end(end, now) for end in (step.end_time, row.end_time, now))
+        otherwise = next(end for end in ends if end is not None)
         for result in step.results:
-            host = result.host
-            if host is None or result.status in HOST_WAITING:
+            status = result.status
+            host = None if status in HOST_WAITING else result.host
+            if host is None:
                 continue
-            ends = (known_end(end, now) for end in (result.end_time, step.end_time, row.end_time, now))
-            end = next(end for end in ends if end is not None)
-            failed = is_failure(result.status)
-            newest[host.identity] = (
-                None
-                if result.status == HOST_ALREADY_SUCCEEDED
-                else HostResult(
-                    host,
-                    row.id,
-                    group(row.plan_id, row.name),
-                    end / 1000,
-                    (str(result.status), host_reason(result.status)) if failed else None,
-                )
-            )
+            if status == HOST_ALREADY_SUCCEEDED:
+                newest[host.identity] = None
+            else:
+                end = known_end(result.end_time, now)
+                end = otherwise if end is None else end
+                newest[host.identity] = HostResult(host, row.id, of, end / 1000, labels[status])
     return [result for result in newest.values() if result is not None]
+
+
+class _LabelsOfCode(dict[int, Labels | None]):
+    """The labels of a host status code, None for a success; one tuple per code, however many hosts have it."""
+
+    def __missing__(self, code: int) -> Labels | None:
+        self[code] = labels = (str(code), host_reason(code)) if is_failure(code) else None
+        return labels
 
 
 def known_end(end: int | None, now: int) -> int | None:

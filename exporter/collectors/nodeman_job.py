@@ -103,6 +103,11 @@ class NodemanJobRecords(msgspec.Struct, frozen=True):
     looked: frozenset[int] = frozenset()
     errors: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """See `Records`."""
+        return len(self.rows) + sum(map(len, self.hosts.values()))
+
 
 def is_new_run(known: TrackedJob, row: Job) -> bool:
     """Whether the row shows another run than the one that is known."""
