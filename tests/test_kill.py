@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +39,6 @@ class Traffic:
     def __init__(self, simulated: Simulated, scope: Scope, seed: int) -> None:
         self.scope = scope
         self.running = True
-        self.ended: list[int] = []
         self._random = random.Random(seed)
         self._simulated = simulated
         simulated.do(self._happen)
@@ -63,22 +64,21 @@ class Traffic:
                 for _ in range(draw.choice((1, 1, 2)))
             ]
             late = draw.randrange(700) if draw.random() < 0.05 else 0
-            number = world.start(
+            world.start(
                 self.scope, name=name, task_type=task_type, launch_mode=draw.choice((1, 2, 3)),
                 plan_id=plan, steps=steps,
                 pending_for=draw.uniform(0, 0.1), visible_from=world.time + late,
             )  # fmt: skip
-            self.ended.append(number)
         world.at(world.time + int(draw.expovariate(1 / 100)), lambda: self._happen(platform))
 
-    def retry(self, before: float) -> bool:
-        """Retry one execution whose failure was seen for sure: it ended before `before` (unix seconds)."""
+    def retry(self, counted: Mapping[int, float]) -> bool:
+        """Retry one execution of whose failure the daemon says that it has counted it (id → end, unix seconds)."""
 
         def retry(platform: Platform) -> bool:
             world = platform.job
-            for number in self.ended[-100:]:
+            for number, end in counted.items():
                 row = world.find(self.scope, number)
-                if row and row.status == 4 and row.end_time and max(row.end_time, row.visible_from) < before * 1000 - 1:
+                if row and row.status == 4 and row.end_time == round(end * 1000):
                     failed = next(step for step in row.steps if step.status == 4)
                     if failed.execute_count == 0:
                         world.retry(number, duration=0.2, results={result.target: 9 for result in failed.results})
@@ -147,7 +147,8 @@ def kill_again_and_again(folder: Path, simulated: Simulated, scope: Scope, round
                     if now > end and (kind < 0.4 or mark > first or now > end + 5):
                         break
                     time.sleep(0.02)
-                traffic.retry(mark)
+                failures = json.loads(daemon.get("/api/v1/failures")[1])["executions"]
+                traffic.retry({failed["job_instance_id"]: failed["end_time"] for failed in failures})
             time.sleep(draw.uniform(0, 0.02))
             daemon.kill()
             lane.rounds += 1
