@@ -1,7 +1,7 @@
 """Render the mixin: Prometheus rules and Grafana dashboards from the jsonnet sources beside this file.
 
-`python -m mixin.render` writes prometheus/ and grafana/; with --check it writes nothing and exits 1 if they are out of
-step.
+`python -m mixin.render` writes the files that `render` names; with --check it writes nothing and exits 1 if they are
+out of step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import _jsonnet
 import yaml
 
 HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent
+PROMETHEUS_RULE = "deploy/kubernetes/overlays/prometheus-operator/prometheusrule.yaml"
+"""Kustomize reads nothing outside its own folder, so the rules lie there once more."""
 DO_NOT_EDIT = "# Rendered from mixin/*.libsonnet by `make docs`; change those.\n"
 
 
@@ -48,14 +51,23 @@ def _read(folder: str, path: str) -> tuple[str, bytes]:
 
 
 def render(settings: Mapping[str, object] | None = None) -> dict[str, str]:
-    """Path below mixin/ → content of each rendered file."""
+    """Path in the repository → content of each rendered file."""
     mixin = evaluate(settings)
+    rules, alerts = mixin["prometheusRules"], mixin["prometheusAlerts"]
     files = {
-        "prometheus/rules.yml": _yaml(mixin["prometheusRules"]),
-        "prometheus/alerts.yml": _yaml(mixin["prometheusAlerts"]),
+        "mixin/prometheus/rules.yml": _yaml(rules),
+        "mixin/prometheus/alerts.yml": _yaml(alerts),
+        PROMETHEUS_RULE: _yaml(
+            {
+                "apiVersion": "monitoring.coreos.com/v1",
+                "kind": "PrometheusRule",
+                "metadata": {"name": "blueking-exporter"},
+                "spec": {"groups": rules["groups"] + alerts["groups"]},
+            }
+        ),
     }
     for name, dashboard in mixin["grafanaDashboards"].items():
-        files[f"grafana/{name}"] = json.dumps(dashboard, ensure_ascii=False, indent=2) + "\n"
+        files[f"mixin/grafana/{name}"] = json.dumps(dashboard, ensure_ascii=False, indent=2) + "\n"
     return files
 
 
@@ -68,14 +80,14 @@ def main() -> None:
     check = sys.argv[1:] == ["--check"]
     stale = []
     for path, content in render().items():
-        file = HERE / path
+        file = ROOT / path
         if file.exists() and file.read_text(encoding="utf-8") == content:
             continue
         stale.append(path)
         if not check:
             file.write_text(content, encoding="utf-8")
     if check and stale:
-        sys.exit("\n".join(f"mixin/{path} is out of step; run: make docs" for path in stale))
+        sys.exit("\n".join(f"{path} is out of step; run: make docs" for path in stale))
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ def quick_rules(folder: pathlib.Path) -> list[pathlib.Path]:
     """The rules, rendered from the same sources with shorter times."""
     files = []
     for path, content in render(FAST).items():
-        if path.startswith("prometheus/"):
-            files.append(folder / path.removeprefix("prometheus/"))
+        if path.startswith("mixin/prometheus/"):
+            files.append(folder / pathlib.Path(path).name)
             files[-1].write_text(content, encoding="utf-8")
     return files
 
