@@ -266,6 +266,24 @@ async def test_4_1_3_a_restart_in_the_middle_of_a_catch_up_goes_on_from_its_slic
         assert created(page) == finished(page) == 12_000
 
 
+@pytest.mark.parametrize("api", ["v4", "v3"])
+async def test_4_1_4_windows_longer_than_v3_allows_are_split(tmp_path: Path, api: str) -> None:
+    """v3 refuses more than 30 days: unfinished ones of 45 days ago are found, and 50 days of downtime are counted."""
+    job = {"max_unfinished_age": "60d", "max_catchup": "60d"}
+    async with daemon(tmp_path, api=api, job=job) as one:
+        past(one, 45 * DAY, duration=45 * DAY + 3600)
+        await one.start()
+        assert (await one.metrics()).total("executions_unfinished") == 1
+        await one.stop()
+        for day in range(50):
+            begin(one, duration=1, create_time=one.ms + int(day * DAY * 1000) + 1000)
+        await asyncio.sleep(50 * DAY)
+        await one.start()
+        page = await one.poll()
+        assert (created(page), finished(page)) == (50, 51)
+        assert (page.own("gap_seconds_total"), page.own("truncated_total")) == (0, 0)
+
+
 # 4. All or nothing, and no poison
 
 
@@ -344,6 +362,24 @@ async def test_4_1_4_a_status_call_that_fails_for_now_fails_five_polls_at_most(
         page = await one.poll()
         assert page.own("success") == 1
         assert (created(page), finished(page, "failed"), page.own("truncated_total")) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("fault", [None, "permission"])
+async def test_4_1_4_a_flood_of_failures_is_examined_over_several_polls(tmp_path: Path, fault: str | None) -> None:
+    """Sixty failures on a platform that takes five seconds per answer: no poll outlasts its deadline, none is lost."""
+    async with daemon(tmp_path, state=MEMORY) as one:
+        await one.start()
+        for number in range(60):
+            begin(one, {target(number): 104}, name=f"run {number}")
+        one.platform.faults.add(Fault("latency", api=STATUS, value=5))
+        if fault:
+            one.platform.faults.add(Fault(fault, api=STATUS))
+        page = await one.poll()
+        assert (page.own("success"), page.own("errors_total", reason="timeout")) == (1, None)
+        assert (created(page), finished(page, "failed")) == (60, 60)
+        assert page.get("host_results_total") == (0 if fault else 60)
+        assert page.own("truncated_total") == (60 if fault else 0)
+        assert one.counted_calls()[STATUS] == 60
 
 
 @pytest.mark.parametrize("api", ["v3", "esb"])

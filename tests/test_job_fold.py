@@ -530,6 +530,17 @@ def test_deferred_and_run_again_meanwhile_loses_no_run() -> None:
     assert (total(ended, FINISHED), total(ended, REOPENED), total(ended, TRUNCATED)) == (2, 1, 1)
 
 
+def test_deferred_is_never_lost() -> None:
+    """It has ended, so neither its age nor its absence makes it lost: it is counted, as truncated if it is gone."""
+    row = execution(1, 4, -AGE, age=AGE + 1000)
+    state = poll(BASE, 1, [row], deferred=frozenset({1}), more=True)
+    state = poll(state, 2, [])
+    assert total(state, LOST) == 0
+    assert state.executions.keys() == {1}
+    state = poll(state, 3, [], gone=frozenset({1}))
+    assert (total(state, LOST), total(state, FINISHED), total(state, TRUNCATED)) == (0, 1, 1)
+
+
 def test_gap_and_truncation_are_added_by_the_poll_that_brings_them() -> None:
     """Both are ordinary counters of the state."""
     state = poll(poll(BASE, 1, [], gap=120.5, truncated=2), 2, [], truncated=1)

@@ -726,7 +726,9 @@ class _Fold:
         reopen, age = ms(self.config.reopen_window), ms(self.config.max_unfinished_age)
         kept: dict[int, Tracked] = {}
         for id, known in self.executions.items():
-            if not known.counted and not known.deferred and now - known.create_time > age:
+            old = now - known.create_time > age
+            # During a catch-up nobody has looked whether it has ended.
+            if old and not (known.counted or known.deferred or self.records.more):
                 self.tally.inc(LOST)
                 known = msgspec.structs.replace(known, counted=True, timed=True)
                 retry = False
