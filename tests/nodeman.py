@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
+from aiohttp import web
 
 from exporter.model import Scope
 from exporter.simulator import nodeman_api
@@ -87,6 +90,11 @@ class Nodeman(Daemon):
         self._settings["collectors"][collector] |= keys
         self.file.write_text(yaml.safe_dump(self._settings), encoding="utf-8")
 
+    def top(self, **keys: Any) -> None:
+        """Write the configuration again with these top-level keys."""
+        self._settings |= keys
+        self.file.write_text(yaml.safe_dump(self._settings), encoding="utf-8")
+
     async def reload(self) -> None:
         assert self.app is not None
         assert await self.app.reload() == []
@@ -151,14 +159,52 @@ def since(metrics: Metrics, scope: Scope = BIZ, **equal: str) -> dict[tuple[str,
     return metrics.by(nodeman("host_failing_since_timestamp_seconds"), *HOST, scope=scope, **equal)
 
 
+Change = Callable[[str, dict[str, Any]], dict[str, Any] | bytes]
+"""What becomes of an answer on its way: path and body."""
+
+
+@contextlib.asynccontextmanager
+async def changed(url: str, change: Change) -> AsyncIterator[str]:
+    """The URL of a server that hands everything on to the one at `url`, and changes the answers."""
+
+    async def handle(request: web.Request) -> web.Response:
+        body = await request.read()
+        headers = {name: value for name, value in request.headers.items() if name != "Host"}
+        async with session.request(request.method, f"{url}{request.rel_url}", data=body, headers=headers) as answer:
+            new = change(request.path, await answer.json(content_type=None))
+            text = new if isinstance(new, bytes) else json.dumps(new).encode()
+            date = {"Date": answer.headers["Date"]}
+            return web.Response(status=answer.status, body=text, headers=date, content_type="application/json")
+
+    async with aiohttp.ClientSession(auto_decompress=True) as session:
+        runner = web.AppRunner(app := web.Application(), access_log=None, shutdown_timeout=0.1)
+        app.router.add_route("*", "/{path:.*}", handle)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+
 @contextlib.asynccontextmanager
 async def watched(
-    directory: Path, *, scopes: Sequence[Scope] = (BIZ,), seed: int = 1, **configuration: Any
+    directory: Path,
+    *,
+    scopes: Sequence[Scope] = (BIZ,),
+    seed: int = 1,
+    change: Change | None = None,
+    **configuration: Any,
 ) -> AsyncIterator[Nodeman]:
-    """A platform that listens and a configured exporter that has not been started. Its clock ticks in seconds."""
+    """A platform that listens and a configured exporter that has not been started. Its clock ticks in seconds.
+
+    `change`: what becomes of every answer on its way.
+    """
     one = Nodeman(directory, scopes=scopes, tick=1.0, seed=seed)
-    async with SimulatorServer(one.platform) as server:
-        one.configure(server.url, **configuration)
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(SimulatorServer(one.platform))
+        url = await stack.enter_async_context(changed(server.url, change)) if change else server.url
+        one.configure(url, **configuration)
         try:
             yield one
         finally:

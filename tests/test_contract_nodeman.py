@@ -31,9 +31,9 @@ INSTALL = ("nodeman_job", "INSTALL_AGENT", "install", "")
 CODES = {step.code for steps in PLANS.values() for step in steps}
 
 
-def instances(metrics: Metrics, name: str = "job_instances", **equal: str) -> dict[tuple[str, ...], float]:
-    """By status, without zeros."""
-    shown = metrics.by(nodeman(name), "status", **equal)
+def instances(metrics: Metrics, name: str = "job_instances", job_type: str = "") -> dict[tuple[str, ...], float]:
+    """By status, without zeros; of one job type."""
+    shown = metrics.by(nodeman(name), "status", job_type=job_type) if job_type else metrics.by(nodeman(name), "status")
     return {labels: value for labels, value in shown.items() if value}
 
 

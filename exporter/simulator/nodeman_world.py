@@ -64,7 +64,8 @@ REGISTER = "add_or_update_hosts"
 _REGISTER = f"{REGISTER} | 新增或更新主机信息 | Add or Update host information"
 _AGENT_STATUS = "get_agent_status | 查询Agent状态 | Query Agent Status"
 _PROCESS_STATUS = "update_process_status | 更新主机进程状态 | Update host process status"
-_PLUGIN_TAIL = "update_host_process_status | 更新插件部署状态为 RUNNING | Update plugin state to RUNNING"
+# The platform has no English for this one.
+_PLUGIN_TAIL = "update_host_process_status | 更新插件部署状态为 RUNNING | 更新插件部署状态为 RUNNING"
 
 PLANS: Mapping[str, tuple[Step, ...]] = {
     "INSTALL_AGENT": _steps(f"""
@@ -106,7 +107,7 @@ PLANS: Mapping[str, tuple[Step, ...]] = {
         {_PLUGIN_TAIL}"""),
     "MAIN_STOP_PLUGIN": _steps("""
         gse_operate_proc | 停止 bkmonitorbeat 插件进程 | Stop bkmonitorbeat plugin process
-        update_host_process_status | 更新插件部署状态为 TERMINATED | Update plugin state to TERMINATED"""),
+        update_host_process_status | 更新插件部署状态为 TERMINATED | 更新插件部署状态为 TERMINATED"""),
 }
 """Sub-steps by job type. Other job types of a kind run as the first one of their kind."""
 
