@@ -14,17 +14,23 @@ SERIES = 100_000
 ROUNDS = 30
 
 
+def registered(count: int) -> tuple[CollectorRegistry, list[Gauge]]:
+    """The series of bench/series.py in prometheus_client."""
+    registry = CollectorRegistry()
+    names = ("bk_scope_type", "bk_scope_id", "task_type", "launch_mode", "status")
+    gauges = [Gauge(family.name, family.help, names, registry=registry) for family in series.FAMILIES]
+    for owner in range(count // series.PER_SCOPE):
+        for gauge, samples in zip(gauges, series.values(owner), strict=True):
+            for labels, value in samples.items():
+                gauge.labels("biz", series.scope(owner).bk_scope_id, *labels).set(value)
+    return registry, gauges
+
+
 def measure() -> list[tuple[float, float]]:
     """CPU seconds of ours and of `labels().set`, round by round."""
     page = series.filled(SERIES)
     owners = range(0, SERIES // series.PER_SCOPE, 100)
-    registry = CollectorRegistry()
-    names = ("bk_scope_type", "bk_scope_id", "task_type", "launch_mode", "status")
-    gauges = [Gauge(family.name, family.help, names, registry=registry) for family in series.FAMILIES]
-    for owner in range(SERIES // series.PER_SCOPE):
-        for gauge, samples in zip(gauges, series.values(owner), strict=True):
-            for labels, value in samples.items():
-                gauge.labels("biz", series.scope(owner).bk_scope_id, *labels).set(value)
+    _, gauges = registered(SERIES)
     measured = []
     for generation in range(1, ROUNDS + 1):
         changed = {owner: series.values(owner, generation) for owner in owners}
