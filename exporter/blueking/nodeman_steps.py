@@ -6,6 +6,7 @@ locale/en. A display text can carry a process name, a cloud area or an address; 
 
 from __future__ import annotations
 
+import functools
 import re
 
 OTHER = "other"
@@ -91,6 +92,7 @@ _STATE_OF_PLUGIN = "更新插件部署状态"
 _BRACKETS = re.compile(r"[(（][^()（）]*[)）]\s*$")
 
 
+@functools.lru_cache(maxsize=4096)
 def step_slug(step_code: str | None, name: str | None, *, plugin: bool) -> str:
     """The value of the label `step`: `step_code` if it can be one, else what the display name means, else `other`.
 

@@ -63,6 +63,11 @@ def integer(value: Number) -> int | None:
         return None
 
 
+@functools.lru_cache(maxsize=1024)
+def _lower(text: str) -> str:
+    return clean_text(text, 64).lower()
+
+
 def status_slug(value: Number, path: str = "") -> str:
     """A status in lower case; it may be a word that is not in `model.NODEMAN_STATUSES`.
 
@@ -72,7 +77,7 @@ def status_slug(value: Number, path: str = "") -> str:
         if path:
             raise WrongShape(f"{path} is missing")
         return UNKNOWN
-    return clean_text(str(value), 64).lower()
+    return _lower(str(value))
 
 
 def word(value: str | None) -> str:
