@@ -54,7 +54,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, simulated: Simulated) -> It
     """One life through all faults that a daemon must survive: it would not be one if it needed a restart."""
     config = configuration(
         simulated.url, [BIZ, OTHER],
-        blueking={"request_timeout": "700ms", "max_response_bytes": "4MiB"},
+        blueking={"request_timeout": "1s", "max_response_bytes": "4MiB"},
         stale_after=100,
     )  # fmt: skip
     with Daemon(tmp_path_factory.mktemp("daemon"), config) as running:
@@ -98,7 +98,9 @@ def test_F01_to_F19_one_scope_fails_with_its_reason(
     before = daemon.wait_success()
     counted = {scope: total(before, FINISHED, **owner(scope)) for scope in (BIZ, OTHER)}
     errors = sum(select(before, ERRORS, reason=reason, **owner(BIZ)).values())
-    simulated.fault(fault, **owner(BIZ))
+    others = select(before, ERRORS, **owner(OTHER))
+    # Twenty times what is accepted; packing more would keep the simulator from answering anybody.
+    simulated.fault(fault, **owner(BIZ), **({"value": 80} if fault == "gzip_bomb" else {}))
     try:
         for scope in (BIZ, OTHER):
             finish(simulated, scope)
@@ -111,8 +113,7 @@ def test_F01_to_F19_one_scope_fails_with_its_reason(
         assert of(other, BIZ) == of(before, BIZ)
         assert total(other, FINISHED, **owner(BIZ)) == counted[BIZ], "nothing half counted"
         assert total(other, LAST, **owner(BIZ)) == total(failing, LAST, **owner(BIZ)), "last_success stands still"
-        kinds = {dict(labels)["reason"] for labels in select(other, ERRORS, **owner(OTHER))}
-        assert not kinds, "trouble stays in its scope"
+        assert select(other, ERRORS, **owner(OTHER)) == others, "trouble stays in its scope"
     finally:
         simulated.clear()
     page = daemon.wait_success()
@@ -163,7 +164,7 @@ def test_F02_one_deadline_for_the_whole_request(daemon: Daemon, simulated: Simul
         name = "blueking_exporter_collector_duration_seconds"
         page = daemon.wait(lambda page: total(page, SUCCESS, **owner(BIZ)) == 0)
         # max(interval, 2 x request_timeout), and what had been waited for a slot.
-        assert 0.7 <= total(page, name, **owner(BIZ)) < 2.5
+        assert 1.0 <= total(page, name, **owner(BIZ)) < 3.5
     finally:
         simulated.clear()
     daemon.wait_success()
