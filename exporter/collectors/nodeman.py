@@ -40,6 +40,18 @@ def status_label(status: str) -> str:
     return status if status in NODEMAN_STATUSES else UNKNOWN
 
 
+LATE = 300.0
+"""Seconds by which the platform may be late to tell that a host has failed."""
+
+
+def is_news(end: float | None, born: float) -> bool:
+    """Whether an end that has not been known counts: not if it came just before the baseline, told late.
+
+    The platform gives whole seconds. One that lies further back is nothing to rely on, as in a wrong zone.
+    """
+    return end is None or not born - LATE <= end < int(born)
+
+
 def count_failure(tally: Tally, labels: Labels) -> None:
     """One failed host result, by `FAILURE_LABELS`."""
     tally.inc(HOST_FAILURES, labels)

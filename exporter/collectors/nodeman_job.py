@@ -37,6 +37,7 @@ from exporter.collectors.nodeman import (
     NodemanView,
     count_failure,
     ended,
+    is_news,
     status_label,
 )
 from exporter.config.schema import NodemanJobConfig, ScopeConfig
@@ -193,7 +194,8 @@ class NodemanJobCollector:
     ) -> dict[int, Job]:
         """Jobs of the business, newest first, up to the page that `until` recognises as the last one wanted."""
         rows: dict[int, Job] = {}
-        page = read = 0
+        seen: set[int] = set()
+        page = 0
         while True:
             page += 1
             answer = await self._api.job_list(
@@ -204,12 +206,12 @@ class NodemanJobCollector:
             if answer.rows and not own and not rows:
                 text = f"job_list gives no job of business {self.biz}, only others"
                 raise ApiError("permission", text, api="job_list")
-            known = len(rows)
+            known = len(seen)
             rows |= {job.id: job for job in own}
-            read += len(answer.rows)
-            if len(answer.rows) < size or read >= answer.total or until(answer.rows):
+            seen |= {job.id for job in answer.rows}
+            if len(answer.rows) < size or len(seen) >= answer.total or until(answer.rows):
                 return rows
-            if len(rows) == known:
+            if len(seen) == known:
                 raise ApiError("decode", "job_list repeats a page", api="job_list")
 
     def _is_ours(self, job: Job) -> bool:
@@ -352,7 +354,7 @@ class NodemanJobCollector:
     async def _hosts(self, id: int, statuses: Sequence[str], deadline: Deadline) -> tuple[HostRow, ...]:
         """The executed hosts of a job in these statuses. Filtered hosts come back on every page and are no results."""
         rows: dict[str, HostRow] = {}
-        page = read = 0
+        page = 0
         while True:
             page += 1
             answer = await self._api.job_details(
@@ -361,8 +363,7 @@ class NodemanJobCollector:
             executed = [row for row in answer.hosts if not row.filtered]
             known = len(rows)
             rows |= {row.instance_id or identity(row): row for row in executed}
-            read += len(executed)
-            if read >= answer.total or len(executed) < PAGE_SIZE:
+            if len(rows) >= answer.total or len(executed) < PAGE_SIZE:
                 return tuple(rows.values())
             if len(rows) == known:
                 raise ApiError("decode", "job_details repeats a page", api="job_details")
@@ -512,8 +513,7 @@ class _Fold:
                 if name in known.failed and (own or 0.0) <= known.failed[name]:
                     continue
                 failed[name] = own or 0.0
-                # The platform gives whole seconds.
-                if counts and (own is None or own >= int(self.born)):
+                if counts and is_news(own, self.born):
                     count_failure(self.tally, labels)
             if host.host is not None and host.status in ("failed", "success"):
                 self.results.append(

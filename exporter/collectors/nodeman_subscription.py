@@ -24,6 +24,7 @@ from exporter.collectors.nodeman import (
     NodemanView,
     count_failure,
     ended,
+    is_news,
     status_label,
 )
 from exporter.config.schema import NodemanSubscriptionConfig, ScopeConfig
@@ -173,7 +174,7 @@ class NodemanSubscriptionCollector:
 
     async def _failed(self, id: int, but: Sequence[str], deadline: Deadline) -> dict[str, Instance]:
         rows: dict[str, Instance] = {}
-        page = read = 0
+        page = 0
         while True:
             page += 1
             answer = await self._api.task_result(
@@ -181,8 +182,7 @@ class NodemanSubscriptionCollector:
             )
             known = len(rows)
             rows |= {row.instance_id: row for row in answer.instances}
-            read += len(answer.instances)
-            if read >= answer.total or len(answer.instances) < PAGE_SIZE:
+            if len(rows) >= answer.total or len(answer.instances) < PAGE_SIZE:
                 return rows
             if len(rows) == known:
                 raise ApiError("decode", "task_result repeats a page", api="task_result")
@@ -285,9 +285,7 @@ class _Fold:
                 run = (row.record_id or 0, finish or row.start_time or 0.0)
                 before = known.runs.get(name)
                 if run != before:
-                    # The platform gives whole seconds.
-                    fresh = counts and (finish is None or finish >= int(known.born))
-                    self._take(id, row, action, before, counts=fresh)
+                    self._take(id, row, action, before, counts=counts and is_news(finish, known.born))
                 runs[name] = run
         kept = {name: run for name, run in known.runs.items() if name in failed or not answer.renewed}
         return Subscription(
