@@ -22,7 +22,7 @@ from exporter.simulator.faults import Fault
 from exporter.simulator.world import Outcome, StepScript, Target, target
 from tests.daemon import BIZ, EPOCH, LIST, MEMORY, STATUS, Daemon, Metrics, daemon
 
-pytestmark = pytest.mark.looptime(noop_cycles=5)
+pytestmark = pytest.mark.looptime(noop_cycles=2)
 
 A, B, C = target(1), target(2), target(3, 5)
 DAY = 86_400.0
