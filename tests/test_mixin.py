@@ -303,7 +303,7 @@ CASES = [
             series("blueking_job_oldest_unfinished_timestamp_seconds", {**BIZ, "status": "waiting_user"}, "0x1000"),
             series("blueking_job_oldest_unfinished_timestamp_seconds", {**BIZ, "status": "rolling_waiting"}, "0x1000"),
         ],
-        [("2h5m", []), ("2h6m", [{**BIZ, "status": "running"}]), ("2h32m", []), ("5h", [])],
+        [("2h5m", []), ("2h6m", [{**BIZ, "status": "running"}]), ("2h32m", [])],
         page="2h6m",
     ),
     Case(

@@ -157,7 +157,8 @@ def sample_config(url: str, platform: Platform, *, interval: str = "5s") -> str:
         if kind == "biz":
             policies = sorted(one.id for one in world.subscriptions.values() if one.name == f"policy-{number}")
             tasks = sorted(task.id for task in world.legacy_tasks.values() if task.bk_biz_id == int(number))
-            listed.append("    collectors:\n      nodeman_job: {enabled: true}")
+            jobs = [job.id for job in world.jobs.values() if job.bk_biz_scope == (int(number),)][-2:]
+            listed.append(f"    collectors:\n      nodeman_job: {{enabled: true, job_ids: {jobs}}}")
             if policies:
                 listed.append(f"      nodeman_subscription: {{enabled: true, subscription_ids: {policies}}}")
             if tasks:

@@ -19,6 +19,9 @@
           + ' $labels.job $labels.instance $labels.bk_scope_type $labels.bk_scope_id | query }}'
           + '{{ with . | first | label "name" }} ({{ . }}){{ end }}{{ end }}',
 
+  // increase() extrapolates: three events may be 3.05.
+  rounded:: '{{ printf "%.0f" $value }}',
+
   // The platform's own words for a host status code.
   codeText:: '{{ with printf "blueking_job_status_code_info{job=%q,instance=%q,code=%q}"'
              + ' $labels.job $labels.instance $labels.code | query }}{{ . | first | label "text_zh" }}{{ end }}',

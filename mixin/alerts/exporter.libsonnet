@@ -145,11 +145,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'BlueKing limits the rate of blueking-exporter {{ $labels.instance }}',
-                '{{ $value | humanize }} refusals within %(errorWindow)s. The quota is shared with whoever uses the same application; data becomes late.' % config,
+                lib.rounded + ' refusals within %(errorWindow)s. The quota is shared with whoever uses the same application; data becomes late.' % config,
               ],
               zh: [
                 '蓝鲸网关对 blueking-exporter {{ $labels.instance }} 限流',
-                '%(errorWindow)s 内被拒绝 {{ $value | humanize }} 次。配额由使用同一应用的各方共享；数据会变迟。' % config,
+                '%(errorWindow)s 内被拒绝 ' % config + lib.rounded + ' 次。配额由使用同一应用的各方共享；数据会变迟。',
               ],
             },
             config.rateLimitedFor,

@@ -21,11 +21,11 @@ local lib = import 'alert.libsonnet';
             ||| % config,
             {
               en: [
-                '{{ $value | humanize }} installs of ' + lib.scope + ' failed at step {{ $labels.step }}',
+                lib.rounded + ' installs of ' + lib.scope + ' failed at step {{ $labels.step }}',
                 'Within the last %(nodemanInstallWindow)s. The step is the first one that failed on a host.' % config,
               ],
               zh: [
-                lib.scope + ' 有 {{ $value | humanize }} 次安装失败于步骤 {{ $labels.step }}',
+                lib.scope + ' 有 ' + lib.rounded + ' 次安装失败于步骤 {{ $labels.step }}',
                 '统计最近 %(nodemanInstallWindow)s；步骤为主机上首个失败的子步骤。' % config,
               ],
             },

@@ -135,6 +135,25 @@ g.dashboard(
         [g.range('topk(10, histogram_quantile(0.95, sum by (step, le) (rate(blueking_nodeman_step_duration_seconds_bucket{%s}[$__rate_interval]))))' % sel, '{{step}}')]
       ),
     ]),
+    g.section('Watched jobs · 关注任务', [
+      g.timeseries(
+        'Hosts of watched jobs · 关注任务的主机',
+        'Of the configured job_ids, by status. 配置的 job_ids，按状态。',
+        'short',
+        [g.range('sum by (job_id, status) (blueking_nodeman_watched_job_instances{%s})' % sel, '{{job_id}} {{status}}')]
+      ),
+      g.details(
+        'Status of watched jobs · 关注任务的状态',
+        'The present status of each of the configured job_ids. 配置的 job_ids 的当前状态。',
+        [g.table('max by (bk_scope_id, job_id, job_type, status) (blueking_nodeman_watched_job_status{%s})' % sel)],
+        [
+          ['bk_scope_id', 'Business · 业务', 'string'],
+          ['job_id', 'Job · 任务', 'string'],
+          ['job_type', 'Operation · 操作', 'string'],
+          ['status', 'Status · 状态', 'string'],
+        ]
+      ) { width:: 12 },
+    ]),
     g.section('Subscriptions and NodeMan 1.x · 订阅与 1.x', [
       g.timeseries(
         'Instances of subscriptions · 订阅实例',
