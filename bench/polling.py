@@ -1,4 +1,5 @@
-"""Many polls of the real poller in a process of its own: `python -m bench.polling URL SCOPES FOLDER`.
+"""Many polls of the real poller in a process of its own: `python -m bench.polling URL SCOPES FOLDER
+[profile]`.
 
 Prints JSON: CPU seconds per poll in which all rows are new, and per poll in which all are known already.
 """
@@ -14,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.pages import ROWS
 from bench.platform import config
 from exporter import log
 from exporter.app import catalogue, collectors, platforms
@@ -59,9 +61,14 @@ async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, fl
             new = await round_of()
             if profile:
                 profiler.disable()
-                pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(45)
-            found = [sum(poller.state.counts.counters["blueking_job_executions_finished_total"][key].value for key in poller.state.counts.counters["blueking_job_executions_finished_total"]) for poller in pollers[:3] if poller.state]
-            return {"new": new, "finished": found[0]}
+                pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(30)
+            known = await round_of()
+            finished = "blueking_job_executions_finished_total"
+            for poller in pollers:
+                counted = sum(one.value for one in poller.state.counts.counters[finished].values()) if poller.state else 0
+                if counted != ROWS:
+                    raise RuntimeError(f"{poller.key} counted {counted}")
+            return {"new": new, "known": known}
     finally:
         await store.close()
 

@@ -1,0 +1,192 @@
+"""T7: decoding the platform's answers, beside the json module: CPU seconds and the memory at the peak."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from bench import pages
+from bench.measure import MIB, ROOT, Row, environment, forget_peak, memory_of, python
+from exporter.blueking.envelope import Form, Reply, read
+from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
+from exporter.blueking.nodeman import NodemanApi
+from exporter.config.schema import NodemanPlatform
+
+BASE = 1_789_000_000_000
+TARGETS = {"list": 5.0, "status": 5.0, "nodeman": 4.0}
+
+
+def _status(hosts: int, *, v4: bool) -> bytes:
+    chance = random.Random(1)
+    results = []
+    for index in range(hosts):
+        ip = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
+        length = chance.randrange(100, 30_000)
+        result = {
+            "status": chance.choice((9, 9, 9, 9, 11, 104)),
+            "tag": "",
+            "exit_code": 0,
+            "start_time": BASE,
+            "end_time": BASE + length,
+            "total_time": length,
+        }
+        host = {"bk_host_id": 1_000_000 + index, "bk_cloud_id": 0, "ip": ip}
+        if v4:
+            agent = f"020000000000{index:012x}"
+            host |= {"bk_cloud_name": "Default Area", "bk_agent_id": agent}
+            results.append({"execute_object": {"type": 1, "resource_id": str(1_000_000 + index), "host": host}, **result})
+        else:
+            results.append({**host, **result, "error_code": 0})
+    step = {
+        "step_instance_id": 75,
+        "name": "stop",
+        "status": 4,
+        "type": 1,
+        "execute_count": 0,
+        "start_time": BASE,
+        "end_time": BASE + 3000,
+        "total_time": 3000,
+        "create_time": BASE,
+        "step_execute_object_result_list" if v4 else "step_ip_result_list": results,
+    }
+    instance = {"bk_scope_type": "biz", "bk_scope_id": "2", "job_instance_id": 411, "status": 4, "end_time": BASE + 3000}
+    data = {"finished": True, "job_instance": instance, "step_instance_list": [step]}
+    return json.dumps({"data": data}, separators=(",", ":")).encode()
+
+
+def _task_result(instances: int) -> bytes:
+    """As Django writes it: spaces after separators, text escaped."""
+    chance = random.Random(1)
+    names = ("注册主机到配置平台", "选择接入点", "安装", "查询Agent状态", "托管 processbeat 插件进程", "更新任务状态")
+    listed = []
+    for index in range(instances):
+        status = chance.choice(("SUCCESS", "SUCCESS", "SUCCESS", "FAILED"))
+        ip = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
+        common = {
+            "create_time": "2026-03-23 16:46:01",
+            "start_time": "2026-03-23 16:46:01",
+            "finish_time": "2026-03-23 16:47:08",
+            "status": status,
+            "pipeline_id": f"{chance.getrandbits(128):032x}",
+        }
+        steps = [{"index": number, "node_name": name, "step_code": None, **common} for number, name in enumerate(names)]
+        host = {
+            "bk_biz_id": 4,
+            "bk_host_id": index + 1,
+            "bk_biz_name": "测试业务",
+            "bk_cloud_id": 0,
+            "bk_cloud_name": "直连区域",
+            "bk_host_innerip": ip,
+            "bk_supplier_account": "0",
+        }
+        target = {"node_name": f"[INSTALL_AGENT] 安装 0:{ip}", "sub_steps": steps, **common}
+        step = {"id": "agent", "type": "AGENT", "action": "INSTALL_AGENT", "extra_info": {}, **common}
+        listed.append(
+            {
+                "task_id": 1,
+                "record_id": index,
+                "instance_id": f"host|instance|host|{ip}-0-0",
+                "instance_info": {"host": host, "service": {}},
+                "steps": [{**step, "node_name": "[agent] 安装", "step_code": None, "target_hosts": [target]}],
+                **common,
+            }
+        )
+    counter = {"SUCCESS": instances, "total": instances}
+    data = {"total": instances, "list": listed, "status_counter": counter}
+    return json.dumps({"result": True, "code": 0, "message": "success", "data": data}).encode()
+
+
+def _v3(listed: list[dict[str, object]]) -> bytes:
+    data = {"start": 0, "length": 1000, "total": len(listed), "data": listed}
+    return json.dumps({"code": 0, "result": True, "data": data}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def cases() -> dict[str, tuple[bytes, Sequence[Form[Any, Any]], int]]:
+    """The body, its forms, and how often one measurement decodes it."""
+    # The forms of NodeMan know the platform's zone; no call is made.
+    nodeman = NodemanApi(None, NodemanPlatform("http://unused"), datetime.timezone.utc)  # type: ignore[arg-type]
+    return {
+        "list of v4, 200 rows": (pages.body(pages.rows(200, BASE, 20_000_000_000)), LIST_V4, 50),
+        "list of v3, 1,000 rows": (_v3(pages.rows(1000, BASE, 20_000_000_000)), LIST_V3, 10),
+        "status of v4, 10,000 hosts": (_status(10_000, v4=True), STATUS, 1),
+        "status of v4, 50,000 hosts": (_status(50_000, v4=True), STATUS, 1),
+        "status of v3, 10,000 hosts": (_status(10_000, v4=False), STATUS, 1),
+        "nodeman task_result, 500 instances": (_task_result(500), nodeman._task_result, 5),
+    }
+
+
+def _timed(work: Callable[[], object], times: int) -> float:
+    began = time.process_time()
+    for _ in range(times):
+        work()
+    return (time.process_time() - began) / times
+
+
+def measure(rounds: int = 9) -> list[Row]:
+    found = []
+    for name, (body, forms, times) in cases().items():
+        ours, theirs = [], []
+        for number in range(rounds + 1):
+            gc.collect()
+            anchor = _timed(lambda body=body: json.loads(body), times)  # type: ignore[misc]
+            mine = _timed(lambda body=body, forms=forms: read(Reply(200, body, {}), forms), times)  # type: ignore[misc]
+            if number:
+                theirs.append(anchor)
+                ours.append(mine)
+        ratios = [anchor / mine for mine, anchor in zip(ours, theirs, strict=True)]
+        found.append(
+            Row(
+                target_id="T7",
+                what=f"json / {name} ({len(body) / 1e6:.2f} MB in {median(ours) * 1000:.2f} ms)",
+                value=median(ratios),
+                unit="×",
+                target=TARGETS[name.split()[0]],
+                at_least=True,
+                rounds=rounds,
+                low=min(ratios),
+                high=max(ratios),
+            )
+        )
+    for name in ("status of v4, 50,000 hosts", "nodeman task_result, 500 instances"):
+        mine, anchor = (_peak(name, which) for which in ("ours", "json"))
+        found.append(
+            Row(target_id="T7", what=f"peak memory of {name} / json", value=mine / MIB, anchor=anchor / MIB, unit="MiB",
+                target=0.35 if name.startswith("status") else None)
+        )  # fmt: skip
+    return found
+
+
+def _peak(case: str, which: str) -> float:
+    """Bytes that decoding one body adds at its peak, in a process of its own."""
+    run = subprocess.run(
+        python("bench.decode", case, which), cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    return float(run.stdout)
+
+
+def _measure_peak(case: str, which: str) -> None:
+    import os
+
+    body, forms, _ = cases()[case]
+    small = msgspec.json.encode({"data": {}})
+    json.loads(small)
+    gc.collect()
+    before = memory_of(os.getpid())
+    forget_peak(os.getpid())
+    kept = json.loads(body) if which == "json" else read(Reply(200, body, {}), forms)
+    print(memory_of(os.getpid(), "VmHWM") - before)
+    del kept
+
+
+if __name__ == "__main__":
+    _measure_peak(sys.argv[1], sys.argv[2])
