@@ -141,3 +141,20 @@ def test_compose_mounts_what_exists_and_publishes_on_loopback_only() -> None:
                 assert source in compose["volumes"], f"{name}: {source}"
     for secret in compose["secrets"].values():
         assert (DEPLOY / "compose" / secret["file"]).exists()
+
+
+def test_compose_mounts_the_mixin_where_it_is_looked_for() -> None:
+    """Rules and dashboards lie where the configurations of Prometheus and Grafana say."""
+    compose = yaml.safe_load((DEPLOY / "compose/compose.yaml").read_text())
+    mounts = {
+        target: (DEPLOY / "compose" / source).resolve()
+        for service in compose["services"].values()
+        for source, target, *_ in (volume.split(":") for volume in service.get("volumes", []))
+    }
+    prometheus = yaml.safe_load((DEPLOY / "compose/prometheus.yml").read_text())
+    assert prometheus["rule_files"] == ["rules/*.yml"]
+    assert mounts["/etc/prometheus/rules"] == ROOT / "mixin/prometheus"
+    provisioning = DEPLOY / "compose/grafana/provisioning/dashboards/blueking.yaml"
+    (provider,) = yaml.safe_load(provisioning.read_text())["providers"]
+    assert mounts[provider["options"]["path"]] == ROOT / "mixin/grafana"
+    assert mounts["/etc/alertmanager/alertmanager.yml"] == ROOT / "mixin/alertmanager.yml"

@@ -157,11 +157,11 @@ g.dashboard(
     g.section('Durations · 耗时', [
       g.timeseries(
         'Duration, by kind · 耗时（按类型）',
-        'Start to first end: half, and 95 of 100 executions are faster. 从开始到首次结束：P50 与 P95。',
+        'Start to first end: half, and 95 of 100 executions are faster. Exemplars carry the execution id. 从开始到首次结束：P50 与 P95；exemplar 带执行 ID。',
         's',
         [
           g.range('histogram_quantile(0.5, sum by (task_type, le) (rate(blueking_job_execution_duration_seconds_bucket{%s}[$__rate_interval])))' % sel, '{{task_type}} p50'),
-          g.range('histogram_quantile(0.95, sum by (task_type, le) (rate(blueking_job_execution_duration_seconds_bucket{%s}[$__rate_interval])))' % sel, '{{task_type}} p95'),
+          g.range('histogram_quantile(0.95, sum by (task_type, le) (rate(blueking_job_execution_duration_seconds_bucket{%s}[$__rate_interval])))' % sel, '{{task_type}} p95') { exemplar: true },
         ]
       ),
       g.heatmap(
