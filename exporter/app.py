@@ -130,6 +130,7 @@ class App:
         self._running: set[asyncio.Task[None]] = set()
         self._pollers: dict[Key, tuple[Poller, asyncio.Task[None]]] = {}
         self._reloading = asyncio.Lock()
+        self._web = WebConfig()
 
     @property
     def config(self) -> Config:
@@ -143,7 +144,7 @@ class App:
         """
         config = self.config
         async with AsyncExitStack() as stack:
-            web = WebConfig(config.server.web_config_file)
+            self._web = web = WebConfig(config.server.web_config_file, self._web_followed)
             self.store = await self._open_store(stack, config.state.url)
             self._client, self._platforms = await self._enter_client(config.blueking)
             stack.push_async_callback(self._leave_client)
@@ -180,18 +181,27 @@ class App:
             systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 loaded = await asyncio.to_thread(load, self.options.config_file, self.options.overrides)
+                if broken := await self._web.refresh():
+                    raise ConfigError(broken)
                 self._warn_of_restart(loaded.config)
                 await self._apply(loaded)
             except (ConfigError, StateError) as error:
                 self.telemetry.config_reload_failed()
                 problems = str(error).splitlines()
-                log.get().error("reload_failed", problems=problems)
+                log.get().error("reload_failed", problems=problems, always=True)
                 return problems
             finally:
                 systemd.notify("READY=1")
             self.telemetry.config_loaded(loaded.config.sha256, self.clock.wall())
             log.get().info("reloaded", pollers=len(self._pollers))
             return []
+
+    def _web_followed(self, taken: bool) -> None:
+        """A changed web configuration file is in force, or it is broken and the one before stays."""
+        if taken:
+            self.telemetry.config_loaded(self.config.sha256, self.clock.wall())
+        else:
+            self.telemetry.config_reload_failed()
 
     # Building
 

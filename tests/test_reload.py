@@ -6,14 +6,16 @@ import json
 import signal
 import sqlite3
 import time
+import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 
 import pytest
 
 from exporter.model import Scope
 from exporter.simulator.world import StepScript, target
-from tests.components import eventually
+from tests.components import eventually, http
 from tests.process import BIZ, Daemon, Samples, Simulated, configuration, daemon, merged, scope_entry, select, total
 
 OTHER = Scope("biz", "3")
@@ -297,3 +299,30 @@ def test_other_buckets_restart_the_histogram(tmp_path: Path, simulated: Simulate
         bounds = {dict(labels)["le"] for labels in select(page, "blueking_job_execution_duration_seconds_bucket")}
         assert bounds == {"7.0", "70.0", "+Inf"}
         assert (total(page, count), total(page, FINISHED)) == (1, 2)
+
+
+def test_a_broken_web_file_keeps_the_last_good_one_and_shows(tmp_path: Path, simulated: Simulated) -> None:
+    """The answer and the metric tell; the header of the good file stays, and a mended file clears the metric."""
+    web = tmp_path / "web.yml"
+    good = "http_server_config: {headers: {X-Frame-Options: deny}}\n"
+    web.write_text(good)
+    arguments = (f"--web.config.file={web}", "--web.enable-lifecycle")
+    with Daemon(tmp_path, configuration(simulated.url, [BIZ]), *arguments) as running:
+        running.wait_success()
+        assert running.value(LOADED) == 1
+        web.write_text(good.replace("headers", "haeders"))
+        status, body = http(f"{running.url}/-/reload", b"")
+        assert status == 500
+        assert f"{web}:1:" in body.decode()
+        assert 'did you mean "headers"' in body.decode()
+        assert running.value(LOADED) == 0
+        assert headers(running.url)["X-Frame-Options"] == "deny"
+        web.write_text(good)
+        assert http(f"{running.url}/-/reload", b"")[0] == 200
+        assert running.value(LOADED) == 1
+
+
+def headers(url: str) -> Message:
+    with urllib.request.urlopen(f"{url}/-/healthy", timeout=5) as answer:
+        found: Message = answer.headers
+    return found
