@@ -18,7 +18,7 @@ from exporter.errors import ApiError
 Ask = Callable[[int, int, int], Awaitable[ExecutionPage]]
 """(begin, end, offset) → the page at that offset of the executions created in [begin, end], ms since the epoch."""
 
-MILLISECOND_ROUNDS = 8
+MILLISECOND_ROUNDS = 32
 """Readings of an overfull millisecond: each comes in another order, so what one misses the next finds."""
 MAX_OFFSET = 10_000
 """Past this JOB v4 refuses to page."""
