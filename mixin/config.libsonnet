@@ -13,7 +13,7 @@
     collectorFailingFor: '15m',
     // Less than the exporter's stale_after (5), so that these stand, and inhibit, before gauges vanish.
     unreachableIntervals: 2,
-    platformUnreachableFor: '1m',
+    platformUnreachableFor: '30s',
     staleIntervals: 3,
     staleFor: '30s',
     // How long after the last event an alert about a counter stays.

@@ -74,7 +74,8 @@ class Pager:
 def example(pager: Pager) -> str:
     """mixin/alertmanager.yml, quick, with a webhook in every receiver."""
     config = yaml.safe_load((HERE / "alertmanager.yml").read_text(encoding="utf-8"))
-    config["route"] |= {"group_wait": "1s", "group_interval": "1s", "repeat_interval": "1h"}
+    for route in (config["route"], *config["route"]["routes"]):
+        route |= {"group_wait": "1s", "group_interval": "1s", "repeat_interval": "1h"}
     for receiver in config["receivers"]:
         receiver["webhook_configs"] = [{"url": pager.url, "send_resolved": True}]
     return json.dumps(config)

@@ -111,7 +111,7 @@ CASES = [
         "all 50 businesses fail, in one alert",
         [one for scope in MANY for one in poller(scope, "1x10 0x20 1x20")]
         + poller(BIZ, "1x100", collector="nodeman_job"),
-        [("6m", []), ("8m", [TARGET]), ("17m", [])],
+        [("5m30s", []), ("8m", [TARGET]), ("17m", [])],
         page="8m",
     ),
     Case(
