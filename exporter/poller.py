@@ -141,7 +141,7 @@ class Poller:
         self._duration: float | None = None
         self._errors = Counts()
         self._shown: dict[str, set[Labels]] = {}
-        self._kept: dict[str, tuple[object, Chunk]] = {}
+        self._kept: dict[str, tuple[object, Chunk, float]] = {}
         self._now = -math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._unknown: set[tuple[str, str]] = set()
@@ -151,6 +151,7 @@ class Poller:
         """Go on with another configuration of the same (collector, scope), from the next poll on."""
         self.collector = collector
         self._hold, self._stale_after, self._request_timeout = hold, stale_after, request_timeout
+        self._kept.clear()
         self.render()
 
     async def load(self) -> None:
@@ -345,11 +346,11 @@ class Poller:
         series: Mapping[Labels, Count | Distribution] | None
         series = (counts.counters if family.kind == "counter" else counts.histograms).get(family.name)
         kept = self._kept.get(family.name)
-        if kept and kept[0] is series:
+        if kept and kept[0] is series and self._now < kept[2]:
             return kept[1]
         chunk = render_counts(family, prefix, counts, self._now, self._hold)
-        if series is None or next_reveal(Counts({family.name: dict(series)}), self._now) is None:  # type: ignore[arg-type]
-            self._kept[family.name] = (series, chunk)
+        due = min((one.shown for one in (series or {}).values() if one.shown > self._now), default=math.inf)
+        self._kept[family.name] = (series, chunk, due)
         return chunk
 
     def _schedule(self) -> None:
