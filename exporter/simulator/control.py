@@ -3,6 +3,8 @@
     GET  /-/ledger?bk_scope_type=biz&bk_scope_id=2[&since_ms=][&until_ms=][&host_results=failed|all|none]
                               [&dialect=v4|v3]
                               the truth, as ledger.Truth.as_json
+    GET  /-/nodeman/ledger?bk_biz_id=2[&subscription_ids=11,12][&since=][&until=]
+                              the truth about NodeMan, as nodeman_ledger.NodemanLedger.as_json; unix seconds
     GET  /-/requests[?since=] {"now": unix seconds, "calls": [platform.LoggedCall …]}
     POST /-/world/start       {"bk_scope_type", "bk_scope_id", and the arguments of JobWorld.start; "steps": a list of
                               {"step_type", "duration", "name", "status", "ignore_error", "rolling_wait", "results"};
@@ -29,6 +31,8 @@ from aiohttp import web
 
 from exporter.model import Scope
 from exporter.simulator.faults import Fault
+from exporter.simulator.nodeman_api import world_of
+from exporter.simulator.nodeman_ledger import NodemanLedger
 from exporter.simulator.platform import Platform
 from exporter.simulator.world import Outcome, StepScript, Target
 
@@ -47,6 +51,14 @@ def add_routes(app: web.Application, platform: Platform) -> None:
         )
         return web.json_response(truth.as_json())
 
+    async def nodeman_ledger(request: web.Request) -> web.Response:
+        query = request.query
+        until = float(query["until"]) if "until" in query else None
+        ids = [int(number) for number in query.get("subscription_ids", "").split(",") if number]
+        ledger = NodemanLedger(world_of(platform))
+        since = float(query.get("since", 0))
+        return web.json_response(ledger.as_json(int(query["bk_biz_id"]), ids, since, until))
+
     async def requests(request: web.Request) -> web.Response:
         since = float(request.query.get("since", 0))
         calls = [dataclasses.asdict(call) for call in list(platform.calls) if call.at >= since]
@@ -59,6 +71,7 @@ def add_routes(app: web.Application, platform: Platform) -> None:
             return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
 
     app.router.add_get("/-/ledger", ledger)
+    app.router.add_get("/-/nodeman/ledger", nodeman_ledger)
     app.router.add_get("/-/requests", requests)
     app.router.add_post("/-/world/{action}", world)
 

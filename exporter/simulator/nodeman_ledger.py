@@ -7,13 +7,15 @@ includes; both are unix seconds, `until` defaults to the world's clock.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from exporter.simulator.nodeman_world import UNFINISHED, Job, NodemanWorld, Record, Target
 
 Collector = Literal["nodeman_job", "nodeman_subscription", "nodeman_task"]
+
+COLLECTORS: tuple[Collector, ...] = ("nodeman_job", "nodeman_subscription", "nodeman_task")
 
 NO_STEP = "other"
 """The step of a failure that shows no failed sub-step: revoked before it began, a service instance, or 1.x."""
@@ -116,6 +118,32 @@ class NodemanLedger:
         found = [r for r in self._results(biz, collector, only) if r.at <= until]
         return sorted(found, key=lambda result: result.at)
 
+    def as_json(
+        self, biz: int, subscription_ids: Collection[int], since: float = 0.0, until: float | None = None
+    ) -> dict[str, object]:
+        """Everything about a business as lists of {labels, "value"}, for tests in other processes. Of subscriptions
+        these only: each job has one too."""
+        failures: Counter[tuple[str, ...]] = Counter()
+        hosts: list[dict[str, object]] = []
+        for collector in COLLECTORS:
+            only = subscription_ids if collector == "nodeman_subscription" else None
+            failures.update(self.host_failures(biz, collector, since, until, only))
+            for target, failing in self.hosts_failing(biz, collector, until, only).items():
+                newest = failing.newest
+                hosts.append({
+                    "collector": collector, "bk_cloud_id": str(target.bk_cloud_id),
+                    "bk_host_id": str(newest.bk_host_id or ""), "ip": target.ip or target.ipv6,
+                    "job_type": newest.job_type, "step": newest.step, "code": newest.code, "since": failing.since,
+                })  # fmt: skip
+        job = ("job_type", "status")
+        return {
+            "jobs_finished": _rows(job, self.jobs_finished(biz, since, until)),
+            "jobs_unfinished": _rows(job, self.jobs_unfinished(biz)),
+            "job_instances": _rows(job, self.job_instances(biz)),
+            "host_failures": _rows(("collector", "job_type", "step", "code"), failures),
+            "hosts_failing": hosts,
+        }
+
     def _results(self, biz: int, collector: Collector, only: Collection[int] | None) -> Iterator[Result]:
         if collector == "nodeman_task":
             for task in self.world.legacy_tasks.values():
@@ -149,6 +177,10 @@ class NodemanLedger:
     def _now(self, until: float | None) -> float:
         now = self.world.advance()
         return now if until is None else until
+
+
+def _rows(names: Sequence[str], counts: Mapping[Any, int]) -> list[dict[str, object]]:
+    return [{**dict(zip(names, labels, strict=True)), "value": count} for labels, count in sorted(counts.items())]
 
 
 def _attempts(record: Record, job_type: str) -> Iterator[Result]:
