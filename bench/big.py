@@ -19,6 +19,8 @@ def measure() -> list[Row]:
         )  # fmt: skip
     found = []
     for one in json.loads(run.stdout):
-        what = f"execution on {one['hosts']:,} hosts, {one['failing']:,.0f} failing, {one['cpu']:.2f} s CPU: worst stall"
+        what = (
+            f"execution on {one['hosts']:,} hosts, {one['failing']:,.0f} failing, {one['cpu']:.2f} s CPU: worst stall"
+        )
         found.append(Row(target_id="big", what=what, value=one["stall"] * 1000, unit="ms CPU", target=MOST * 1000))
     return found

@@ -28,7 +28,7 @@ TARGETS = {"list": 5.0, "status": 5.0, "nodeman": 4.0}
 
 def _status(hosts: int, *, v4: bool) -> bytes:
     chance = random.Random(1)
-    results = []
+    results: list[dict[str, object]] = []
     for index in range(hosts):
         ip = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
         length = chance.randrange(100, 30_000)
@@ -40,11 +40,13 @@ def _status(hosts: int, *, v4: bool) -> bytes:
             "end_time": BASE + length,
             "total_time": length,
         }
-        host = {"bk_host_id": 1_000_000 + index, "bk_cloud_id": 0, "ip": ip}
+        host: dict[str, object] = {"bk_host_id": 1_000_000 + index, "bk_cloud_id": 0, "ip": ip}
         if v4:
             agent = f"020000000000{index:012x}"
             host |= {"bk_cloud_name": "Default Area", "bk_agent_id": agent}
-            results.append({"execute_object": {"type": 1, "resource_id": str(1_000_000 + index), "host": host}, **result})
+            results.append(
+                {"execute_object": {"type": 1, "resource_id": str(1_000_000 + index), "host": host}, **result}
+            )
         else:
             results.append({**host, **result, "error_code": 0})
     step = {
@@ -59,7 +61,13 @@ def _status(hosts: int, *, v4: bool) -> bytes:
         "create_time": BASE,
         "step_execute_object_result_list" if v4 else "step_ip_result_list": results,
     }
-    instance = {"bk_scope_type": "biz", "bk_scope_id": "2", "job_instance_id": 411, "status": 4, "end_time": BASE + 3000}
+    instance = {
+        "bk_scope_type": "biz",
+        "bk_scope_id": "2",
+        "job_instance_id": 411,
+        "status": 4,
+        "end_time": BASE + 3000,
+    }
     data = {"finished": True, "job_instance": instance, "step_instance_list": [step]}
     return json.dumps({"data": data}, separators=(",", ":")).encode()
 
@@ -114,7 +122,7 @@ def _v3(listed: list[dict[str, object]]) -> bytes:
 def cases() -> dict[str, tuple[bytes, Sequence[Form[Any, Any]], int]]:
     """The body, its forms, and how often one measurement decodes it."""
     # The forms of NodeMan know the platform's zone; no call is made.
-    nodeman = NodemanApi(None, NodemanPlatform("http://unused"), datetime.timezone.utc)  # type: ignore[arg-type]
+    nodeman = NodemanApi(None, NodemanPlatform("http://unused"), datetime.UTC)  # type: ignore[arg-type]
     return {
         "list of v4, 200 rows": (pages.body(pages.rows(200, BASE, 20_000_000_000)), LIST_V4, 50),
         "list of v3, 1,000 rows": (_v3(pages.rows(1000, BASE, 20_000_000_000)), LIST_V3, 10),

@@ -1,4 +1,4 @@
-"""T11: what is asked of the platform, beside the least that could be: calls, rows and bytes; in the platform's own time."""
+"""T11: the calls to the platform, beside the least that could be, in a time that jumps."""
 
 from __future__ import annotations
 
@@ -137,7 +137,14 @@ async def _measure() -> list[Row]:
                 intervals = int(REOPEN / 10 / INTERVAL)
                 await one.poll(intervals)
                 calls = one.calls()
-                rows.append(_row("50 failed executions without hosts, for a tenth of reopen_window: looks", calls["look"], 10, MOST))
+                rows.append(
+                    _row(
+                        "50 failed executions without hosts, for a tenth of reopen_window: looks",
+                        calls["look"],
+                        10,
+                        MOST,
+                    )
+                )
     return rows
 
 

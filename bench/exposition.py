@@ -88,15 +88,26 @@ def scrapes(series: int, rounds: int) -> list[Row]:
         get(f"{mine[1]}/metrics")
         growth = memory_of(mine[0].pid, "VmHWM") / settled
     big = series >= 1_000_000
-    found = [
-        versus("T1", f"{name}, plain: server CPU / client_golang", ours["plain"], theirs["plain"], "s", 0.015 if big else 0.02),
-        versus("T2", f"{name}, gzip, all changed / client_golang", ours["compressing"], theirs["gzip"], "s", None if big else 0.05),
-        versus("T2", f"{name}, gzip, cached / client_golang", ours["cached"], theirs["gzip"], "s", None if big else 0.005),
-        versus("T3", f"{name}: first byte / client_golang", ours["first"], theirs["first"], "s", None if big else 0.02),
-        versus("T4", f"{name}: RSS before a scrape / client_golang", [idle / MIB], [anchor_idle / MIB], "MiB", 0.35 if big else None),
-        Row(target_id="T4", what=f"{name}: peak of a scrape / RSS before", value=growth, unit="×", target=1.1 if big else None),
-    ]  # fmt: skip
-    return found
+
+    def ratio(target_id: str, what: str, mine: list[float], others: list[float], target: float | None) -> Row:
+        what = f"{name}{what} / client_golang"
+        unit = "B" if target_id == "T4" else "s"
+        return versus(target_id, what, mine, others, unit, target if series >= 100_000 else None)
+
+    return [
+        ratio("T1", ", plain: server CPU", ours["plain"], theirs["plain"], 0.015 if big else 0.02),
+        ratio("T2", ", gzip, all changed: server CPU", ours["compressing"], theirs["gzip"], None if big else 0.05),
+        ratio("T2", ", gzip, nothing changed: server CPU", ours["cached"], theirs["gzip"], None if big else 0.005),
+        ratio("T3", ": first byte", ours["first"], theirs["first"], None if big else 0.02),
+        ratio("T4", ": RSS before a scrape", [idle], [anchor_idle], 0.35 if big else None),
+        Row(
+            target_id="T4",
+            what=f"{name}: peak of a scrape / RSS before",
+            value=growth,
+            unit="×",
+            target=1.1 if big else None,
+        ),
+    ]
 
 
 def stall(rounds: int = 7) -> list[Row]:
@@ -120,9 +131,8 @@ def stall(rounds: int = 7) -> list[Row]:
             time.sleep(0.05)
             text = get(f"{url}/metrics?name[]=none", keep=True).body.decode()
             stalls.append(float(text.split(STALL)[1].split()[0]))
-    return [
-        versus("T3", "100,000 series: worst stall of a scrape / prometheus_client", stalls, json.loads(run.stdout), "s", 0.005)
-    ]  # fmt: skip
+    what = "100,000 series: worst stall of a scrape / generate_latest of prometheus_client"
+    return [versus("T3", what, stalls, json.loads(run.stdout), "s", 0.005)]
 
 
 def slow_readers(readers: int = 20, seconds: float = 8.0) -> list[Row]:
@@ -153,7 +163,9 @@ def slow_readers(readers: int = 20, seconds: float = 8.0) -> list[Row]:
             for client in sockets:
                 client.close()
     what = f"memory per slow reader of a page of {size / 1e6:.1f} MB"
-    return [Row(target_id="T5", what=what, value=(peak - before) / readers / MIB, unit="MiB", target=1.0, rounds=readers)]
+    return [
+        Row(target_id="T5", what=what, value=(peak - before) / readers / MIB, unit="MiB", target=1.0, rounds=readers)
+    ]
 
 
 def updates() -> list[Row]:
@@ -188,7 +200,9 @@ def prometheus(series: int = 100_000, seconds: float = 75) -> list[Row]:
             for name, url in (("ours", mine), ("client_golang", anchor))
         ]
         file, port = folder / "prometheus.yaml", free_port()
-        file.write_text(json.dumps({"global": {"scrape_interval": "5s", "scrape_timeout": "5s"}, "scrape_configs": jobs}))
+        file.write_text(
+            json.dumps({"global": {"scrape_interval": "5s", "scrape_timeout": "5s"}, "scrape_configs": jobs})
+        )
         command = (
             binary, f"--config.file={file}", f"--storage.tsdb.path={folder}/data",
             f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
@@ -209,4 +223,3 @@ def _durations(port: int, job: str) -> Sequence[float]:
         return [float(value) for _, value in found[0]["values"]] if found else []
 
     return list(eventually(ask, 30, 1))
-

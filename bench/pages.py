@@ -1,7 +1,7 @@
 """A platform that has one answer: for each scope a page of executions that have just ended. `python -m bench.pages`.
 
-The first unfiltered question of a scope finds nothing, so that a baseline is empty; the next poll finds all rows new, and
-those after it find them known.
+The first unfiltered question of a scope finds nothing, so that a baseline is empty; the next poll finds all rows new,
+and those after it find them known.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from aiohttp import web
 
 ROWS = 199
 """One less than a full page of v4, so that it is the last."""
+
+
+LATENCY = 0.05
+"""Seconds that the platform takes, as a real one does: answers come one by one."""
 
 
 def rows(count: int, newest: int, first_id: int, seed: int = 1) -> list[dict[str, object]]:
@@ -57,6 +61,7 @@ async def run() -> None:
 
     async def listing(request: web.Request) -> web.Response:
         scope, end = request.query["bk_scope_id"], int(request.query.get("create_time_end", 1_700_000_000_000))
+        await asyncio.sleep(LATENCY)
         found = body([])
         if "status" not in request.query:
             asked[scope] = asked.get(scope, 0) + 1

@@ -33,7 +33,11 @@ async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, fl
     log.configure("error", "logfmt")
     file = folder / "config.yaml"
     settings = dict(config("http://unused", count, "30s", job={"lookback": "1h"}))
-    settings["blueking"] |= {"job": {"url": url, "api": "v4"}, "requests_per_second": 1e6, "max_concurrency": CONCURRENCY}
+    settings["blueking"] |= {
+        "job": {"url": url, "api": "v4"},
+        "requests_per_second": 1e6,
+        "max_concurrency": CONCURRENCY,
+    }
     file.write_text(json.dumps(settings))
     loaded = load(file).config
     clock, telemetry = Clock(), Telemetry()
@@ -44,7 +48,14 @@ async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, fl
         async with platforms(loaded.blueking, clock, telemetry) as apis:
             pollers = [
                 Poller(
-                    one, store=store, page=page, telemetry=telemetry, clock=clock, hold=0, stale_after=3, request_timeout=30
+                    one,
+                    store=store,
+                    page=page,
+                    telemetry=telemetry,
+                    clock=clock,
+                    hold=0,
+                    stale_after=3,
+                    request_timeout=30,
                 )
                 for one in collectors(loaded, apis, clock)
             ]
@@ -65,7 +76,9 @@ async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, fl
             known = await round_of()
             finished = "blueking_job_executions_finished_total"
             for poller in pollers:
-                counted = sum(one.value for one in poller.state.counts.counters[finished].values()) if poller.state else 0
+                counted = (
+                    sum(one.value for one in poller.state.counts.counters[finished].values()) if poller.state else 0
+                )
                 if counted != ROWS:
                     raise RuntimeError(f"{poller.key} counted {counted}")
             return {"new": new, "known": known}

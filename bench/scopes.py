@@ -41,9 +41,12 @@ def run(scopes: int, seconds: float) -> dict[str, Any]:
 
     Counts from the end of the first poll of the last scope on.
     """
-    with scratch() as folder, server(*python("bench.platform", str(scopes), str(max(1, scopes // 30))), core=1) as (
-        _,
-        url,
+    with (
+        scratch() as folder,
+        server(*python("bench.platform", str(scopes), str(max(1, scopes // 30))), core=1) as (
+            _,
+            url,
+        ),
     ):
         settings = {**config(url, scopes, f"{INTERVAL:.0f}s"), "state": {"url": f"sqlite:{folder}/state.db"}}
         began = time.monotonic()
@@ -58,7 +61,11 @@ def run(scopes: int, seconds: float) -> dict[str, Any]:
             eventually(polled, 600, 2)
             baseline = time.monotonic() - began
             time.sleep(INTERVAL)
-            return {"scopes": scopes, "baseline_seconds": baseline, **_watch(pid, address, folder, scopes, seconds, log)}
+            return {
+                "scopes": scopes,
+                "baseline_seconds": baseline,
+                **_watch(pid, address, folder, scopes, seconds, log),
+            }
 
 
 def _watch(pid: int, address: str, folder: Path, scopes: int, seconds: float, log: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The daemon's page and web server without pollers, for sizes no simulator makes: `python -m bench.served SERIES [beat]`.
+"""The page and the web server without pollers, for sizes no simulator makes: `python -m bench.served SERIES [beat]`.
 
 Filled through the same calls that a poller uses. SIGUSR1 changes every value, after which a gzip scrape compresses
 everything again. With `beat` the page ends with the longest stall of the event loop since the scrape before, in seconds

@@ -1,7 +1,8 @@
 """How long the event loop stands still while big answers are polled: `python -m bench.stalls URL FOLDER HOSTS ...`.
 
 Starts executions of so many hosts on the platform, polls until they are counted, and prints JSON: by number of hosts,
-the longest stall of the loop in CPU seconds and by the clock, the CPU seconds of the poll, and the hosts that fail on the page.
+the longest stall of the loop in CPU seconds and by the clock, the CPU seconds of the poll, and the hosts that fail on
+the page.
 """
 
 from __future__ import annotations
@@ -57,7 +58,14 @@ async def run(url: str, folder: Path, sizes: list[int]) -> list[dict[str, float]
         async with platforms(loaded.blueking, clock, telemetry) as apis, aiohttp.ClientSession() as session:
             pollers = [
                 Poller(
-                    one, store=store, page=page, telemetry=telemetry, clock=clock, hold=0, stale_after=3, request_timeout=30
+                    one,
+                    store=store,
+                    page=page,
+                    telemetry=telemetry,
+                    clock=clock,
+                    hold=0,
+                    stale_after=3,
+                    request_timeout=30,
                 )
                 for one in collectors(loaded, apis, clock)
             ]
@@ -88,7 +96,9 @@ async def run(url: str, folder: Path, sizes: list[int]) -> list[dict[str, float]
                     raise RuntimeError(poller.message)
                 own = f'_hosts_failing{{bk_scope_type="biz",bk_scope_id="{scope.bk_scope_id}"'.encode()
                 failing = sum(float(line.split()[-1]) for line in text.splitlines() if own in line)
-                found.append({"hosts": size, "stall": heart.worst, "delay": heart.delay, "cpu": used, "failing": failing})
+                found.append(
+                    {"hosts": size, "stall": heart.worst, "delay": heart.delay, "cpu": used, "failing": failing}
+                )
     finally:
         await store.close()
     return found

@@ -71,4 +71,3 @@ def measure() -> list[Row]:
         row("import of the command line", imports, 0, 0.25),
         row("Python alone", bare, 0, None),
     ]
-

@@ -1,4 +1,4 @@
-"""Changing 1 % of 100,000 series until it can be seen, beside prometheus_client: `python -m bench.updating`, prints JSON."""
+"""1 % of 100,000 series changed until it can be seen, beside prometheus_client: `python -m bench.updating`, JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What things cost, counted instead of timed: calls, decodes, commits and bytes rendered, so that no slow machine fails.
+"""What things cost, counted instead of timed, so that no slow machine fails: calls, decodes, commits, bytes rendered.
 
 The times themselves are measured by bench/, see docs/performance.md.
 """
@@ -20,7 +20,7 @@ from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
 from exporter.clock import Clock
 from exporter.collectors.base import MANY, fold
 from exporter.config.load import load
-from exporter.metrics.family import Chunk, Family
+from exporter.metrics.family import Chunk, Family, Labels
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import PIECE, Page
 from exporter.metrics.render import render_gauge, scope_prefix
@@ -209,10 +209,10 @@ async def test_watching_for_retries_costs_a_hundred_calls_per_window(tmp_path: P
 
 
 async def test_a_changed_scope_renders_its_own_lines_only(tmp_path: Path) -> None:
-    """Of a page of 300 scopes every piece without the changed scope stays the very same object, and so stays deflated."""
+    """Of a page of 300 scopes every piece without the changed scope stays the same object, and so stays deflated."""
     family = Family("some_gauge", "gauge", ("a", "b"), "Help.", "")
     page = Page([family])
-    samples = {(str(number), "x"): float(number) for number in range(50)}
+    samples: dict[Labels, float] = {(str(number), "x"): float(number) for number in range(50)}
     scopes = [Scope("biz", str(number)) for number in range(300)]
     for scope in scopes:
         page.put(Key("job", scope), {family.name: render_gauge(family, scope_prefix(scope), samples)})
