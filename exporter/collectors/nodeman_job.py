@@ -91,11 +91,12 @@ class NodemanJobState(NodemanState, frozen=True, kw_only=True):
 
 
 class NodemanJobRecords(msgspec.Struct, frozen=True):
-    """What one poll brought. `floor`: see `NodemanJobState`. `hosts`: host rows by job, as far as they were asked
-    for; `unexamined`: jobs whose hosts cannot be had; `gone`: jobs that no longer exist; `looked`: jobs whose details
-    were read instead of the list."""
+    """What one poll, begun at `watermark`, brought. `floor`: see `NodemanJobState`. `hosts`: host rows by job, as far as
+    they were asked for; `unexamined`: jobs whose hosts cannot be had; `gone`: jobs that no longer exist; `looked`: jobs
+    whose details were read instead of the list."""
 
     now: float
+    watermark: float
     floor: int | None
     rows: dict[int, Job]
     hosts: dict[int, tuple[HostRow, ...]]
@@ -150,6 +151,7 @@ class NodemanJobCollector:
     async def fetch(self, state: NodemanJobState | None, deadline: Deadline) -> NodemanJobRecords:
         """All jobs that may have changed, and the hosts of those that failed anew. Raises `ApiError`."""
         rows: dict[int, Job] = {}
+        begun = self._clock.platform()
         floor = state.floor if state else None
         if self.config.discover and (state is None or state.floor is None):
             rows, floor = await self._baseline(deadline)
@@ -162,7 +164,7 @@ class NodemanJobCollector:
         hosts, unexamined = await self._examine(state, rows, errors, deadline)
         self._attempts.forget(rows.keys() - unexamined)
         return NodemanJobRecords(
-            now, floor, rows, hosts, unexamined, gone, looked, tuple(error.reason for error in errors)
+            now, min(begun, now), floor, rows, hosts, unexamined, gone, looked, tuple(error.reason for error in errors)
         )
 
     async def _baseline(self, deadline: Deadline) -> tuple[dict[int, Job], int]:
@@ -441,7 +443,7 @@ class _Fold:
             NodemanJobState(
                 counts=self.tally.freeze(),
                 last_success=self.now,
-                watermark=records.now,
+                watermark=records.watermark,
                 floor=floor,
                 born=self.born,
                 jobs=self.jobs,

@@ -83,9 +83,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class SubscriptionRecords(msgspec.Struct, frozen=True):
-    """What one poll brought, by subscription id; `errors` of the subscriptions that are missing in it."""
+    """What one poll, begun at `watermark`, brought by subscription id; `errors` of those that are missing in it."""
 
     now: float
+    watermark: float
     answers: dict[int, Answer]
     errors: tuple[str, ...]
 
@@ -128,6 +129,7 @@ class NodemanSubscriptionCollector:
         as long as another one can. Raises `ApiError`."""
         answers: dict[int, Answer] = {}
         errors: list[ApiError] = []
+        begun = self._clock.platform()
         for id in self.config.subscription_ids:
             known = state.subscriptions.get(id) if state else None
             try:
@@ -140,7 +142,8 @@ class NodemanSubscriptionCollector:
         if fatal and not answers:
             raise fatal[0]
         self._attempts.forget(answers)
-        return SubscriptionRecords(self._clock.platform(), answers, tuple(error.reason for error in errors))
+        now = self._clock.platform()
+        return SubscriptionRecords(now, min(begun, now), answers, tuple(error.reason for error in errors))
 
     async def _ask(self, id: int, known: Subscription | None, deadline: Deadline) -> Answer:
         # Rows are cut by ascending record: the last page of one row is the newest one.
@@ -247,7 +250,7 @@ class _Fold:
             SubscriptionState(
                 counts=self.tally.freeze(),
                 last_success=self.now,
-                watermark=self.records.now,
+                watermark=self.records.watermark,
                 hosts=hosts,
                 subscriptions=subscriptions,
             ),

@@ -47,9 +47,10 @@ class TaskState(NodemanState, frozen=True, kw_only=True):
 
 
 class TaskRecords(msgspec.Struct, frozen=True):
-    """What one poll brought, by task id; `errors` of the tasks that are missing in it."""
+    """What one poll, begun at `watermark`, brought by task id; `errors` of the tasks that are missing in it."""
 
     now: float
+    watermark: float
     tasks: dict[int, LegacyTask]
     errors: tuple[str, ...]
 
@@ -90,6 +91,7 @@ class NodemanTaskCollector:
         `ApiError`."""
         tasks: dict[int, LegacyTask] = {}
         errors: list[ApiError] = []
+        begun = self._clock.platform()
         for id in self.config.job_ids:
             try:
                 tasks[id] = await self._api.get_task_info(self.biz, id, deadline=deadline)
@@ -100,7 +102,8 @@ class NodemanTaskCollector:
         if errors and not tasks:
             raise errors[0]
         self._attempts.forget(tasks)
-        return TaskRecords(self._clock.platform(), tasks, tuple(error.reason for error in errors))
+        end = self._clock.platform()
+        return TaskRecords(end, min(begun, end), tasks, tuple(error.reason for error in errors))
 
     def observe(self, state: TaskState | None, records: TaskRecords, now: float) -> Observed[TaskState]:
         """Fold the records of a poll; `now` is the wall clock."""
@@ -129,7 +132,7 @@ class NodemanTaskCollector:
             settled=records.now - self.config.failing_host_ttl,
         )
         return Observed(
-            TaskState(counts=tally.freeze(), last_success=now, watermark=records.now, hosts=failing, tasks=tasks),
+            TaskState(counts=tally.freeze(), last_success=now, watermark=records.watermark, hosts=failing, tasks=tasks),
             unknown=tuple(unknown),
             errors=records.errors,
         )
