@@ -334,6 +334,8 @@ def test_prometheus_reads_nodeman_back_and_joins_it_with_job(tmp_path: Path, fas
         )
         fast.act(lambda world: world.run_task(world.subscriptions[11], {HOSTS[20]: "install_package"}, duration=20))
         eventually(lambda: fast.ledger(since)["jobs_finished"], 20)
+        # All six have failed: three in the job, two in the subscription, one in the task of 1.x.
+        eventually(lambda: len(fast.ledger()["hosts_failing"]) == 6, 20)
         mark = fast.now()
         for collector in ("job", "nodeman_job", "nodeman_subscription", "nodeman_task"):
             daemon.wait_polled(mark, collector=collector)

@@ -91,7 +91,7 @@ class NodemanJobState(NodemanState, frozen=True, kw_only=True):
 
 
 class NodemanJobRecords(msgspec.Struct, frozen=True):
-    """What one poll, begun at `watermark`, brought. `floor`: see `NodemanJobState`. `hosts`: host rows by job, as far as
+    """What one poll, begun at `watermark`, brought. `floor`: see `NodemanJobState`. `hosts`: host rows by job as far as
     they were asked for; `unexamined`: jobs whose hosts cannot be had; `gone`: jobs that no longer exist; `looked`: jobs
     whose details were read instead of the list."""
 
