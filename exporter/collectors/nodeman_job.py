@@ -7,6 +7,7 @@ with a host that fails is looked at every five minutes. Times are unix seconds.
 
 Reading the details of a job whose task is not ready can make the platform end it. So they are read only of jobs that
 have ended, or that run for the first time: RUNNING is then stored by the platform itself, once it saw instances.
+Where there is no job_list nothing tells, and the configured jobs are read as they are.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ class NodemanJobCollector:
         now = self._clock.platform()
         looked = await self._look_again(state, rows, now, errors, deadline) if state else frozenset()
         hosts, unexamined = await self._examine(state, rows, errors, deadline)
-        self._attempts.forget(rows.keys() - unexamined)
+        self._attempts.forget(rows)
         return NodemanJobRecords(
             now, min(begun, now), floor, rows, hosts, unexamined, gone, looked, tuple(error.reason for error in errors)
         )
@@ -324,9 +325,10 @@ class NodemanJobCollector:
             # Retrying a single node may show in nothing but the statistics.
             news = known is None or not known.counted or is_new_run(known, row) or row.statistics != known.statistics
             over = ended(row.status, row.end_time) and news
-            clears = over and row.statistics is not None and row.statistics.success > 0
-            if first is None or (row.end_time is not None and row.end_time < first):
-                clears = False
+            clears = over and first is not None and row.statistics is not None and row.statistics.success > 0
+            # After a retry the end is still that of the first run.
+            if clears and first and row.end_time is not None and len(row.task_ids) < 2:
+                clears = row.end_time >= first
             return (*(("failed",) if id in failed else ()), *(("success",) if clears else ()))
 
         candidates = sorted(readable)

@@ -37,7 +37,8 @@ STEP_DURATION = "blueking_nodeman_step_duration_seconds"
 STEP_BUCKETS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
 LOOK_AGAIN = 300.0
-"""Seconds after which the failed instances are read again although no counter has moved: one may have failed anew."""
+"""Seconds after which the failed instances are read again although no counter has moved: one may have failed anew. More
+of them than fit on a page are read less often."""
 NEWEST = 100
 """Instances of the newest records that are read for the newest finish."""
 FUTURE = 86400.0
@@ -152,7 +153,9 @@ class NodemanSubscriptionCollector:
         counter = summary.counter or {}
         newest = max((row.record_id or 0 for row in summary.instances), default=0)
         moving = is_moving(counter)
-        due = known is None or self._clock.platform() - known.looked >= LOOK_AGAIN
+        # At most a page per LOOK_AGAIN, on average.
+        pages = max(1.0, len(known.failed) / PAGE_SIZE) if known else 0.0
+        due = known is None or self._clock.platform() - known.looked >= LOOK_AGAIN * pages
         same = known is not None and (counter, newest) == (known.counter, known.newest)
         if known is not None and same and not (due and (moving or known.failed)):
             return Answer(counter, newest)
