@@ -52,6 +52,8 @@ FOLLOW = 5.0
 KEEP = 7 * 86400.0
 """Seconds for which the state of a removed scope waits for it to come back."""
 LAG_PERIOD = 1.0
+PROCESS_SERIES = 200
+"""Room that `max_series` leaves for the metrics of the process itself, which are on the page too."""
 
 SCOPE_INFO = Family(
     "blueking_scope_info", "gauge", ("name",), "A configured scope and its name for people.", "已配置的范围及其名称。"
@@ -78,6 +80,10 @@ def show_static(page: Page, config: Config) -> None:
     for one in config.scopes:
         chunk = render_gauge(SCOPE_INFO, scope_prefix(one.scope), {(one.name,): 1.0})
         page.put(Key("", one.scope), {SCOPE_INFO.name: chunk})
+
+
+def _room(config: Config) -> int:
+    return max(0, config.max_series - PROCESS_SERIES)
 
 
 class Settings(TypedDict):
@@ -126,7 +132,7 @@ class App:
         self.telemetry = Telemetry(__version__)
         self.telemetry.shard(0, 1)
         self.telemetry.config_loaded(loaded.config.sha256, self.started)
-        self.page = Page(catalogue(), loaded.config.max_series, self.telemetry.series_dropped)
+        self.page = Page(catalogue(), _room(loaded.config), self.telemetry.series_dropped)
         self._running: set[asyncio.Task[None]] = set()
         self._pollers: dict[Key, tuple[Poller, asyncio.Task[None]]] = {}
         self._reloading = asyncio.Lock()
@@ -260,7 +266,7 @@ class App:
                 self._pollers[key] = poller, self._spawn(poller.run(), f"poll {key}")
         for key, poller in added.items():
             self._pollers[key] = poller, self._spawn(poller.run(), f"poll {key}")
-        self.page.limit(config.max_series)
+        self.page.limit(_room(config))
         for scope in {one.scope for one in old.scopes} - {one.scope for one in config.scopes}:
             self.page.remove(Key("", scope))
         show_static(self.page, config)

@@ -289,8 +289,9 @@ async def _reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def _resets_after(data: bytes) -> Any:
+def _resets_after(data: bytes, seen: list[None]) -> Any:
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(None)
         writer.write(data)
         await writer.drain()
         await asyncio.sleep(0.02)
@@ -305,10 +306,12 @@ def _resets_after(data: bytes) -> Any:
     ids=["before", "head", "body"],
 )
 async def test_F01_a_reset_connection_is_retried(sent: bytes) -> None:
-    """RST before, inside and after the headers: reason connect, three tries."""
+    """RST before, inside and after the headers: reason connect, three tries, and no request besides them."""
     recorder = Recorder()
-    async with raw(_resets_after(sent)) as url, client(recorder) as asking:
+    seen: list[None] = []
+    async with raw(_resets_after(sent, seen)) as url, client(recorder) as asking:
         assert (await refusal(asking, url)).reason == "connect"
+    assert len(seen) == TRIES, "aiohttp sends nothing again by itself"
     assert len(recorder.requests) == TRIES
     assert recorder.retries == {API: TRIES - 1}
     assert {code for _, code in recorder.requests} == {"200" if b"\r\n\r\n" in sent else "none"}

@@ -364,6 +364,18 @@ async def test_4_1_4_a_status_call_that_fails_for_now_fails_five_polls_at_most(
         assert (created(page), finished(page, "failed"), page.own("truncated_total")) == (1, 1, 1)
 
 
+async def test_4_1_4_one_outage_of_the_status_api_is_held_against_all_that_wait(tmp_path: Path) -> None:
+    """Eight failures do not take eight times five polls: after the fifth, all are counted without host results."""
+    async with daemon(tmp_path, state=MEMORY, job={"interval": "120s"}) as one:
+        await one.start()
+        one.platform.faults.add(Fault("http_503", api=STATUS))
+        for number in range(8):
+            begin(one, {target(number): 104}, name=f"run {number}")
+        assert finished(await one.poll(5)) == 0
+        page = await one.poll()
+        assert (page.own("success"), finished(page, "failed"), page.own("truncated_total")) == (1, 8, 8)
+
+
 @pytest.mark.parametrize("fault", [None, "permission"])
 async def test_4_1_4_a_flood_of_failures_is_examined_over_several_polls(tmp_path: Path, fault: str | None) -> None:
     """Sixty failures on a platform that takes five seconds per answer: no poll outlasts its deadline, none is lost."""
@@ -384,7 +396,8 @@ async def test_4_1_4_a_flood_of_failures_is_examined_over_several_polls(tmp_path
 
 @pytest.mark.parametrize("api", ["v3", "esb"])
 async def test_4_1_4_a_container_on_v3_costs_its_execution_the_host_results(tmp_path: Path, api: str) -> None:
-    """1240002 with per-host results: asked again without, so that its steps count; one truncation, no failed poll."""
+    """1240002 with per-host results: asked again without, so that its steps count; one truncation, one error, no failed
+    poll."""
     async with daemon(tmp_path, api=api) as one:
         await one.start()
         begin(one, {Target(container=7): 104, A: 104})
@@ -392,7 +405,7 @@ async def test_4_1_4_a_container_on_v3_costs_its_execution_the_host_results(tmp_
         assert (finished(page, "failed"), page.get("host_results_total")) == (1, 0)
         assert page.get("step_failures_total", step_type="script") == 1
         assert (page.own("success"), page.own("truncated_total")) == (1, 1)
-        assert page.total("blueking_exporter_collector_errors_total") == 0
+        assert page.own("errors_total", reason="api_error") == 1
         assert one.counted_calls()[STATUS] == 2
 
 
@@ -445,6 +458,19 @@ async def test_F17_a_burst_in_one_millisecond_is_counted_exactly(tmp_path: Path,
         page = await one.poll(2)
         assert created(page) == finished(page) == 1600
         assert page.own("truncated_total") == 0
+
+
+async def test_F17_an_unreadable_millisecond_is_truncated_once_however_often_it_is_read(tmp_path: Path) -> None:
+    """An operator's limit on `start` hides the rest of it, in every poll of the lookback."""
+    async with daemon(tmp_path, api="v3", job={"interval": "60s"}) as one:
+        one.platform.v3_start_limit = 500
+        await one.start()
+        at = one.ms + 5000
+        for _ in range(1200):
+            begin(one, duration=1, create_time=at)
+        page = await one.poll(5)
+        assert page.own("truncated_total") == 1
+        assert created(page) >= 1000
 
 
 @pytest.mark.parametrize(
@@ -588,6 +614,12 @@ async def test_4_1_6_changed_buckets_restart_only_that_histogram(tmp_path: Path)
         await one.poll()
         one.change(job={"duration_buckets": [2, 4]})
         await one.ask("/-/reload", method="POST")
+        page = await one.poll()
+        assert page.by("execution_duration_seconds_bucket", "task_type", "le") == {
+            ("script", "2.0"): 0,
+            ("script", "4.0"): 0,
+            ("script", "+Inf"): 0,
+        }, "also where nothing ends any more"
         begin(one)
         await one.poll()
         page = await one.metrics(openmetrics=True)
@@ -747,6 +779,18 @@ async def test_4_1_8_detail_is_capped_and_the_counts_are_exact(tmp_path: Path) -
         assert len(page.by("host_consecutive_failures", "bk_host_id")) == 10
 
 
+async def test_max_series_bounds_the_whole_page_and_the_cut_is_counted(tmp_path: Path) -> None:
+    """The process's own series are part of it; detail gives way, counts and aggregates stay exact."""
+    async with daemon(tmp_path, max_series=500) as one:
+        await one.start()
+        begin(one, {target(number): 104 for number in range(400)})
+        page = await one.poll()
+        assert len(page.samples) <= 500
+        assert page.total("hosts_failing") == 400
+        assert 0 < len(failing(page)) < 400
+        assert page.total("blueking_exporter_series_dropped_total") >= 800 - 2 * len(failing(page))
+
+
 async def test_4_1_8_hosts_without_an_id_are_cloud_and_address(tmp_path: Path) -> None:
     """Two clouds, one address, no ids: two hosts, each cleared for itself."""
     here, there = Target(None, "10.9.0.1", 0), Target(None, "10.9.0.1", 4)
@@ -827,6 +871,22 @@ async def test_4_1_9_executions_that_hold_a_failing_host_are_looked_at_every_two
         assert set(failing(await one.metrics())) == {"101"}
         one.world.retry(holder, duration=5)
         await asyncio.sleep(126)
+        page = await one.metrics()
+        assert failing(page) == {}
+        assert (page.get("executions_reopened_total"), finished(page, "success")) == (1, 1)
+
+
+async def test_4_1_9_an_execution_that_holds_a_failing_host_is_looked_at_after_reopen_window_too(
+    tmp_path: Path,
+) -> None:
+    """As long as the host fails: only the other failed executions are given up at the end of the window."""
+    async with daemon(tmp_path, state=MEMORY, job={"reopen_window": "1h", "lookback": "2m", "interval": "10s"}) as one:
+        await one.start()
+        holder = begin(one, {A: 104})
+        await asyncio.sleep(5 * 3600)
+        assert set(failing(await one.metrics())) == {"101"}
+        one.world.retry(holder, duration=5)
+        await asyncio.sleep(60)
         page = await one.metrics()
         assert failing(page) == {}
         assert (page.get("executions_reopened_total"), finished(page, "success")) == (1, 1)
@@ -934,6 +994,31 @@ async def test_F15_a_platform_whose_date_is_behind_its_data_loses_nothing(tmp_pa
         await asyncio.sleep(3700)
         page = await one.poll()
         assert created(page) == finished(page) == 3
+
+
+@pytest.mark.parametrize("api", ["v4", "v3"])
+@pytest.mark.parametrize("ahead", [60.0, 3600.0])
+async def test_F15_a_platform_clock_that_is_set_back_loses_and_doubles_nothing(
+    tmp_path: Path, api: str, ahead: float
+) -> None:
+    """The Date header is ahead for some polls and right again: what was created meanwhile counts, each once."""
+    async with daemon(tmp_path, api=api, job={"lookback": "30s", "interval": "10s"}) as one:
+        await one.start()
+        begin(one)
+        await one.poll(2)
+        one.platform.skew = ahead
+        for _ in range(3):
+            begin(one)
+            await one.poll()
+        one.platform.skew = 0.0
+        for _ in range(6):
+            begin(one)
+            await one.poll()
+        await one.restart()
+        begin(one)
+        page = await one.poll(6)
+        assert created(page) == finished(page) == 11
+        assert page.own("gap_seconds_total") == page.own("truncated_total") == 0
 
 
 # 11. Unknown words

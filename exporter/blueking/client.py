@@ -59,7 +59,7 @@ class ApiObserver(Protocol):
         """A request is about to be repeated."""
 
     def throttled(self, seconds: float) -> None:
-        """A request waited so long for its turn."""
+        """A request waited so long for its turn, or because the platform asked for it."""
 
     def inflight(self, delta: int) -> None:
         """A request began (1) or ended (-1)."""
@@ -94,6 +94,7 @@ class Client:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
+            middlewares=(_send_once,),
             headers={
                 "User-Agent": f"blueking-exporter/{__version__}",
                 "Accept": "application/json",
@@ -131,6 +132,8 @@ class Client:
                 wait = self._wait_after(error, attempt)
                 if attempt == TRIES or error.reason not in RETRIED or wait >= deadline.remaining():
                     raise
+                if error.retry_after is not None:
+                    self._observer.throttled(wait)
                 self._log.debug("api_retry", api=api, reason=error.reason, error=str(error), wait=round(wait, 3))
             self._observer.api_retry(api)
             await asyncio.sleep(wait)
@@ -183,7 +186,13 @@ class Client:
         except ApiError as error:
             error.status = status
             raise
-        except (TimeoutError, OSError, aiohttp.ClientError, aiohttp.http.HttpProcessingError) as error:
+        except (
+            TimeoutError,
+            OSError,
+            aiohttp.ClientError,
+            aiohttp.http.HttpProcessingError,
+            BrokenConnection,
+        ) as error:
             # `from None`: the cause holds the request with its headers, and its text may hold the URL with its query.
             raise ApiError(_reason_of(error, status), _text_of(error, seconds), status=status) from None
         finally:
@@ -293,6 +302,20 @@ def _tls(tls: Tls) -> ssl.SSLContext | bool:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+class BrokenConnection(Exception):
+    """A connection that broke under a request."""
+
+
+async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Hide a broken connection from aiohttp, which would send a GET again by itself: past the budget, and uncounted."""
+    try:
+        return await send(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise BrokenConnection(str(error)) from error.__cause__
 
 
 def _reason_of(error: Exception, status: int | None) -> ApiReason:

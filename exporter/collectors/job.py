@@ -7,7 +7,7 @@ seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
@@ -116,9 +116,12 @@ class Watched(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class JobState(CollectorState, frozen=True, kw_only=True):
-    """`begin`: every execution created before it has been seen for good, ms; the next poll lists from here."""
+    """`begin`: what was created before it has been seen, and is forgotten unless it may still change; ms. `newest`: the
+    highest id that was seen. `unreadable`: milliseconds since `begin` that the platform could not give completely."""
 
     begin: int
+    newest: int = 0
+    unreadable: frozenset[int] = frozenset()
     executions: dict[int, Tracked]
     hosts: FailingHosts
     last_finished: dict[str, int]
@@ -137,6 +140,7 @@ class JobRecords(msgspec.Struct, frozen=True):
     now: int
     rows: dict[int, Execution]
     gap: float = 0.0
+    unreadable: frozenset[int] = frozenset()
     truncated: int = 0
     gone: frozenset[int] = frozenset()
     examined: dict[int, ExecutionStatus] = {}
@@ -208,19 +212,19 @@ class JobCollector:
 
     async def _baseline(self, deadline: Deadline) -> JobRecords:
         rows: dict[int, Execution] = {}
-        truncated = 0
+        unreadable: frozenset[int] = frozenset()
         wanted = [(status, self.config.max_unfinished_age) for status in UNFINISHED_STATUSES]
         wanted += [(status, self.config.reopen_window) for status in FAILED_STATUSES]
         for status, age in wanted:
             now = self._now()
             window = await self._read(now - ms(age), now, deadline, status)
             rows |= window.rows
-            truncated += window.truncated
+            unreadable |= window.unreadable
         # Now the platform's clock is known, whatever this machine's says.
         now = self._now()
         window = await self._read(now - ms(self.config.lookback), now, deadline)
         begin = now - ms(self.config.lookback)
-        return JobRecords(begin, now, now, rows | window.rows, truncated=truncated + window.truncated)
+        return JobRecords(begin, now, now, rows | window.rows, unreadable=unreadable | window.unreadable)
 
     async def _poll(self, state: JobState, deadline: Deadline) -> JobRecords:
         started = self._clock.monotonic()
@@ -232,19 +236,27 @@ class JobCollector:
             now = self._now()
         floor = now - ms(self.config.max_catchup)
         gap = max(0.0, (floor - watermark) / 1000)
-        begin = floor if gap else state.begin
+        # A clock that was ahead of the platform's, and no longer is, has moved `begin` too far.
+        begin = floor if gap else min(state.begin, now - ms(self.config.lookback))
         end = max(now, begin)
         if end - max(watermark, begin) > ms(self.config.lookback):
             window = await self._read_slice(begin, end, watermark, deadline)
         else:
             window = await self._read(begin, end, deadline)
-        rows, more = window.rows, window.end < end
+        more = window.end < end
+        # What was created before `begin` and is not tracked has been counted and forgotten, unless its id is new.
+        rows = {
+            id: row
+            for id, row in window.rows.items()
+            if row.create_time >= state.begin or id in state.executions or id > state.newest
+        }
         now = self._now()
-        # With a clock ahead of the platform's the window reached into the future, of which nothing is known yet.
-        end = max(watermark, min(window.end, now))
-        begin = max(begin, min(end, now - ms(self.config.lookback)))
+        # With a clock ahead of the platform's the window reached into the future, of which nothing is known yet; with
+        # one behind it, what had been counted before stays counted.
+        end = min(max(window.end, watermark), now)
+        begin = max(begin, state.begin, min(end, now - ms(self.config.lookback)))
         self._span = end - watermark if more else None
-        records = JobRecords(begin, end, now, rows, gap, window.truncated, more=more)
+        records = JobRecords(begin, end, now, rows, gap, window.unreadable, more=more)
         if not more:
             records = await self._follow(state, records, deadline)
         return await self._examine(state, records, deadline, started)
@@ -320,18 +332,23 @@ class JobCollector:
             try:
                 answer, complete = await self._status(row.id, deadline)
             except ApiError as error:
-                if error.transient:
-                    self._attempts[row.id] = self._attempts.get(row.id, 0) + 1
-                    if self._attempts[row.id] <= ATTEMPTS:
-                        raise
+                if error.transient and self._attempts.get(row.id, 0) < ATTEMPTS:
+                    raise
                 errors.append(error.reason)
                 unexamined.add(row.id)
             else:
                 examined[row.id] = answer
                 if not complete:
+                    errors.append("api_error")
                     unexamined.add(row.id)
 
-        await gather_bounded((examine(row) for row in sorted(selected.values(), key=_end_order)), CONCURRENCY)
+        try:
+            await gather_bounded((examine(row) for row in sorted(selected.values(), key=_end_order)), CONCURRENCY)
+        except ApiError:
+            # One outage is held against all that it keeps waiting, or each of them would fail as many polls by itself.
+            for id in selected.keys() - examined.keys() - unexamined:
+                self._attempts[id] = self._attempts.get(id, 0) + 1
+            raise
         if self.config.host_results == "failed":
             failing = set(state.hosts.groups()) | {group(selected[id].plan_id, selected[id].name) for id in examined}
             hosts = state.hosts
@@ -383,12 +400,12 @@ class JobCollector:
     async def _read(self, begin: int, end: int, deadline: Deadline, status: int | None = None) -> Window:
         """[begin, end] completely, in as many windows as the dialect wants."""
         rows: dict[int, Execution] = {}
-        truncated = 0
+        unreadable: frozenset[int] = frozenset()
         for first, last in self._windows(begin, end):
             window = await read_window(self._ask(deadline, status), first, last, self._api.page_size)
             rows |= window.rows
-            truncated += window.truncated
-        return Window(rows, end, truncated)
+            unreadable |= window.unreadable
+        return Window(rows, end, unreadable)
 
     async def _read_slice(self, begin: int, end: int, watermark: int, deadline: Deadline) -> Window:
         _, last = next(self._windows(begin, end))
@@ -494,21 +511,25 @@ class _Fold:
                 self._count_deferred(known)
             elif not known.counted:
                 self.tally.inc(LOST)
-        self._forget()
-        if self.records.gap:
-            self.tally.inc(GAP, by=self.records.gap)
-        if self.records.truncated:
-            self.tally.inc(TRUNCATED, by=self.records.truncated)
         records, state = self.records, self.state
         hosts = (state.hosts if state else FailingHosts()).fold(
             self.hosts, now=records.now / 1000, ttl=self.config.failing_host_ttl, settled=self._settled() / 1000
         )
+        self._forget({streak.run for streak in hosts.streaks.values()})
+        known_unreadable = state.unreadable if state else frozenset()
+        if records.gap:
+            self.tally.inc(GAP, by=records.gap)
+        if truncated := records.truncated + len(records.unreadable - known_unreadable):
+            self.tally.inc(TRUNCATED, by=truncated)
+        self.tally.rebucket(DURATION, self.config.duration_buckets)
         return Observed(
             JobState(
                 counts=self.tally.freeze(),
                 last_success=self.now,
                 watermark=records.end / 1000,
                 begin=records.begin,
+                newest=max(records.rows, default=0) if state is None else max(state.newest, *records.rows, 0),
+                unreadable=frozenset(at for at in known_unreadable | records.unreadable if at >= records.begin),
                 executions=self.executions,
                 hosts=hosts,
                 last_finished=self.last_finished,
@@ -720,8 +741,9 @@ class _Fold:
             self.unknown.append(("job.launch_mode", str(row.launch_mode)))
         return launch_mode_slug(row.launch_mode)
 
-    def _forget(self) -> None:
-        """Keep what can still be listed, what has not ended, and what may be retried."""
+    def _forget(self, holders: Set[int]) -> None:
+        """Keep what can still be listed, what has not ended, and what may be retried: failed executions for a time, and
+        those of the failing hosts as long as these fail."""
         now, begin = self.records.now, self.records.begin
         reopen, age = ms(self.config.reopen_window), ms(self.config.max_unfinished_age)
         kept: dict[int, Tracked] = {}
@@ -733,8 +755,8 @@ class _Fold:
                 known = msgspec.structs.replace(known, counted=True, timed=True)
                 retry = False
             else:
-                retry = known.counted and known.outcome == "failure"
-                retry = retry and now - (known.end_time or known.create_time) < reopen
+                recent = now - (known.end_time or known.create_time) < reopen
+                retry = known.counted and known.outcome == "failure" and (recent or id in holders)
             if not known.counted or retry or known.create_time >= begin:
                 kept[id] = known
         self.executions = kept

@@ -29,11 +29,12 @@ START_LIMIT_CODE = "1241010"
 
 
 class Window(msgspec.Struct, frozen=True):
-    """All executions created in [begin, end]. `truncated`: milliseconds in it that could not be read completely."""
+    """All executions created in [begin, end], except for the milliseconds in `unreadable`, which give no more than a
+    part of theirs."""
 
     rows: dict[int, Execution]
     end: int
-    truncated: int = 0
+    unreadable: frozenset[int] = frozenset()
 
 
 class TooMany(Exception):
@@ -48,14 +49,14 @@ async def read_window(
     Raises `ApiError`, and `TooMany` once more than `at_most` rows have been read.
     """
     rows: dict[int, Execution] = {}
-    truncated = 0
+    unreadable: set[int] = set()
     top = end
     while top > begin:
         page, first = first or await ask(begin, top, 0), None
         known = len(rows)
         rows.update((row.id, row) for row in page.rows if row.create_time >= begin)
         if _is_last(page, len(page.rows), page_size):
-            return Window(rows, end, truncated)
+            return Window(rows, end, frozenset(unreadable))
         if len(rows) == known:
             raise _nonsense(page)
         times = [row.create_time for row in page.rows]
@@ -63,14 +64,15 @@ async def read_window(
         if oldest < max(times):
             top = oldest
         else:
-            truncated += not await _read_millisecond(ask, oldest, rows, page_size)
+            if not await _read_millisecond(ask, oldest, rows, page_size):
+                unreadable.add(oldest)
             top = oldest - 1
         if at_most is not None and len(rows) > at_most:
             raise TooMany
-    if top == begin:
-        # Not [begin, begin], to which v3 would add the next millisecond, maybe a page full of it.
-        truncated += not await _read_millisecond(ask, begin, rows, page_size)
-    return Window(rows, end, truncated)
+    # Not [begin, begin], to which v3 would add the next millisecond, maybe a page full of it.
+    if top == begin and not await _read_millisecond(ask, begin, rows, page_size):
+        unreadable.add(begin)
+    return Window(rows, end, frozenset(unreadable))
 
 
 async def read_slice(ask: Ask, begin: int, end: int, page_size: int, floor: int, span: int | None) -> Window:

@@ -120,14 +120,19 @@ class Tally:
             if old:
                 series = _Spread(old.bounds, list(old.counts), old.sum, old.born, old.shown, list(old.exemplars))
         if series is None or series.bounds != bounds:
-            size = len(bounds) + 1
-            series = _Spread(bounds, [0] * size, 0, self._now, self._now + self._hold, [None] * size)
+            series = self._empty(bounds)
         added[labels] = series
         bucket = bisect_left(bounds, value)
         series.counts[bucket] += 1
         series.sum += value
         if exemplar_id is not None:
             series.exemplars[bucket] = self._exemplar(exemplar_id, value)
+
+    def rebucket(self, family: str, bounds: tuple[float, ...]) -> None:
+        """Restart, at 0 and with a new birth, the histograms of a family that have other bounds than these."""
+        for labels, old in self._before.histograms.get(family, {}).items():
+            if old.bounds != bounds:
+                self._histograms.setdefault(family, {}).setdefault(labels, self._empty(bounds))
 
     def freeze(self) -> Counts:
         """What was there with what was added; the very same object when nothing was added."""
@@ -152,6 +157,10 @@ class Tally:
     def series(self, family: str) -> Set[Labels]:
         """The label sets of a counter family by now."""
         return self._before.counters.get(family, {}).keys() | self._counters.get(family, {}).keys()
+
+    def _empty(self, bounds: tuple[float, ...]) -> _Spread:
+        size = len(bounds) + 1
+        return _Spread(bounds, [0] * size, 0, self._now, self._now + self._hold, [None] * size)
 
     def _exemplar(self, exemplar: Exemplar | int, value: float) -> Exemplar:
         return Exemplar(exemplar, value, self._now) if isinstance(exemplar, int) else exemplar
