@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -238,6 +239,23 @@ async def test_durations_come_from_start_and_end(tmp_path: Path) -> None:
         name = "blueking_exporter_unknown_values_total"
         assert metrics.samples[name, frozenset({("field", "nodeman_job.end_time")})] == 1
         assert metrics.by(nodeman("job_duration_seconds_bucket"), "le")[("86400.0",)] == 0
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+async def test_times_are_the_platforms(tmp_path: Path, ahead: float) -> None:
+    """An own clock that is an hour off changes nothing, over a restart too."""
+    async with watched(tmp_path, job={}) as daemon:
+        daemon.ahead = ahead
+        await daemon.start()
+        daemon.failing_on("INSTALL_AGENT", HOSTS[0], duration=10)
+        await daemon.sleep_until(60)
+        await daemon.restart(down=40)
+        await daemon.sleep_until(150)
+        metrics = await daemon.poll()
+        assert finished(metrics) == {("INSTALL_AGENT", "failed"): 1}
+        assert failures(metrics) == {INSTALL: 1}
+        assert since(metrics) == {("0", "1", "10.2.0.1"): EPOCH + 10}
+        assert own(metrics, "watermark_timestamp_seconds") == pytest.approx(daemon.now(), abs=40)
 
 
 # Watched and configured jobs
@@ -539,6 +557,29 @@ async def test_a_subscription_that_is_not_ready_is_skipped(tmp_path: Path) -> No
         assert metrics.by(nodeman("subscription_instances"), "subscription_id", "status") == {
             ("11", "success"): 1, ("12", "running"): 1,
         }  # fmt: skip
+
+
+async def test_what_gives_no_answer_is_not_shown(tmp_path: Path) -> None:
+    """While a subscription or a task of 1.x is refused and others are not, its gauges are absent, not frozen."""
+    collectors: dict[str, Any] = {"subscription": {"subscription_ids": [11, 12]}, "task": {"job_ids": [181, 182]}}
+    async with watched(tmp_path, **collectors) as daemon:
+        for host in HOSTS[:2]:
+            daemon.nodeman.start_subscription("RESTART_AGENT", {host: "restart"}, duration=10)
+            daemon.nodeman.start_legacy_task(2, "INSTALL_PAGENT", {host: "JOB_TIMEOUT"}, duration=10)
+        await daemon.start()
+        await daemon.sleep_until(60)
+        before = await daemon.poll()
+        gone = daemon.nodeman.subscriptions.pop(11), daemon.nodeman.legacy_tasks.pop(181)
+        metrics = await daemon.poll()
+        assert set(metrics.by(nodeman("subscription_instances"), "subscription_id")) == {("12",)}
+        assert set(metrics.by(nodeman("task_hosts"), "job_id")) == {("182",)}
+        assert set(metrics.by(nodeman("task_hosts_by_os"), "job_id")) == {("182",)}
+        assert failing(metrics) == failing(before)
+        daemon.nodeman.subscriptions[11], daemon.nodeman.legacy_tasks[181] = gone
+        metrics = await daemon.poll()
+        assert set(metrics.by(nodeman("subscription_instances"), "subscription_id")) == {("11",), ("12",)}
+        assert failures(metrics) == failures(before)
+        assert sum(failures(metrics).values()) == 4
 
 
 async def test_one_subscription_that_is_gone_does_not_hold_up_the_others(tmp_path: Path) -> None:

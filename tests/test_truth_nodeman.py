@@ -202,7 +202,7 @@ async def test_what_is_shown_is_what_happened(
     tmp_path: Path, seed: int, record_property: Callable[[str, object], None]
 ) -> None:
     """Every count, gauge and failing host of all three collectors equals the ledger's, over restarts of the daemon."""
-    collectors = {
+    collectors: dict[str, Any] = {
         "job": {"interval": f"{INTERVAL:.0f}s"},
         "subscription": {"interval": f"{INTERVAL:.0f}s", "subscription_ids": [11, 12]},
         "task": {"interval": "20s", "job_ids": list(range(181, 183 + LEGACY))},

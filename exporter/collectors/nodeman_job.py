@@ -514,7 +514,7 @@ class _Fold:
             end = own or self._end(row) or self.records.now
             labels = (self.collector.name, row.job_type, host.step, "")
             if host.status == "failed":
-                if name in known.failed and (own or 0.0) <= known.failed[name]:
+                if name in failed or (name in known.failed and (own or 0.0) <= known.failed[name]):
                     continue
                 failed[name] = own or 0.0
                 if counts and is_news(own, self.born):

@@ -150,7 +150,9 @@ class NodemanSubscriptionCollector:
         # Rows are cut by ascending record: the last page of one row is the newest one.
         size = sum(known.counter.values()) if known else 0
         summary = await self._api.task_result(id, page=max(1, size), pagesize=min(1, size), deadline=deadline)
-        counter = summary.counter or {}
+        if summary.counter is None:
+            raise ApiError("decode", "task_result tells no status_counter", api="task_result")
+        counter = summary.counter
         newest = max((row.record_id or 0 for row in summary.instances), default=0)
         moving = is_moving(counter)
         # At most a page per LOOK_AGAIN, on average.
@@ -240,7 +242,12 @@ class _Fold:
         for family in (GAP, TRUNCATED):
             self.tally.zero(family)
         before = self.state.subscriptions if self.state else {}
-        subscriptions = {id: before[id] for id in self.collector.config.subscription_ids if id in before}
+        # Of one that gave no answer nothing is shown.
+        subscriptions = {
+            id: msgspec.structs.replace(before[id], counter={})
+            for id in self.collector.config.subscription_ids
+            if id in before
+        }
         for id, answer in self.records.answers.items():
             subscriptions[id] = self._subscription(id, before.get(id), answer)
         hosts = (self.state.hosts if self.state else FailingHosts()).fold(

@@ -111,7 +111,12 @@ class NodemanTaskCollector:
         for family in (GAP, TRUNCATED):
             tally.zero(family)
         before = state.tasks if state else {}
-        tasks = {id: before[id] for id in self.config.job_ids if id in before}
+        # Of one that gave no answer nothing is shown.
+        tasks = {
+            id: msgspec.structs.replace(before[id], status_count={}, os_count={})
+            for id in self.config.job_ids
+            if id in before
+        }
         results: list[HostResult] = []
         unknown: list[tuple[str, str]] = []
         for id, task in records.tasks.items():
@@ -183,6 +188,7 @@ def hosts(view: NodemanView) -> Mapping[Labels, float]:
     return {
         (str(id), task.job_type, status): float(task.status_count.get(status, 0))
         for id, task in _configured(view)
+        if task.status_count
         for status in ("success", "failed", "running")
     }
 
