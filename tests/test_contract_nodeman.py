@@ -73,6 +73,26 @@ async def test_a_job_counts_once_per_run_over_retries_and_restarts(tmp_path: Pat
         assert metrics.get(nodeman("job_duration_seconds_count"), job_type="INSTALL_AGENT") == 1
 
 
+async def test_a_retry_of_some_hosts_does_not_count_the_others_again(tmp_path: Path) -> None:
+    """A new task over one of two failed hosts: the other one shows its old failure, which is known."""
+    async with watched(tmp_path, job={}) as daemon:
+        await daemon.start()
+        job = daemon.failing_on("INSTALL_AGENT", HOSTS[0], HOSTS[1], duration=40)
+        await daemon.sleep_until(130)
+        assert failures(await daemon.poll()) == {INSTALL: 2}
+        task = daemon.nodeman.run_task(job.subscription, {HOSTS[0]: "install"}, duration=60)
+        job.task_ids.append(task.id)
+        job.store_status("RUNNING", daemon.now())
+        daemon.nodeman.refresh(job)
+        metrics = await daemon.poll()
+        assert metrics.get(nodeman("jobs_unfinished"), job_type="INSTALL_AGENT", status="running") == 1
+        await daemon.sleep_until(300)
+        metrics = await daemon.poll()
+        assert finished(metrics) == {("INSTALL_AGENT", "failed"): 2}
+        assert failures(metrics) == {INSTALL: 3}
+        assert failing(metrics) == {INSTALL: 2}
+
+
 async def test_retrying_one_node_is_seen_as_a_return(tmp_path: Path) -> None:
     """retry_node leaves no mark on the list: the job of a failing host is looked at, runs again, ends again."""
     async with watched(tmp_path, job={}) as daemon:
@@ -454,6 +474,39 @@ async def test_a_lost_permission_fails_the_poll_and_changes_nothing(tmp_path: Pa
         metrics = await daemon.poll()
         assert own(metrics, "success") == 1
         assert finished(metrics) == {("INSTALL_AGENT", "failed"): 1}
+
+
+async def test_configured_jobs_that_cannot_be_had_hold_up_nothing(tmp_path: Path) -> None:
+    """One that does not exist and one of another business are counted as not_found; the poll is complete."""
+    async with watched(tmp_path, job={"job_ids": [181, 999]}) as daemon:
+        daemon.nodeman.start_job("INSTALL_AGENT", {FOREIGN[0]: "install"}, duration=10)
+        await daemon.start()
+        await daemon.sleep_until(60)
+        metrics = await daemon.poll()
+        assert own(metrics, "success") == 1
+        assert own(metrics, "errors_total", reason="not_found") >= 4
+        assert finished(metrics) == failures(metrics) == {}
+        assert metrics.by(nodeman("watched_job_status"), "job_id") == {}
+
+
+async def test_a_known_job_that_becomes_forbidden_holds_up_nothing(tmp_path: Path) -> None:
+    """It spans a business whose permission is lost: told once, left alone, its counts stay; the others go on."""
+    async with watched(tmp_path, job={}) as daemon:
+        await daemon.start()
+        daemon.nodeman.start_job(
+            "INSTALL_AGENT", {HOSTS[0]: "install", FOREIGN[0]: None}, duration=10, created_by="somebody"
+        )
+        daemon.failing_on("RESTART_AGENT", HOSTS[1], step="restart", duration=10)
+        await daemon.sleep_until(60)
+        await daemon.poll()
+        daemon.nodeman.denied = {3}
+        metrics = await daemon.poll(4)
+        assert own(metrics, "success") == 1
+        assert own(metrics, "errors_total", reason="permission") == 1
+        expected = {("INSTALL_AGENT", "part_failed"): 1, ("RESTART_AGENT", "failed"): 1}
+        assert finished(metrics) == expected
+        daemon.nodeman.denied = set()
+        assert finished(await daemon.poll(2)) == expected
 
 
 async def test_a_deleted_job_leaves(tmp_path: Path) -> None:
