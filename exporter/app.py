@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -160,6 +161,7 @@ class App:
             async with asyncio.TaskGroup() as self._tasks:
                 # Who connects meanwhile waits in the backlog, for a whole page and a true word on readiness.
                 await self._apply(self.loaded)
+                gc.freeze()  # pollers and tasks stay: looking through thousands of them would hold everybody up
                 self._spawn(WebServer(self._backend(), web).run(sockets), "web")
                 for name, task in (("lag", self._measure_lag()), ("follow", self._follow()), ("purge", self._purge())):
                     self._spawn(task, name)

@@ -102,6 +102,14 @@ FAMILIES = (
 """What the exporter says about each of its pollers; the owner's labels are collector and scope."""
 
 
+class _Kept(msgspec.Struct, frozen=True, gc=False):
+    """The chunk of some counters or histograms, good until `due` (unix seconds), when a held one is revealed."""
+
+    series: object
+    chunk: Chunk
+    due: float
+
+
 class Poller:
     """Watches one (collector, scope): `run` polls until cancelled, `page` always holds what is known.
 
@@ -141,7 +149,7 @@ class Poller:
         self._duration: float | None = None
         self._errors = Counts()
         self._shown: dict[str, set[Labels]] = {}
-        self._kept: dict[str, tuple[object, Chunk, float]] = {}
+        self._kept: dict[str, _Kept] = {}
         self._now = -math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._unknown: set[tuple[str, str]] = set()
@@ -346,11 +354,11 @@ class Poller:
         series: Mapping[Labels, Count | Distribution] | None
         series = (counts.counters if family.kind == "counter" else counts.histograms).get(family.name)
         kept = self._kept.get(family.name)
-        if kept and kept[0] is series and self._now < kept[2]:
-            return kept[1]
+        if kept and kept.series is series and self._now < kept.due:
+            return kept.chunk
         chunk = render_counts(family, prefix, counts, self._now, self._hold)
         due = min((one.shown for one in (series or {}).values() if one.shown > self._now), default=math.inf)
-        self._kept[family.name] = (series, chunk, due)
+        self._kept[family.name] = _Kept(series, chunk, due)
         return chunk
 
     def _schedule(self) -> None:

@@ -29,7 +29,7 @@ GAP = "blueking_exporter_collector_gap_seconds_total"
 TRUNCATED = "blueking_exporter_collector_truncated_total"
 
 
-class CollectorState(msgspec.Struct, frozen=True, kw_only=True):
+class CollectorState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What every collector's state has. All of it is committed together; what is not in it does not exist.
 
     `last_success`: wall clock of the newest complete poll; `watermark`: platform time up to which everything is

@@ -48,7 +48,7 @@ class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return self.runs[-1][0]
 
 
-class FailingHosts(msgspec.Struct, frozen=True):
+class FailingHosts(msgspec.Struct, frozen=True, gc=False):
     """Streaks by host identity; `cleared` remembers recent successes, so that an older failure that comes late is no
     news."""
 

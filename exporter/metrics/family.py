@@ -65,7 +65,7 @@ class Distribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
     exemplars: tuple[Exemplar | None, ...]
 
 
-class Counts(msgspec.Struct, frozen=True):
+class Counts(msgspec.Struct, frozen=True, gc=False):
     """All counters and histograms of one state: family name → label values besides the scope's → series."""
 
     counters: dict[str, dict[Labels, Count]] = {}
