@@ -366,6 +366,51 @@ async def test_F16_nodeman_jobs_that_arrive_between_two_pages(tmp_path: Path) ->
         }  # fmt: skip
 
 
+async def test_F16_nodeman_a_job_that_the_list_shows_late(tmp_path: Path) -> None:
+    """One with a lower id than others that have been counted: it is new all the same, and counted once."""
+
+    def hide(path: str, answer: Answer) -> Answer:
+        if "job_list" in path:
+            answer["data"]["list"] = [row for row in answer["data"]["list"] if row["id"] != hidden]
+        return answer
+
+    switch, hidden = Switch(hide), 182
+    switch.on = True
+    async with watched(tmp_path, change=switch, job={}, state=MEMORY) as daemon:
+        daemon.nodeman.start_job("RESTART_AGENT", {HOSTS[0]: None}, duration=10)
+        await daemon.start()
+        for host in HOSTS[1:4]:
+            daemon.nodeman.start_job("UPGRADE_AGENT", {host: None}, duration=10)
+        await daemon.sleep_until(100)
+        assert finished(await daemon.poll())[("UPGRADE_AGENT", "success")] == 2
+        switch.on = False
+        assert finished(await daemon.poll())[("UPGRADE_AGENT", "success")] == 3
+        assert finished(await daemon.poll(2))[("UPGRADE_AGENT", "success")] == 3
+
+
+async def test_F16_nodeman_tasks_in_another_order(tmp_path: Path) -> None:
+    """The same task ids in another order, or fewer of them, are no new run."""
+
+    def turn(path: str, answer: Answer) -> Answer:
+        for row in answer["data"].get("list", []):
+            if "task_id_list" in row:
+                row["task_id_list"] = row["task_id_list"][::-1][:1]
+        return answer
+
+    switch = Switch(turn)
+    async with watched(tmp_path, change=switch, job={}, state=MEMORY) as daemon:
+        await daemon.start()
+        job = daemon.failing_on("INSTALL_AGENT", HOSTS[0], duration=10)
+        await daemon.sleep_until(60)
+        await daemon.poll()
+        daemon.nodeman.retry(job, duration=20)
+        await daemon.sleep_until(160)
+        before = finished(await daemon.poll())
+        assert sum(before.values()) == 2
+        switch.on = True
+        assert finished(await daemon.poll(2)) == before
+
+
 async def test_F16_nodeman_totals_that_lie(tmp_path: Path) -> None:
     """A total that is 1000 too high is no reason to ask beyond a page that is not full."""
     async with watched(tmp_path, **ALL) as daemon:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +23,21 @@ from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer
 from exporter.simulator.world import Outcome, StepScript
 from exporter.simulator.world import Target as JobTarget
-from tests.components import Stack, eventually, http
-from tests.process import BIZ, Daemon, Samples, Simulated, by_labels, command, configuration, samples, total
+from tests.components import Stack, eventually, free_port, http
+from tests.process import (
+    BIZ,
+    PROGRAM,
+    Daemon,
+    Samples,
+    Simulated,
+    by_labels,
+    command,
+    configuration,
+    environment,
+    samples,
+    select,
+    total,
+)
 
 OTHER = Scope("biz", "3")
 SPEED = 30.0
@@ -360,3 +375,28 @@ def test_prometheus_reads_nodeman_back_and_joins_it_with_job(tmp_path: Path, fas
 
         both = prometheus.query(FAILS_IN_BOTH)
         assert [(row["metric"]["bk_host_id"], row["metric"]["reason"]) for row in both] == [("7", "gse_agent_abnormal")]
+
+
+def test_demo_shows_nodeman(tmp_path: Path) -> None:
+    """Jobs, a policy and a task of 1.x are on the page of `demo` within 20 seconds, with hosts that fail."""
+    address = f"127.0.0.1:{free_port()}"
+    with (tmp_path / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [*PROGRAM, "demo", f"--web.listen-address={address}"], stdout=output, stderr=output, env=environment()
+        )
+    try:
+
+        def complete() -> bool:
+            page = samples(http(f"http://{address}/metrics")[1].decode())
+            names = ("job_instances", "subscription_instances", "task_hosts", "hosts_failing")
+            assert all(total(page, f"blueking_nodeman_{name}") > 0 for name in names)
+            success = select(page, "blueking_exporter_collector_success")
+            polled = {dict(labels)["collector"] for labels, value in success.items() if value == 1}
+            return polled == {"job", "nodeman_job", "nodeman_subscription", "nodeman_task"}
+
+        eventually(complete, 20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait(10)

@@ -114,7 +114,7 @@ class NodemanJobRecords(msgspec.Struct, frozen=True):
 
 def is_new_run(known: TrackedJob, row: Job) -> bool:
     """Whether the row shows another run than the one that is known."""
-    if known.task_ids and row.task_ids and row.task_ids != known.task_ids:
+    if known.task_ids and not set(row.task_ids) <= set(known.task_ids):
         return True
     return known.counted and not ended(row.status, row.end_time)
 
