@@ -1,1 +1,1 @@
-"""Measures the exporter against its anchors; see docs/performance.md. `python -m bench GROUP`."""
+"""Measures the exporter against its anchors; see docs/en/performance.md. `python -m bench GROUP`."""

@@ -1,6 +1,7 @@
-"""A simulated platform of any size in a process of its own: `python -m bench.platform SCOPES [BUSY [PER_MINUTE]]`.
+"""A simulated platform of any size: `python -m bench.platform SCOPES [BUSY [PER_MINUTE [INSTANCES]]]`.
 
-`BUSY` scopes start so many executions a minute; every tenth fails on a few hosts, all others are quiet.
+`BUSY` scopes start so many executions a minute; every tenth fails on a few hosts, all others are quiet. A subscription
+of NodeMan has so many `INSTANCES`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from exporter.model import Scope
+from exporter.simulator import nodeman_api, nodeman_world
 from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer
 from exporter.simulator.world import StepScript, Target, target
 
 STEP = 0.2
+SUBSCRIPTION = 11
+"""The id of the first subscription of a simulated NodeMan."""
 
 
 def scopes(count: int) -> list[Scope]:
@@ -57,9 +61,21 @@ def start_one(platform: Platform, scope: Scope, chance: random.Random, *, fails:
     )
 
 
-async def run(count: int, busy: int, per_minute: float) -> None:
+def subscribe(platform: Platform, scope: Scope, instances: int) -> None:
+    """A subscription of NodeMan, the first one, that has just failed on every instance."""
+    biz = int(scope.bk_scope_id)
+    hosts = {
+        nodeman_world.Target(biz, f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}", 1_000_000 + index): "install"
+        for index in range(instances)
+    }
+    nodeman_api.world_of(platform).start_subscription("INSTALL_AGENT", hosts, duration=0.1)
+
+
+async def run(count: int, busy: int, per_minute: float, instances: int) -> None:
     all_scopes = scopes(count)
     platform = Platform(scopes=all_scopes)
+    if instances:
+        subscribe(platform, all_scopes[0], instances)
     platform.calls = type(platform.calls)(maxlen=20_000)
     chance = random.Random(1)
     async with SimulatorServer(platform) as server:
@@ -74,5 +90,5 @@ async def run(count: int, busy: int, per_minute: float) -> None:
 
 
 if __name__ == "__main__":
-    numbers = [float(number) for number in sys.argv[1:]] + [0.0, 6.0][len(sys.argv) - 2 :]
-    asyncio.run(run(int(numbers[0]), int(numbers[1]), numbers[2]))
+    numbers = [float(number) for number in sys.argv[1:]] + [0.0, 6.0, 0.0][len(sys.argv) - 2 :]
+    asyncio.run(run(int(numbers[0]), int(numbers[1]), numbers[2], int(numbers[3])))

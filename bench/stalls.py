@@ -1,8 +1,7 @@
 """How long the event loop stands still while big answers are polled: `python -m bench.stalls URL FOLDER HOSTS ...`.
 
-Starts executions of so many hosts on the platform, polls until they are counted, and prints JSON: by number of hosts,
-the longest stall of the loop in CPU seconds and by the clock, the CPU seconds of the poll, and the hosts that fail on
-the page.
+Polls the subscription of the platform, then executions on so many hosts, one after the other, and prints JSON: the
+longest stall of the loop in CPU seconds and by the clock, the CPU seconds of the poll, and the hosts that fail then.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from pathlib import Path
 
 import aiohttp
 
-from bench.platform import config, scopes
+from bench.platform import SUBSCRIPTION, config
 from exporter import log
 from exporter.app import catalogue, collectors, platforms
 from exporter.clock import Clock
 from exporter.config.load import load
-from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Page
+from exporter.model import Scope
 from exporter.poller import Poller
 from exporter.state.base import open_store
 from exporter.telemetry import Telemetry
@@ -44,64 +43,70 @@ class Heart:
             self.delay = max(self.delay, time.perf_counter() - began - BEAT)
 
 
-async def run(url: str, folder: Path, sizes: list[int]) -> list[dict[str, float]]:
+async def run(url: str, folder: Path, sizes: list[int]) -> list[dict[str, object]]:
     log.configure("error", "logfmt")
+    settings = {**config(url, len(sizes), "30s"), "counter_birth_hold": "0s"}
+    settings["blueking"]["nodeman"] = {"url": f"{url}/api/bk-nodeman/prod"}
+    subscription = {"enabled": True, "subscription_ids": [SUBSCRIPTION]}
+    settings["scopes"][0]["collectors"] = {"nodeman_subscription": subscription}
     file = folder / "config.yaml"
-    file.write_text(json.dumps({**config(url, len(sizes), "30s"), "counter_birth_hold": "0s"}))
+    file.write_text(json.dumps(settings))
     loaded = load(file).config
     clock, telemetry = Clock(), Telemetry()
     store = open_store(f"sqlite:{folder}/stalls.db")
     await store.open()
     page = Page(catalogue())
-    found = []
+    found: list[dict[str, object]] = []
     try:
         async with platforms(loaded.blueking, clock, telemetry) as apis, aiohttp.ClientSession() as session:
+            shared = {"store": store, "page": page, "telemetry": telemetry, "clock": clock}
             pollers = [
-                Poller(
-                    one,
-                    store=store,
-                    page=page,
-                    telemetry=telemetry,
-                    clock=clock,
-                    hold=0,
-                    stale_after=3,
-                    request_timeout=30,
-                )
+                Poller(one, **shared, hold=0, stale_after=3, request_timeout=30)  # type: ignore[arg-type]
                 for one in collectors(loaded, apis, clock)
             ]
-            for poller, scope, size in zip(pollers, scopes(len(sizes)), sizes, strict=True):
+            (other,) = [poller for poller in pollers if poller.key.collector != "job"]
+            found.append({"what": "subscription", **await _watch(other)})
+            pollers.remove(other)
+            for poller, size in zip(pollers, sizes, strict=True):
                 await poller.poll()
-                results = [
-                    {"bk_host_id": 1_000_000 + index, "ip": f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}",
-                     "status": 104 if index % 10 == 0 else 9, "exit_code": 1 if index % 10 == 0 else 0}
-                    for index in range(size)
-                ]  # fmt: skip
-                started = {
-                    "bk_scope_type": scope.bk_scope_type,
-                    "bk_scope_id": scope.bk_scope_id,
-                    "steps": [{"duration": 0, "results": results}],
-                }
-                async with session.post(f"{url}/-/world/start", json=started) as answer:
-                    answer.raise_for_status()
+                await _start(session, url, poller.key.scope, size)
                 await asyncio.sleep(0.2)
-                heart = Heart()
-                beating = asyncio.create_task(heart.beat())
-                used = time.process_time()
-                await poller.poll()
-                used = time.process_time() - used
-                text = b"".join(page.exposition(Format.TEXT))
-                await asyncio.sleep(0.01)
-                beating.cancel()
-                if not poller.success:
-                    raise RuntimeError(poller.message)
-                own = f'_hosts_failing{{bk_scope_type="biz",bk_scope_id="{scope.bk_scope_id}"'.encode()
-                failing = sum(float(line.split()[-1]) for line in text.splitlines() if own in line)
-                found.append(
-                    {"hosts": size, "stall": heart.worst, "delay": heart.delay, "cpu": used, "failing": failing}
-                )
+                found.append({"what": "execution", **await _watch(poller)})
     finally:
         await store.close()
     return found
+
+
+async def _watch(poller: Poller) -> dict[str, float]:
+    """One poll, beside a heart that beats."""
+    heart = Heart()
+    beating = asyncio.create_task(heart.beat())
+    used = time.process_time()
+    await poller.poll()
+    used = time.process_time() - used
+    await asyncio.sleep(0.01)
+    beating.cancel()
+    if not poller.success or poller.state is None:
+        raise RuntimeError(poller.message)
+    failing = len(poller.collector.failing_hosts(poller.state).streaks)
+    return {"failing": failing, "stall": heart.worst, "delay": heart.delay, "cpu": used}
+
+
+async def _start(session: aiohttp.ClientSession, url: str, scope: Scope, hosts: int) -> None:
+    """An execution that is over at once; every tenth host fails."""
+    results = [
+        {
+            "bk_host_id": 1_000_000 + index,
+            "ip": f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}",
+            "status": 104 if index % 10 == 0 else 9,
+            "exit_code": 1 if index % 10 == 0 else 0,
+        }
+        for index in range(hosts)
+    ]
+    where = {"bk_scope_type": scope.bk_scope_type, "bk_scope_id": scope.bk_scope_id}
+    started = {**where, "steps": [{"duration": 0, "results": results}]}
+    async with session.post(f"{url}/-/world/start", json=started) as answer:
+        answer.raise_for_status()
 
 
 if __name__ == "__main__":
