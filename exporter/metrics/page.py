@@ -9,6 +9,7 @@ piece refers to the chunks, and is joined while it is sent.
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from collections import Counter
@@ -198,11 +199,19 @@ def crc32_combine(first: int, second: int, size: int) -> int:
 
     CRC is linear, so what `first` does to the result can be found on zeros instead of the second text.
     """
-    zeros = 0
+    return _over_zeros(first, size) ^ _zeros(size) ^ second
+
+
+def _over_zeros(crc: int, size: int) -> int:
     while size > 0:
-        block = _ZEROS[:size]
-        first, zeros, size = zlib.crc32(block, first), zlib.crc32(block, zeros), size - len(block)
-    return first ^ zeros ^ second
+        crc, size = zlib.crc32(_ZEROS[:size], crc), size - len(_ZEROS)
+    return crc
+
+
+@functools.lru_cache(maxsize=4096)
+def _zeros(size: int) -> int:
+    # Pieces often change without changing their size, and this is half of what combining them costs.
+    return _over_zeros(0, size)
 
 
 def _deflate(plain: bytes) -> bytes:
