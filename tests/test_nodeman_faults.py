@@ -409,6 +409,8 @@ async def test_F16_nodeman_tasks_in_another_order(tmp_path: Path) -> None:
         assert sum(before.values()) == 2
         switch.on = True
         assert finished(await daemon.poll(2)) == before
+        switch.on = False
+        assert finished(await daemon.poll(2)) == before
 
 
 async def test_F16_nodeman_totals_that_lie(tmp_path: Path) -> None:

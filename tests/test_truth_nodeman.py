@@ -197,7 +197,7 @@ def _by_type(counts: Iterable[tuple[Any, float]]) -> Values:
     return merged
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
 async def test_what_is_shown_is_what_happened(
     tmp_path: Path, seed: int, record_property: Callable[[str, object], None]
 ) -> None:

@@ -492,7 +492,7 @@ class _Fold:
         self.jobs[id] = TrackedJob(
             row.job_type,
             row.status,
-            row.task_ids or known.task_ids,
+            tuple(sorted({*known.task_ids, *row.task_ids})),
             row.start_time,
             row.end_time,
             row.statistics,
