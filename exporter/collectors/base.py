@@ -155,7 +155,10 @@ async def fold(size: int, work: Callable[[], T]) -> T:
 
 async def gather_bounded(calls: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]:
     """The results of `calls` in their order, at most `limit` under way at once. The first error ends them all."""
-    waiting = iter(list(enumerate(calls)))
+    numbered = list(enumerate(calls))
+    if not numbered:
+        return []
+    waiting = iter(numbered)
     results: dict[int, T] = {}
 
     async def work() -> None:
@@ -164,7 +167,7 @@ async def gather_bounded(calls: Iterable[Coroutine[Any, Any, T]], limit: int) ->
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(limit):
+            for _ in range(min(limit, len(numbered))):
                 group.create_task(work())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
