@@ -80,9 +80,9 @@ def plot(of_scopes: Sequence[dict[str, Any]], of_series: Sequence[dict[str, Any]
     right = _panel(
         440, "series on the page", [one["series"] for one in of_series],
         {
-            "plain scrape, ms CPU": [one["plain_ms"] for one in of_series],
+            "plain, ms CPU": [one["plain_ms"] for one in of_series],
             "RSS, MiB": [one["rss_mib"] for one in of_series],
-            "repeated gzip, ms CPU": [one["gzip_ms"] for one in of_series],
+            "gzip again, ms CPU": [one["gzip_ms"] for one in of_series],
         },
     )  # fmt: skip
     return (
