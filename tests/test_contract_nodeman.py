@@ -80,10 +80,7 @@ async def test_a_retry_of_some_hosts_does_not_count_the_others_again(tmp_path: P
         job = daemon.failing_on("INSTALL_AGENT", HOSTS[0], HOSTS[1], duration=40)
         await daemon.sleep_until(130)
         assert failures(await daemon.poll()) == {INSTALL: 2}
-        task = daemon.nodeman.run_task(job.subscription, {HOSTS[0]: "install"}, duration=60)
-        job.task_ids.append(task.id)
-        job.store_status("RUNNING", daemon.now())
-        daemon.nodeman.refresh(job)
+        daemon.nodeman.retry(job, {HOSTS[0]: "install"}, only=[HOSTS[0]], duration=60)
         metrics = await daemon.poll()
         assert metrics.get(nodeman("jobs_unfinished"), job_type="INSTALL_AGENT", status="running") == 1
         await daemon.sleep_until(300)
@@ -109,6 +106,38 @@ async def test_retrying_one_node_is_seen_as_a_return(tmp_path: Path) -> None:
         assert failures(metrics) == {INSTALL: 2}, "the other host has not failed again"
         assert failing(metrics) == {INSTALL: 1}
         assert metrics.get(nodeman("job_duration_seconds_count"), job_type="INSTALL_AGENT") == 1
+
+
+async def test_a_job_is_watched_from_the_end_of_its_newest_run(tmp_path: Path) -> None:
+    """The platform keeps the end of the first run; a retry within max_finished_age of the newest one is counted."""
+    async with watched(tmp_path, job={"max_finished_age": "10m"}) as daemon:
+        await daemon.start()
+        job = daemon.failing_on("INSTALL_AGENT", HOSTS[0], duration=40)
+        await daemon.sleep_until(500)
+        daemon.nodeman.retry(job, {HOSTS[0]: "install"}, duration=200)
+        await daemon.sleep_until(1000)
+        metrics = await daemon.poll()
+        assert finished(metrics) == {("INSTALL_AGENT", "failed"): 2}
+        assert instances(metrics) == {("failed",): 1}
+        daemon.nodeman.retry(job, duration=20)
+        await daemon.sleep_until(1100)
+        metrics = await daemon.poll()
+        assert finished(metrics) == {("INSTALL_AGENT", "failed"): 2, ("INSTALL_AGENT", "success"): 1}
+        await daemon.sleep_until(1800)
+        assert instances(await daemon.poll()) == {}
+
+
+async def test_a_job_that_runs_again_at_the_baseline_gives_no_duration(tmp_path: Path) -> None:
+    """It is unfinished and has an end: that of a run that nobody here has seen."""
+    async with watched(tmp_path, job={}) as daemon:
+        job = daemon.failing_on("INSTALL_AGENT", HOSTS[0], duration=40)
+        await daemon.sleep_until(100)
+        daemon.nodeman.retry(job, duration=100)
+        await daemon.start()
+        await daemon.sleep_until(300)
+        metrics = await daemon.poll()
+        assert finished(metrics) == {("INSTALL_AGENT", "success"): 1}
+        assert metrics.get(nodeman("job_duration_seconds_count"), job_type="INSTALL_AGENT") is None
 
 
 async def test_a_run_between_two_looks_is_counted_by_what_it_leaves(tmp_path: Path) -> None:
@@ -672,19 +701,22 @@ async def test_service_instances_and_old_engines(tmp_path: Path) -> None:
 async def test_a_node_retried_in_a_subscription_counts_its_new_sub_steps_only(tmp_path: Path) -> None:
     """The record and its start stay: the finish tells the run, and sub-steps before the retry are not timed again."""
     async with watched(tmp_path, subscription={"subscription_ids": [11]}) as daemon:
-        policy = daemon.nodeman.start_subscription("RESTART_AGENT", {HOSTS[0]: "get_agent_status"}, duration=100)
+        hosts = {HOSTS[0]: "get_agent_status", HOSTS[1]: None}
+        policy = daemon.nodeman.start_subscription("RESTART_AGENT", hosts, duration=100)
         await daemon.start()
         await daemon.sleep_until(130)
         metrics = await daemon.poll()
         assert metrics.by(nodeman("step_duration_seconds_count"), "step") == {
-            ("restart",): 1, ("get_agent_status",): 1,
+            ("restart",): 2, ("get_agent_status",): 2, ("update_process_status",): 1,
         }  # fmt: skip
-        (record,) = policy.latest(policy.tasks)
+        # By then the failed one has been read again, without the others.
+        await daemon.sleep_until(500)
+        record = policy.latest(policy.tasks)[0]
         record.begin_run(daemon.now() + 5, 100, "get_agent_status", 1)
-        await daemon.sleep_until(300)
+        await daemon.sleep_until(650)
         metrics = await daemon.poll()
         assert metrics.by(nodeman("step_duration_seconds_count"), "step") == {
-            ("restart",): 1, ("get_agent_status",): 2,
+            ("restart",): 2, ("get_agent_status",): 3, ("update_process_status",): 1,
         }  # fmt: skip
         assert sum(failures(metrics).values()) == 2
         assert sum(failing(metrics).values()) == 1
@@ -864,6 +896,26 @@ async def test_pending_jobs_are_left_alone(tmp_path: Path) -> None:
         ]  # fmt: skip
         assert finished(metrics) == {("INSTALL_AGENT", "failed"): 2, ("INSTALL_AGENT", "part_failed"): 1}
         assert failures(metrics) == {INSTALL: 4}
+
+
+async def test_a_retried_job_is_left_alone_until_it_has_ended(tmp_path: Path) -> None:
+    """RUNNING is stored before the new task is ready; hosts that still count as failed are no reason to read it."""
+    async with watched(tmp_path, job={"interval": "10s"}) as daemon:
+        await daemon.start()
+        filtered = [Filtered(HOSTS[5], "该主机已安装", "IGNORED")]
+        job = daemon.failing_on("INSTALL_AGENT", HOSTS[0], HOSTS[1], duration=20, filtered=filtered)
+        await daemon.sleep_until(100)
+        await daemon.poll()
+        begun = daemon.loop.time()
+        daemon.nodeman.retry(job, only=[HOSTS[0]], duration=30, ready_after=100)
+        assert job.statistics["failed_count"] == 1
+        await daemon.sleep_until(190)
+        assert daemon.details(begun) == []
+        assert job.status == "RUNNING"
+        await daemon.sleep_until(300)
+        metrics = await daemon.poll()
+        assert [status for _, status in job.ends] == ["FAILED", "PART_FAILED"]
+        assert failing(metrics) == {INSTALL: 1}
 
 
 async def test_a_subscription_of_ten_thousand_instances(

@@ -483,13 +483,19 @@ class NodemanWorld:
         job: Job,
         outcomes: Mapping[Target, Outcome] | None = None,
         *,
+        only: Collection[Target] | None = None,
         duration: float = 60.0,
         ready_after: float = 0.0,
     ) -> Task | None:
-        """Retry the failed hosts in a new task; hosts without an outcome succeed. None if there is nothing to retry."""
+        """Retry the failed hosts, or `only` these, in a new task; hosts without an outcome succeed. None if there is
+        nothing to retry."""
         self.refresh(job)
         now = self.now()
-        failed = [r for r in job.subscription.latest(job.task_ids) if r.status(now) == "FAILED"]
+        failed = [
+            r
+            for r in job.subscription.latest(job.task_ids)
+            if r.status(now) == "FAILED" and (only is None or r.target in only)
+        ]
         if not failed:
             return None
         hosts = {r.target: (outcomes or {}).get(r.target) for r in failed}
