@@ -620,6 +620,12 @@ async def test_a_failed_instance_of_an_earlier_task_goes_on_failing(tmp_path: Pa
         metrics = await daemon.poll()
         assert sum(failing(metrics).values()) == 1
         assert sum(failures(metrics).values()) == 1
+        first = policy.tasks[min(policy.tasks)].records[0]
+        first.begin_run(daemon.now() + 5, 60, None)
+        await daemon.sleep_until(900)
+        metrics = await daemon.poll()
+        assert failing(metrics) == {}
+        assert sum(failures(metrics).values()) == 1
 
 
 async def test_a_subscription_that_is_not_ready_is_skipped(tmp_path: Path) -> None:
