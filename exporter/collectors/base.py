@@ -83,10 +83,19 @@ class Attempts:
 
     def exhausted(self, id: int, error: ApiError) -> bool:
         """Whether to go on without `id`: at once after an answer that is final, else after `MOST` failed polls."""
-        if error.transient:
+        return not error.transient or self._failed.get(id, 0) >= self.MOST
+
+    def give_up(self, id: int, error: ApiError) -> bool:
+        """`exhausted`; where not, the poll fails because of `id` once more."""
+        if self.exhausted(id, error):
+            return True
+        self.charge((id,))
+        return False
+
+    def charge(self, ids: Iterable[int]) -> None:
+        """The present poll fails, and these are what it could not get."""
+        for id in ids:
             self._failed[id] = self._failed.get(id, 0) + 1
-            return self._failed[id] > self.MOST
-        return True
 
     def forget(self, ids: Iterable[int]) -> None:
         """These have been dealt with."""

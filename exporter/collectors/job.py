@@ -20,6 +20,7 @@ from exporter.collectors import failing_hosts
 from exporter.collectors.base import (
     GAP,
     TRUNCATED,
+    Attempts,
     CollectorState,
     FailedExecution,
     Observed,
@@ -69,8 +70,6 @@ HOLDER_LOOK = 120_000
 """ms: at most this long until a retry that lets a failing host succeed is noticed."""
 LOOKS = 100
 """How many times within `reopen_window` a failed execution is looked at."""
-ATTEMPTS = 5
-"""Polls that one execution may fail before it is counted without its host results."""
 CONCURRENCY = 4
 """Calls of one poll under way at once: less than the process may have, so that a slow scope leaves room for others."""
 DISTINCT_CODES = 64
@@ -181,7 +180,7 @@ def group(plan_id: int, name: str) -> str:
 
 
 class JobCollector:
-    """See `Collector`. `attempts` lives with the poller: how often an execution has failed its poll."""
+    """See `Collector`."""
 
     name: ClassVar[str] = "job"
     state_type: ClassVar[type[JobState]] = JobState
@@ -195,7 +194,7 @@ class JobCollector:
         self._api = api
         self._clock = clock
         self._hold = hold
-        self._attempts: dict[int, int] = {}
+        self._attempts = Attempts()
         self._span: int | None = None
 
     @classmethod
@@ -332,7 +331,7 @@ class JobCollector:
             try:
                 answer, complete = await self._status(row.id, deadline)
             except ApiError as error:
-                if error.transient and self._attempts.get(row.id, 0) < ATTEMPTS:
+                if not self._attempts.exhausted(row.id, error):
                     raise
                 errors.append(error.reason)
                 unexamined.add(row.id)
@@ -346,8 +345,7 @@ class JobCollector:
             await gather_bounded((examine(row) for row in sorted(selected.values(), key=_end_order)), CONCURRENCY)
         except ApiError:
             # One outage is held against all that it keeps waiting, or each of them would fail as many polls by itself.
-            for id in selected.keys() - examined.keys() - unexamined:
-                self._attempts[id] = self._attempts.get(id, 0) + 1
+            self._attempts.charge(selected.keys() - examined.keys() - unexamined)
             raise
         if self.config.host_results == "failed":
             failing = set(state.hosts.groups()) | {group(selected[id].plan_id, selected[id].name) for id in examined}
@@ -363,8 +361,7 @@ class JobCollector:
                         await examine(row)
                 if row.id in examined:
                     news.append(row)
-        for id in (*examined, *unexamined):
-            self._attempts.pop(id, None)
+        self._attempts.forget((*examined, *unexamined))
         return msgspec.structs.replace(
             records,
             examined=examined,

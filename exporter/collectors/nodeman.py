@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
+from exporter.blueking.nodeman import NodemanApi
+from exporter.blueking.nodeman_legacy import NodemanLegacyApi
+from exporter.clock import Clock
 from exporter.collectors import failing_hosts
-from exporter.collectors.base import CollectorState
+from exporter.collectors.base import Attempts, CollectorState
 from exporter.collectors.failing_hosts import FailingHosts
+from exporter.config.schema import NodemanJobConfig, NodemanSubscriptionConfig, NodemanTaskConfig
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family, Labels
-from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN
+from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Scope
 
 HOST_FAILURES = "blueking_nodeman_host_failures_total"
 FAILURE_LABELS = ("collector", "job_type", "step", "code")
+
+
+C = TypeVar("C", NodemanJobConfig, NodemanSubscriptionConfig, NodemanTaskConfig)
+A = TypeVar("A", NodemanApi, NodemanLegacyApi)
 
 
 class NodemanState(CollectorState, frozen=True, kw_only=True):
     """A state with failing hosts."""
 
     hosts: FailingHosts
+
+
+class NodemanCollector(Generic[C, A]):
+    """What the collectors have in common: the settings `C` of their scope, the platform's calls `A`."""
+
+    failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
+
+    def __init__(self, scope: Scope, config: C, api: A, clock: Clock, hold: float) -> None:
+        self.scope = scope
+        self.config: C = config
+        self.interval = config.interval
+        self.biz = int(scope.bk_scope_id)
+        self.hold = hold
+        self._api: A = api
+        self._clock = clock
+        self._attempts = Attempts()
+
+    def view(self, state: NodemanState) -> NodemanView:
+        return NodemanView(state, self.config)
+
+    def failing_hosts(self, state: NodemanState) -> FailingHosts:
+        return state.hosts
 
 
 class NodemanView(msgspec.Struct, frozen=True):

@@ -23,7 +23,6 @@ from exporter.clock import Clock
 from exporter.collectors.base import (
     GAP,
     TRUNCATED,
-    Attempts,
     Collector,
     FailedExecution,
     Observed,
@@ -32,8 +31,8 @@ from exporter.collectors.base import (
 )
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.collectors.nodeman import (
-    FAILURE_LABELS,
     FAMILIES,
+    NodemanCollector,
     NodemanState,
     NodemanView,
     count_failure,
@@ -45,7 +44,7 @@ from exporter.config.schema import NodemanJobConfig, ScopeConfig
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Counts, Family, Labels
-from exporter.model import NODEMAN_STATUSES, Scope
+from exporter.model import NODEMAN_STATUSES
 
 FINISHED = "blueking_nodeman_jobs_finished_total"
 DURATION = "blueking_nodeman_job_duration_seconds"
@@ -123,23 +122,12 @@ def failures(row: Job) -> int:
     return row.statistics.failed if row.statistics else 0
 
 
-class NodemanJobCollector:
+class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
     """See `Collector`."""
 
     name: ClassVar[str] = "nodeman_job"
     state_type: ClassVar[type[NodemanJobState]] = NodemanJobState
     families: ClassVar[tuple[Family, ...]]
-    failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
-
-    def __init__(self, scope: Scope, config: NodemanJobConfig, api: NodemanApi, clock: Clock, hold: float) -> None:
-        self.scope = scope
-        self.config = config
-        self.interval = config.interval
-        self.biz = int(scope.bk_scope_id)
-        self.hold = hold
-        self._api = api
-        self._clock = clock
-        self._attempts = Attempts()
 
     @classmethod
     def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
@@ -249,7 +237,7 @@ class NodemanJobCollector:
             except ApiError as error:
                 if error.reason == "not_found" and id in known:
                     gone.add(id)
-                elif self._attempts.exhausted(id, error):
+                elif self._attempts.give_up(id, error):
                     refused.append(error)
                     # Of one that has been counted nothing more is to be learnt: do not ask again in every poll.
                     if id in known and known[id].counted and rows and id not in self.config.job_ids:
@@ -286,7 +274,7 @@ class NodemanJobCollector:
             try:
                 job = (await self._api.job_details(id, deadline=deadline)).job
             except ApiError as error:
-                if not self._attempts.exhausted(id, error):
+                if not self._attempts.give_up(id, error):
                     raise
                 errors.append(error)
             else:
@@ -315,7 +303,7 @@ class NodemanJobCollector:
             try:
                 hosts[id] = await self._hosts(id, statuses, deadline)
             except ApiError as error:
-                if not self._attempts.exhausted(id, error):
+                if not self._attempts.give_up(id, error):
                     raise
                 errors.append(error)
                 unexamined.add(id)
@@ -390,12 +378,6 @@ class NodemanJobCollector:
         calls = int(self.config.discover) + (1 if lists and self.config.job_ids else len(self.config.job_ids))
         failing = {streak.run for streak in state.hosts.streaks.values()} if lists else set()
         return 86400.0 * (calls / self.interval + len(failing) / max(LOOK_AGAIN, self.interval))
-
-    def view(self, state: NodemanJobState) -> NodemanView:
-        return NodemanView(state, self.config)
-
-    def failing_hosts(self, state: NodemanJobState) -> FailingHosts:
-        return state.hosts
 
     def failed_executions(self, state: NodemanJobState) -> list[FailedExecution]:
         return [

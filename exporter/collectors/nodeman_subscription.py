@@ -15,11 +15,11 @@ import msgspec
 from exporter.blueking.nodeman import PAGE_SIZE, Instance, NodemanApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import GAP, TRUNCATED, Attempts, Collector, FailedExecution, Observed, Platforms
+from exporter.collectors.base import GAP, TRUNCATED, Collector, FailedExecution, Observed, Platforms
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.collectors.nodeman import (
-    FAILURE_LABELS,
     FAMILIES,
+    NodemanCollector,
     NodemanState,
     NodemanView,
     count_failure,
@@ -31,7 +31,7 @@ from exporter.config.schema import NodemanSubscriptionConfig, ScopeConfig
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Counts, Family, Labels
-from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, Scope
+from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED
 
 STEP_DURATION = "blueking_nodeman_step_duration_seconds"
 STEP_BUCKETS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
@@ -97,25 +97,12 @@ class SubscriptionRecords(msgspec.Struct, frozen=True):
         return sum(len(answer.instances) for answer in self.answers.values())
 
 
-class NodemanSubscriptionCollector:
+class NodemanSubscriptionCollector(NodemanCollector[NodemanSubscriptionConfig, NodemanApi]):
     """See `Collector`."""
 
     name: ClassVar[str] = "nodeman_subscription"
     state_type: ClassVar[type[SubscriptionState]] = SubscriptionState
     families: ClassVar[tuple[Family, ...]]
-    failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
-
-    def __init__(
-        self, scope: Scope, config: NodemanSubscriptionConfig, api: NodemanApi, clock: Clock, hold: float
-    ) -> None:
-        self.scope = scope
-        self.config = config
-        self.interval = config.interval
-        self.biz = int(scope.bk_scope_id)
-        self.hold = hold
-        self._api = api
-        self._clock = clock
-        self._attempts = Attempts()
 
     @classmethod
     def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
@@ -136,7 +123,7 @@ class NodemanSubscriptionCollector:
             try:
                 answers[id] = await self._ask(id, known, deadline)
             except ApiError as error:
-                if not self._attempts.exhausted(id, error):
+                if not self._attempts.give_up(id, error):
                     raise
                 errors.append(error)
         fatal = [error for error in errors if error.reason != "not_ready"]
@@ -208,12 +195,6 @@ class NodemanSubscriptionCollector:
     async def probe(self, state: SubscriptionState, deadline: Deadline) -> float:
         """One call per subscription and interval."""
         return len(self.config.subscription_ids) * 86400.0 / self.interval
-
-    def view(self, state: SubscriptionState) -> NodemanView:
-        return NodemanView(state, self.config)
-
-    def failing_hosts(self, state: SubscriptionState) -> FailingHosts:
-        return state.hosts
 
     def failed_executions(self, state: SubscriptionState) -> list[FailedExecution]:
         """None: a subscription does not end."""

@@ -15,11 +15,11 @@ import msgspec
 from exporter.blueking.nodeman_legacy import LegacyHost, LegacyTask, NodemanLegacyApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import GAP, TRUNCATED, Attempts, Collector, FailedExecution, Observed, Platforms
+from exporter.collectors.base import GAP, TRUNCATED, Collector, FailedExecution, Observed, Platforms
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.collectors.nodeman import (
-    FAILURE_LABELS,
     FAMILIES,
+    NodemanCollector,
     NodemanState,
     NodemanView,
     count_failure,
@@ -28,7 +28,7 @@ from exporter.config.schema import NodemanTaskConfig, ScopeConfig
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Counts, Family, Labels
-from exporter.model import NODEMAN_STATUSES, Scope
+from exporter.model import NODEMAN_STATUSES
 
 
 class TrackedTask(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -60,25 +60,12 @@ class TaskRecords(msgspec.Struct, frozen=True):
         return sum(len(task.hosts) for task in self.tasks.values())
 
 
-class NodemanTaskCollector:
+class NodemanTaskCollector(NodemanCollector[NodemanTaskConfig, NodemanLegacyApi]):
     """See `Collector`."""
 
     name: ClassVar[str] = "nodeman_task"
     state_type: ClassVar[type[TaskState]] = TaskState
     families: ClassVar[tuple[Family, ...]]
-    failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
-
-    def __init__(
-        self, scope: Scope, config: NodemanTaskConfig, api: NodemanLegacyApi, clock: Clock, hold: float
-    ) -> None:
-        self.scope = scope
-        self.config = config
-        self.interval = config.interval
-        self.biz = int(scope.bk_scope_id)
-        self.hold = hold
-        self._api = api
-        self._clock = clock
-        self._attempts = Attempts()
 
     @classmethod
     def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
@@ -96,7 +83,7 @@ class NodemanTaskCollector:
             try:
                 tasks[id] = await self._api.get_task_info(self.biz, id, deadline=deadline)
             except ApiError as error:
-                if not self._attempts.exhausted(id, error):
+                if not self._attempts.give_up(id, error):
                     raise
                 errors.append(error)
         if errors and not tasks:
@@ -157,12 +144,6 @@ class NodemanTaskCollector:
     async def probe(self, state: TaskState, deadline: Deadline) -> float:
         """One call per task and interval."""
         return len(self.config.job_ids) * 86400.0 / self.interval
-
-    def view(self, state: TaskState) -> NodemanView:
-        return NodemanView(state, self.config)
-
-    def failing_hosts(self, state: TaskState) -> FailingHosts:
-        return state.hosts
 
     def failed_executions(self, state: TaskState) -> list[FailedExecution]:
         """Tasks with failed hosts, newest first."""
