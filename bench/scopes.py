@@ -74,6 +74,7 @@ def _watch(pid: int, address: str, folder: Path, scopes: int, seconds: float, lo
     text = get(f"{address}/metrics", keep=True).body.decode()
     commits = _value(text, "blueking_exporter_state_writes_total")
     took: list[float] = []
+    meanwhile: list[float] = []
     lags: list[float] = []
     behind: list[float] = []
     memory: list[tuple[float, float]] = []
@@ -82,9 +83,11 @@ def _watch(pid: int, address: str, folder: Path, scopes: int, seconds: float, lo
     while time.monotonic() - began < seconds:
         time.sleep(SCRAPE)
         gzip = count % 2 == 1
+        before = cpu_of(pid)
         got = get(f"{address}/metrics", {"Accept-Encoding": "gzip"} if gzip else None, keep=not gzip)
         count += 1
         took.append(got.last)
+        meanwhile.append(cpu_of(pid) - before)
         memory.append((time.monotonic() - began, memory_of(pid)))
         if not gzip:
             text = got.body.decode()
@@ -95,6 +98,7 @@ def _watch(pid: int, address: str, folder: Path, scopes: int, seconds: float, lo
             unsuccessful = max(unsuccessful, len(failing))
     elapsed = time.monotonic() - began
     took.sort()
+    meanwhile.sort()
     lags.sort()
     return {
         "seconds": elapsed,
@@ -106,6 +110,7 @@ def _watch(pid: int, address: str, folder: Path, scopes: int, seconds: float, lo
         "rss_after_five_minutes": next((size for at, size in memory if at >= 300), memory[0][1]),
         "scrape_median_seconds": median(took),
         "scrape_p99_seconds": took[min(len(took) - 1, int(len(took) * 0.99))],
+        "scrape_p99_cpu_seconds": meanwhile[min(len(took) - 1, int(len(took) * 0.99))],
         "lag_median_seconds": median(lags),
         "lag_max_seconds": lags[-1],
         "late_max_seconds": max(behind),
@@ -139,6 +144,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
         row("polls late by at most", found["late_max_seconds"], "s", INTERVAL),
         row("scopes without success", found["unsuccessful_max"], "", 0),
         row("p99 of /metrics", found["scrape_p99_seconds"] * 1000, "ms", 50),
+        row("p99 of the CPU used during /metrics, polls included", found["scrape_p99_cpu_seconds"] * 1000, "ms", None),
         row("memory since minute 5", found["rss_bytes"] / found["rss_after_five_minutes"], "×", 1.05),
         row("worst loop lag seen", found["lag_max_seconds"] * 1000, "ms", None),
         row("commits", found["commits_per_second"], "/s", None),

@@ -1,6 +1,6 @@
 """What things cost, counted instead of timed, so that no slow machine fails: calls, decodes, commits, bytes rendered.
 
-The times themselves are measured by bench/, see docs/performance.md.
+The times themselves are measured by bench/, see docs/en/performance.md.
 """
 
 from __future__ import annotations
