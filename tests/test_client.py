@@ -246,7 +246,7 @@ async def test_F27_the_secret_is_in_no_error_and_no_repr(capsys: pytest.CaptureF
     texts = [repr(asking), str(vars(asking))]
     async with Upstream(echo, reply(CANARY), reply(b"", 502)) as upstream, asking:
         for identity in ("app", "esb", "esb", "esb"):
-            error = await refusal(asking, upstream.url, 0.3, identity=identity)
+            error = await refusal(asking, upstream.url, 1.0, identity=identity)
             texts += ["".join(traceback.format_exception(error)), repr(error), str(error)]
     async with raw(sends(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20_000 + b"\r\n\r\n")) as url, client() as asking:
         texts.append("".join(traceback.format_exception(await refusal(asking, url, identity="esb"))))
