@@ -52,6 +52,7 @@ FOLLOW = 5.0
 """Seconds between two looks at the scope files."""
 KEEP = 7 * 86400.0
 """Seconds for which the state of a removed scope waits for it to come back."""
+SECRETS = "secret files"
 LAG_PERIOD = 1.0
 PROCESS_SERIES = 200
 """Room that `max_series` leaves for the metrics of the process itself, which are on the page too."""
@@ -138,6 +139,7 @@ class App:
         self._pollers: dict[Key, tuple[Poller, asyncio.Task[None]]] = {}
         self._reloading = asyncio.Lock()
         self._web = WebConfig()
+        self._broken: set[str] = set()
 
     @property
     def config(self) -> Config:
@@ -162,7 +164,8 @@ class App:
                 # Who connects meanwhile waits in the backlog, for a whole page and a true word on readiness.
                 await self._apply(self.loaded)
                 gc.freeze()  # pollers and tasks stay: looking through thousands of them would hold everybody up
-                self._spawn(WebServer(self._backend(), web).run(sockets), "web")
+                server = WebServer(self._backend(), web)
+                serving = self._spawn(server.run(sockets), "web")
                 for name, task in (("lag", self._measure_lag()), ("follow", self._follow()), ("purge", self._purge())):
                     self._spawn(task, name)
                 addresses = [_url(socket.getsockname(), web.current.tls is not None) for socket in sockets]
@@ -174,8 +177,10 @@ class App:
                 log.get().info("stopping")
                 # A reload that is under way ends first: what it starts after this would never be told to stop.
                 async with self._reloading:
-                    for running in self._running:
+                    for running in self._running - {serving}:
                         running.cancel()
+                await server.drain()
+                serving.cancel()
 
     def stop(self) -> None:
         """Ask the daemon to stop. From here on it is not ready."""
@@ -190,26 +195,31 @@ class App:
             try:
                 loaded = await asyncio.to_thread(load, self.options.config_file, self.options.overrides)
                 if broken := await self._web.refresh():
-                    raise ConfigError(broken)
+                    return [str(problem) for problem in broken]
                 self._warn_of_restart(loaded.config)
                 await self._apply(loaded)
             except (ConfigError, StateError) as error:
-                self.telemetry.config_reload_failed()
+                self._note("configuration", broken=True)
                 problems = str(error).splitlines()
                 log.get().error("reload_failed", problems=problems, always=True)
                 return problems
             finally:
                 systemd.notify("READY=1")
-            self.telemetry.config_loaded(loaded.config.sha256, self.clock.wall())
+            self._note("configuration", broken=False)
             log.get().info("reloaded", pollers=len(self._pollers))
             return []
 
     def _web_followed(self, taken: bool) -> None:
         """A changed web configuration file is in force, or it is broken and the one before stays."""
-        if taken:
-            self.telemetry.config_loaded(self.config.sha256, self.clock.wall())
-        else:
+        self._note("web configuration", broken=not taken)
+
+    def _note(self, what: str, *, broken: bool) -> None:
+        """Keep the metric of the reload at 0 as long as anything that was read is broken."""
+        (self._broken.add if broken else self._broken.discard)(what)
+        if self._broken:
             self.telemetry.config_reload_failed()
+        else:
+            self.telemetry.config_loaded(self.config.sha256, self.clock.wall())
 
     # Building
 
@@ -322,7 +332,7 @@ class App:
                 fed = now
 
     async def _follow(self) -> None:
-        """Reload when a scope file was added, removed or changed."""
+        """Reload when a scope file was added, removed or changed; tell of secret files that cannot be read any more."""
         seen = await asyncio.to_thread(self.loaded.scope_stamp)
         while True:
             await asyncio.sleep(FOLLOW)
@@ -330,6 +340,11 @@ class App:
             if stamp != seen:
                 seen = stamp
                 await self.reload()
+            lost = await asyncio.to_thread(self.loaded.unreadable_secrets)
+            if bool(lost) != (SECRETS in self._broken):
+                self._note(SECRETS, broken=bool(lost))
+            for file, why in lost:
+                log.get().error("secret_file_unreadable", file=str(file), message=why, consequence="the last one stays")
 
     async def _purge(self) -> None:
         """Forget the states of scopes that have been gone for long."""

@@ -62,7 +62,10 @@ def execute(arguments: list[str], environ: Environ) -> int:
     """Run one command and return its exit code."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments]
-    flags = _parser().parse_args(arguments)
+    parser, commands = _parser()
+    if arguments[0] in commands:
+        arguments[1:1] = _given_by_environment(commands[arguments[0]], environ)
+    flags = parser.parse_args(arguments)
     command: Callable[[argparse.Namespace, Environ], int] = flags.command
     from exporter.errors import ConfigError, ExporterError
 
@@ -315,7 +318,7 @@ def _variable(name: str) -> str:
 # Flags
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="blueking-exporter",
         description="Prometheus exporter for Tencent BlueKing: JOB and NodeMan, counted exactly once.",
@@ -385,7 +388,7 @@ def _parser() -> argparse.ArgumentParser:
     metrics.add_argument("--lang", choices=("en", "zh"), default="en")
     for sub in commands.choices.values():
         _accept_dotted(sub)
-    return parser
+    return parser, commands.choices
 
 
 def _address(text: str) -> str:
@@ -416,6 +419,16 @@ def _faults(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def _given_by_environment(parser: argparse.ArgumentParser, environ: Environ) -> list[str]:
+    """The flags of a sub-command that its own options take from the environment; those with a dot are `_value`'s."""
+    given = []
+    for action in parser._actions:
+        name = action.option_strings[-1].removeprefix("--") if action.option_strings else ""
+        if action.nargs is None and "." not in name and environ.get(_variable(name)):
+            given.append(f"--{name}={environ[_variable(name)]}")
+    return given
 
 
 def _accept_dotted(parser: argparse.ArgumentParser) -> None:

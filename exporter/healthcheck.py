@@ -30,6 +30,7 @@ def healthcheck(url: str, web_config_file: Path | None, environ: Mapping[str, st
     page = urllib.parse.urlsplit(url if "//" in url else f"{'https' if tls else 'http'}://{url}")
     if page.path in ("", "/"):
         page = page._replace(path="/-/ready")
+    page = page._replace(netloc=page.netloc.rpartition("@")[2])  # a password in it would be printed with every error
     request = urllib.request.Request(page.geturl())
     if environ.get(AUTH):
         request.add_header("Authorization", "Basic " + base64.b64encode(environ[AUTH].encode()).decode())

@@ -306,3 +306,17 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         assert p.stderr is not None
         p.stdout.close()
         assert (p.wait(10), p.stderr.read()) == (0, b"")
+
+
+def test_flags_without_a_dot_have_variables_too(tmp_path: Path) -> None:
+    """`once --output`, `metrics --lang`, `healthcheck --url`; what the flag says wins, and a bad value is refused."""
+    chinese = command("metrics", environ={"BLUEKING_EXPORTER_LANG": "zh"})
+    assert chinese.stdout.startswith("# blueking-exporter 指标参考")
+    assert command("metrics", "--lang=en", environ={"BLUEKING_EXPORTER_LANG": "zh"}).stdout.startswith("# Metrics")
+    refused = command("metrics", environ={"BLUEKING_EXPORTER_LANG": "xx"})
+    assert refused.returncode == 2
+    assert "--lang" in refused.stderr
+    unreachable = command("healthcheck", environ={"BLUEKING_EXPORTER_URL": "http://u:pass-word@127.0.0.1:9/"})
+    assert unreachable.returncode == 1
+    assert "127.0.0.1:9" in unreachable.stderr
+    assert "pass-word" not in unreachable.stderr

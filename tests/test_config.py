@@ -705,3 +705,17 @@ def test_F50_one_changed_line_never_leaks(write: Write, data: st.DataObject) -> 
     if f"app_secret: {CANARY}\n" not in text:
         return
     assert CANARY not in str(attempt(write(text.encode())))
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [f"\n    app_secret:{CANARY}", f" {CANARY}", f" {{app_code: a, app_secret{CANARY}: x}}"],
+    ids=["no space", "scalar", "in the key"],
+)
+def test_F27_a_secret_in_the_wrong_place_is_not_printed(write: Write, auth: str) -> None:
+    """A forgotten space makes a text of the key and its secret; the message names the place, not the text."""
+    text = MINIMAL.replace(" {app_code: a, app_secret: hunter2canary}", auth)
+    assert text != MINIMAL
+    lines = refused(write(text))
+    assert lines
+    assert CANARY not in "".join(lines)

@@ -98,9 +98,7 @@ def test_F42_a_stop_waits_neither_for_blueking_nor_for_scrapers(tmp_path: Path, 
         with contextlib.closing(reader):
             begun = time.monotonic()
             running.signal(signal.SIGTERM)
-            with contextlib.suppress(OSError):
-                # Until the listener is closed the answer can only be 503.
-                assert running.get("/-/ready")[0] == 503
+            eventually(lambda: running.get("/-/ready")[0] == 503, 2, 0.02)
             assert running.exit_code() == 0
             seconds = time.monotonic() - begun
             assert 1 < seconds < 5, "the scrape is given its time, and no more"

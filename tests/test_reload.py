@@ -326,3 +326,39 @@ def headers(url: str) -> Message:
     with urllib.request.urlopen(f"{url}/-/healthy", timeout=5) as answer:
         found: Message = answer.headers
     return found
+
+
+def test_a_good_web_file_does_not_hide_a_broken_configuration(tmp_path: Path, simulated: Simulated) -> None:
+    """The metric stays at 0 until everything that was read is good again."""
+    web = tmp_path / "web.yml"
+    web.write_text("http_server_config: {headers: {X-Frame-Options: deny}}\n")
+    good = configuration(simulated.url, [BIZ])
+    with Daemon(tmp_path, good, f"--web.config.file={web}") as running:
+        running.wait_success()
+        running.write(merged(good, {"stale_after": "x"}))
+        sighup(running)
+        assert running.value(LOADED) == 0
+        web.write_text("http_server_config: {headers: {X-Frame-Options: sameorigin}}\n")
+        eventually(lambda: headers(running.url)["X-Frame-Options"] == "sameorigin", 10, 0.05)
+        assert running.value(LOADED) == 0
+        running.write(good)
+        sighup(running)
+        assert running.value(LOADED) == 1
+
+
+def test_a_secret_file_that_is_lost_shows(tmp_path: Path, simulated: Simulated) -> None:
+    """The last secret stays in use, but the metric and the log tell before the next restart fails."""
+    secret = tmp_path / "secret"
+    secret.write_text("simulated\n")
+    config = configuration(simulated.url, [BIZ])
+    auth = config["blueking"]["auth"]
+    del auth["app_secret"]
+    auth["app_secret_file"] = str(secret)
+    with Daemon(tmp_path, config) as running:
+        running.wait_success()
+        secret.unlink()
+        eventually(lambda: running.value(LOADED) == 0, 15, 0.1)
+        assert "secret_file_unreadable" in running.log
+        assert running.wait_success(), "polls go on"
+        secret.write_text("simulated\n")
+        eventually(lambda: running.value(LOADED) == 1, 15, 0.1)

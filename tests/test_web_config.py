@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from exporter.errors import ConfigError
-from exporter.web.auth import LONGEST_PASSWORD, Users, credentials
+from exporter.web.auth import LONGEST_PASSWORD, WAITING, Busy, Users, credentials
 from exporter.web.config import WebConfig
 from exporter.web.connection import Limits, names
 from exporter.web.limiter import TokenBucket
@@ -297,7 +297,7 @@ async def test_F35_unknown_users_cost_as_much_as_known_ones() -> None:
 
 
 async def test_F35_guesses_do_not_lock_the_scraper_out() -> None:
-    """While others guess, who was let in before is let in at once; the memory of guesses is bounded."""
+    """While others guess, who was let in before is let in at once; nobody is told to be wrong without a look."""
     users = {"ann": bcrypt.hashpw(b"s3cret", bcrypt.gensalt(6)).decode()}
     door = Users()
     right = basic("ann", "s3cret").partition(" ")[2]
@@ -307,7 +307,10 @@ async def test_F35_guesses_do_not_lock_the_scraper_out() -> None:
     begin = time.perf_counter()
     assert await door.admits(right, users)
     assert time.perf_counter() - begin < 0.05
-    assert not any(await asyncio.gather(*guesses))
+    verdicts = await asyncio.gather(*guesses, return_exceptions=True)
+    assert True not in verdicts
+    assert 0 < verdicts.count(False) <= WAITING
+    assert sum(isinstance(verdict, Busy) for verdict in verdicts) == 400 - verdicts.count(False)
     assert not await door.admits(right, {"ann": HASH.replace("$2y$04", "$2y$05")})
 
 
@@ -319,6 +322,22 @@ def test_credentials() -> None:
 
 
 # ---- headers and rate limit ------------------------------------------------------------------------------------------
+
+
+async def test_F35_too_many_guesses_at_once_are_told_to_come_back(write: Callable[[str], Path]) -> None:
+    """Over HTTP: 503 with Retry-After, not a 401 for a password that nobody has looked at."""
+    async with running(write(f"basic_auth_users: {{ann: {HASH}}}\n")) as server:
+        answers = await asyncio.gather(*(server.get("/metrics", basic("ann", f"guess {n}")) for n in range(60)))
+        statuses = [status for status, _, _ in answers]
+        assert set(statuses) == {401, 503}
+        assert all(headers.get("retry-after") == "1" for status, headers, _ in answers if status == 503)
+        assert (await server.get("/metrics", basic("ann", "s3cret")))[0] == 200
+
+
+async def test_a_number_is_a_header_value_too(write: Callable[[str], Path]) -> None:
+    """`X-XSS-Protection: 0` is what is usually written, without quotes."""
+    async with running(write("http_server_config: {headers: {X-XSS-Protection: 0}}\n")) as server:
+        assert (await server.get("/-/healthy"))[1]["x-xss-protection"] == "0"
 
 
 async def test_headers_are_fixed_on_every_answer(write: Callable[[str], Path]) -> None:

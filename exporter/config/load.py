@@ -15,6 +15,7 @@ from exporter.config.kinds import StateUrl, reason
 from exporter.config.read import Reader, shown
 from exporter.config.rules import Where, check_budget, check_file, check_scopes, fill_watch
 from exporter.config.schema import Collectors, Config, ConfigFile, ScopeConfig, ScopeEntry, json_schema
+from exporter.config.secret import Secret
 from exporter.errors import ConfigError, Problem
 from exporter.model import Scope
 
@@ -35,6 +36,17 @@ class Loaded(msgspec.Struct, frozen=True):
     warnings: tuple[Problem, ...]
     files: tuple[Path, ...]
     scope_globs: tuple[str, ...]
+    secret_files: tuple[Path, ...] = ()
+
+    def unreadable_secrets(self) -> list[tuple[Path, str]]:
+        """The secret files that cannot be read now, and why. Reads files: not for the event loop."""
+        lost = []
+        for file in self.secret_files:
+            try:
+                Secret.from_file(file)
+            except (OSError, ValueError) as error:
+                lost.append((file, reason(error)))
+        return lost
 
     def scope_stamp(self) -> tuple[object, ...]:
         """Names and versions of the scope files that match now: differs when one was added, removed or changed.
@@ -111,7 +123,8 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     )
     secrets = [secret for each in readers for secret in each.secret_files]
     files = dict.fromkeys((directory / path.name, *parts, *secrets))
-    return Loaded(config, tuple(warnings), tuple(files), tuple(str(directory / pattern) for pattern in patterns))
+    globs = tuple(str(directory / pattern) for pattern in patterns)
+    return Loaded(config, tuple(warnings), tuple(files), globs, tuple(secrets))
 
 
 def _read_file(reader: Reader, root: Node) -> tuple[ConfigFile | None, Node | None]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from exporter.config.document import Mapping, Node, Place, Scalar, Sequence, clean, join
-from exporter.config.kinds import Boolean, Kind, SecretFile, Wrong, did_you_mean
+from exporter.config.kinds import Boolean, Kind, SecretFile, SecretText, Wrong, did_you_mean
 from exporter.config.schema import Items, Key, default, keys
 from exporter.errors import Problem
 
@@ -54,19 +54,21 @@ class Reader:
         self.places[path] = node.place
         if not isinstance(node, Mapping):
             hint = " (leave the key out to take the defaults)" if _null(node) and path else ""
-            self.wrong(node, path, f"want a mapping, not {shown(node)}{hint}")
+            # Where secrets live, the text may be one that lacks a space after its colon.
+            what = "a single value" if path.split(".")[0] == "blueking" and not _null(node) else shown(node)
+            self.wrong(node, path, f"want a mapping, not {what}{hint}")
             return None
         known = keys(type_)
         given: dict[str, str] = {}
         values: dict[str, Any] = {}
         for name, place, child in node.entries:
-            below = join(path, name)
-            self.places[below] = child.place
             if name not in known:
                 near = did_you_mean(name, tuple(known))
                 hint = f' (did you mean "{near}"?)' if near else ""
-                self.problems.append(place.problem(below, f"unknown key{hint}"))
+                self.problems.append(place.problem(join(path, _without_secret(name, known)), f"unknown key{hint}"))
                 continue
+            below = join(path, name)
+            self.places[below] = child.place
             field, key = known[name]
             if key.null and _null(child):
                 values.setdefault(field, None)  # as if it were absent: another key may give the field
@@ -186,6 +188,14 @@ class Reader:
 
 class _Skip(Exception):
     """The value is wrong; the problem is noted."""
+
+
+def _without_secret(name: str, known: Map[str, tuple[str, Key]]) -> str:
+    """The name of an unknown key, without a secret that was written into it, as in `app_secretXYZ`."""
+    for key, (_, what) in known.items():
+        if isinstance(what.kind, SecretText) and name.startswith(key):
+            return f"{key}…"
+    return name
 
 
 def _null(node: Node) -> bool:

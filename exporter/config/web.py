@@ -59,6 +59,8 @@ class _Header(Kind):
         self.allowed = allowed
 
     def parse(self, value: object, directory: Path) -> str:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # X-XSS-Protection: 0
         if not isinstance(value, str) or not value.isprintable():
             raise Wrong("want text without control characters", shown=False)
         if value and self.allowed and value not in self.allowed:

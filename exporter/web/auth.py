@@ -14,10 +14,14 @@ from collections.abc import Mapping
 LONGEST_PASSWORD = 72
 """bcrypt looks no further, and its library refuses more."""
 WAITING = 16
-"""Hashes waited for at most; one takes 0.1 s of a core, so a flood of guesses is turned away, not queued."""
+"""Hashes waited for at most; one takes 0.1 s of a core, so a flood of guesses is put off, not queued."""
 _REFUSED = 256
 # A well-formed hash that no password is known for; the cost is put in its place.
 _DUMMY = "$2b${cost:02d}$iF/givzoYo2U/5KlER3aVuxKygz8sZN3cmlrKauEoxqOeg22ZQjjK"
+
+
+class Busy(Exception):
+    """So many passwords wait to be checked that one more would wait for too long."""
 
 
 class Users:
@@ -34,7 +38,10 @@ class Users:
         self._waiting = 0
 
     async def admits(self, authorization: str | None, users: Mapping[str, str]) -> bool:
-        """Whether this Authorization header names one of `users` (name → bcrypt hash); always when there are none."""
+        """Whether this Authorization header names one of `users` (name → bcrypt hash); always when there are none.
+
+        Raises `Busy` rather than call a password wrong that nobody has looked at.
+        """
         if not users:
             return True
         user, password = credentials(authorization or "")
@@ -48,7 +55,7 @@ class Users:
         if (remembered := self._remembered(user, mark)) is not None:
             return remembered
         if self._waiting >= WAITING:
-            return False
+            raise Busy
         self._waiting += 1
         try:
             async with self._one:

@@ -109,7 +109,7 @@ def _stamp(files: Sequence[Path]) -> tuple[object, ...]:
     for file in files:
         try:
             stat = os.stat(file)
-            stamp.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+            stamp.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino))
         except OSError as error:
             stamp.append(error.errno)
     return tuple(stamp)

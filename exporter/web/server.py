@@ -6,6 +6,7 @@ accept ─► connection ─► rate limit ─► user ─► route ─► Reply
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import resource
 import socket
@@ -22,6 +23,7 @@ from aiohttp.web_server import Server
 from exporter import log
 from exporter.errors import ExporterError
 from exporter.web import api
+from exporter.web.auth import Busy
 from exporter.web.config import WebConfig
 from exporter.web.connection import Connection, Limits
 from exporter.web.landing import landing
@@ -105,11 +107,12 @@ class WebServer:
         self._manager = Server(self._handle)
         self._connections: dict[Connection, None] = {}  # in the order of their arrival
         self._gone = asyncio.Event()
+        self._drained_by: float | None = None
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = max(4, min(limits.connections, files - RESERVED_FILES)) if files > 0 else limits.connections
 
     async def run(self, listeners: Sequence[socket.socket]) -> None:
-        """Answer requests until cancelled; then stop accepting, give running answers `limits.drain` seconds.
+        """Answer requests until cancelled; then stop accepting, give running answers what `drain` left of their time.
 
         What is left then is cut. The listeners are closed. Any other way out is a bug.
         """
@@ -123,6 +126,17 @@ class WebServer:
             for listener in listeners:
                 listener.close()
             await self._drain()
+
+    async def drain(self) -> None:
+        """Wait until the answers that are running now have been sent, at most `limits.drain` seconds. Others are taken
+        and answered meanwhile, so that who asks for readiness is told that there is none."""
+        self._drained_by = asyncio.get_running_loop().time() + self._limits.drain
+        running = {one for one in self._connections if one.busy}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.drain):
+                # The end of one answer is no event, and this is short.
+                while any(one.busy for one in running & self._connections.keys()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)  # the end of one answer is no event, and this is short
 
     # ---- connections -------------------------------------------------------------------------------------------------
 
@@ -205,7 +219,8 @@ class WebServer:
             if not connection.busy:
                 connection.close_idle()
         try:
-            async with asyncio.timeout(self._limits.drain):
+            # None of their time is left when `drain` has used it up.
+            async with asyncio.timeout_at(self._drained_by or asyncio.get_running_loop().time() + self._limits.drain):
                 while self._connections:
                     self._gone.clear()
                     await self._gone.wait()
@@ -232,7 +247,11 @@ class WebServer:
             return text(400)
         if not current.limiter.allow():
             return text(429)
-        if not await self._config.users.admits(request.headers.get("Authorization"), current.users):
+        try:
+            admitted = await self._config.users.admits(request.headers.get("Authorization"), current.users)
+        except Busy:
+            return text(503, headers={"Retry-After": "1"})
+        if not admitted:
             return text(401, headers={"WWW-Authenticate": 'Basic realm="blueking-exporter", charset="UTF-8"'})
         return await self._route(request)
 
