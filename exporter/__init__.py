@@ -3,6 +3,7 @@
 Where things are, from the outside in:
 
     cli          sub-commands, flags, exit codes
+    once probe demo healthcheck reference     one command each, without a daemon or around it
     app          builds everything from a configuration, starts, reloads and stops it
     poller       one poll as a transaction, and the loop around it
     web          /metrics, landing page, JSON, web configuration file
@@ -12,7 +13,9 @@ Where things are, from the outside in:
     blueking     one typed function per endpoint of the platform; authentication, retry, limits
     config       YAML to typed values
     telemetry    the exporter's own metrics
+    log          one event, one line, no secret            systemd    the protocol of a service
     model        the words of BlueKing: scopes, statuses, slugs
+    clock        this machine's time and the platform's    errors     all of them, as a tree
     simulator    a BlueKing platform made of thin air
 """
 

@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None, environ: Environ = os.environ) 
 
 def execute(arguments: list[str], environ: Environ) -> int:
     """Run one command and return its exit code."""
+    # Prometheus takes its flags with one dash too.
+    arguments = [f"-{one}" if one[:1] == "-" and one[1:3].isalpha() and len(one) > 2 else one for one in arguments]
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments]
     parser, commands = _parser()

@@ -320,3 +320,10 @@ def test_flags_without_a_dot_have_variables_too(tmp_path: Path) -> None:
     assert unreachable.returncode == 1
     assert "127.0.0.1:9" in unreachable.stderr
     assert "pass-word" not in unreachable.stderr
+
+
+def test_one_dash_is_enough() -> None:
+    """As everywhere at Prometheus; `-h` is still the help."""
+    assert command("-version").stdout == command("--version").stdout
+    assert command("metrics", "-lang=zh").stdout == command("metrics", "--lang=zh").stdout
+    assert command("-h").returncode == 0
