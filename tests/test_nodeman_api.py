@@ -394,6 +394,67 @@ async def test_F12_anything_else_is_decode(canned: Canned, data: object, path: s
     assert path in str(caught.value)
 
 
+STEPS = [{"type": "AGENT", "action": "INSTALL_AGENT", "target_hosts": [{"sub_steps": [{"step_code": "install"}]}]}]
+INSTANCE = {"record_id": 7, "instance_id": "host|instance|host|2", "status": "FAILED", "steps": STEPS}
+
+
+def instance_with(place: str, member: str, value: object) -> dict[str, Any]:
+    """An instance with one member changed, in itself or in its sub-step."""
+    row: dict[str, Any] = json.loads(json.dumps(INSTANCE))
+    (row["steps"][0]["target_hosts"][0]["sub_steps"][0] if place == "step" else row)[member] = value
+    return row
+
+
+@pytest.mark.parametrize("place", ["instance", "step"])
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("2026-11-23 09:00:00", NINE),
+        ("2026-11-23 09:00:00.999999", NINE),
+        ("2026-11-23 01:00:00+0000", NINE),
+        ("2026-11-23T01:00:00Z", NINE),
+        ("20261123T090000", NINE),
+        (NINE, NINE),
+        (NINE * 1000, NINE),
+        (str(NINE), NINE),
+        ("", None),
+        (None, None),
+    ],
+)
+async def test_F14_forms_of_times_in_instances(canned: Canned, place: str, time: object, expected: int | None) -> None:
+    """A time of an instance and of its sub-steps may have every form; one odd row does not change the others."""
+    usual = {**INSTANCE, "start_time": "2026-11-23 09:00:00"}
+    canned.says({"total": 2, "list": [instance_with(place, "start_time", time), usual]})
+    async with asking(canned.url) as asker:
+        odd, other = (await asker.result()).instances
+    (step,) = odd.steps
+    assert (step.start_time if place == "step" else odd.start_time) == expected
+    assert (odd.record_id, odd.status, odd.job_type, step.step) == (7, "failed", "INSTALL_AGENT", "install")
+    assert (other.start_time, other.status) == (NINE, "failed")
+
+
+@pytest.mark.parametrize(
+    ("row", "path"),
+    [
+        (instance_with("instance", "status", None), "data.list[1].status"),
+        (instance_with("instance", "status", ""), "data.list[1].status"),
+        (instance_with("instance", "status", []), "data.list[1].status"),
+        (instance_with("instance", "finish_time", "yesterday"), "data.list[1].finish_time"),
+        (instance_with("step", "finish_time", "yesterday"), "data.list[1].steps.finish_time"),
+        (instance_with("step", "start_time", "2026-02-30 09:00:00"), "data.list[1].steps.start_time"),
+        (instance_with("step", "node_name", 5), "data.list[1].steps[0].target_hosts[0].sub_steps[0].node_name"),
+    ],
+)
+async def test_F12_an_odd_instance_is_decode(canned: Canned, row: dict[str, Any], path: str) -> None:
+    """An instance that cannot be read is told while its page is decoded, with its path, though read later."""
+    canned.says({"total": 2, "list": [INSTANCE, row]})
+    async with asking(canned.url) as asker:
+        with pytest.raises(ApiError) as caught:
+            await asker.result()
+    assert caught.value.reason == "decode"
+    assert path in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -501,9 +562,18 @@ def test_hosts(arguments: tuple[Any, ...], expected: Host | None) -> None:
 def reason_of(body: bytes, form: str) -> str:
     """Why the answer cannot be read, "" if it can."""
     try:
-        read(Reply(200, body, {}), getattr(API, form))
+        answer = read(Reply(200, body, {}), getattr(API, form))
     except ApiError as error:
         return error.reason
+    if isinstance(answer, TaskResult):
+        for instance in answer.instances:  # which are read only now
+            assert instance.status
+            assert instance.failed_step in {"other", *(step.step for step in instance.steps)}
+            assert instance.host is None or instance.host.identity
+            read_too = (instance.task_id, instance.record_id, instance.bk_biz_id, instance.start_time)
+            assert all(value is None or isinstance(value, int) for value in (*read_too, instance.finish_time))
+            assert len(instance.instance_id) <= 256
+            assert len(instance.job_type) <= 64
     return ""
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from msgspec import Struct, field
 
@@ -27,6 +27,8 @@ from exporter.config.schema import NodemanPlatform
 from exporter.model import Host
 
 T = TypeVar("T")
+When = TypeVar("When")
+"""What a time is read as: `datetime` where all are text in the usual form, `Time` otherwise."""
 
 PAGE_SIZE = 500
 """The most rows that one call asks for: a page of instances is then about 1.3 MB."""
@@ -102,24 +104,77 @@ class SubStep(Struct, frozen=True, gc=False):
     finish_time: int | None
 
 
-class Instance(Struct, frozen=True):
-    """What a task did on one host or service instance. `job_type` is its action, "" where there are no steps."""
+class Instance(Struct, frozen=True, gc=False):
+    """What a task did on one host or service instance, as it came: hundreds with their steps stand in one answer, and
+    most of it is read of new ones only. That it can be read has been checked; no property raises. Times in unix
+    seconds, None until it begins or ends."""
 
-    task_id: int | None
-    record_id: int | None
-    instance_id: str
-    host: Host | None
-    bk_biz_id: int | None
-    status: str
-    job_type: str
-    start_time: int | None
-    finish_time: int | None
-    steps: tuple[SubStep, ...]
+    row: _Instance[Any]
+    zone: datetime.timezone
+
+    @property
+    def task_id(self) -> int | None:
+        return integer(self.row.task_id)
+
+    @property
+    def record_id(self) -> int | None:
+        return integer(self.row.record_id)
+
+    @property
+    def instance_id(self) -> str:
+        return clean_text(self.row.instance_id or "")
+
+    @property
+    def host(self) -> Host | None:
+        info = self.row.instance_info or _Info()
+        about, service = info.host or _Host(), info.service or _Service()
+        bk_host_id = service.bk_host_id if about.bk_host_id is None else about.bk_host_id
+        return host(about.bk_cloud_id, bk_host_id, about.bk_host_innerip, about.bk_host_innerip_v6)
+
+    @property
+    def bk_biz_id(self) -> int | None:
+        info = self.row.instance_info
+        return integer(info.host.bk_biz_id) if info and info.host else None
+
+    @property
+    def status(self) -> str:
+        return status_slug(self.row.status)
+
+    @property
+    def job_type(self) -> str:
+        """Its action, "" where there are no steps."""
+        return word(self.row.action)
+
+    @property
+    def start_time(self) -> int | None:
+        return seconds(self.row.start_time, self.zone, "start_time")
+
+    @property
+    def finish_time(self) -> int | None:
+        return seconds(self.row.finish_time, self.zone, "finish_time")
+
+    @property
+    def steps(self) -> tuple[SubStep, ...]:
+        plugin, zone = self.row.is_plugin, self.zone
+        return tuple(
+            [
+                SubStep(
+                    step_slug(step.step_code, step.node_name, plugin=plugin),
+                    status_slug(step.status),
+                    seconds(step.start_time, zone, "start_time"),
+                    seconds(step.finish_time, zone, "finish_time"),
+                )
+                for step in self.row.sub_steps
+            ]
+        )
 
     @property
     def failed_step(self) -> str:
         """The first sub-step that failed, `other` if none says so."""
-        return next((step.step for step in self.steps if step.status == "failed"), OTHER)
+        for step in self.row.sub_steps:
+            if status_slug(step.status) == "failed":
+                return step_slug(step.step_code, step.node_name, plugin=self.row.is_plugin)
+        return OTHER
 
 
 class TaskResult(Struct, frozen=True):
@@ -147,9 +202,10 @@ class NodemanApi:
             Form(_JobDetails, lambda data: _job_details(data, zone), strict=False),
         )
         self._task_result: Sequence[Form[Any, TaskResult]] = (
-            Form(_Page, lambda page: _task_result(page, zone), strict=False),
+            Form(_Page[datetime.datetime], lambda page: _task_result(page, zone)),
             # Without pagesize and return_all the platform answers a bare list.
-            Form(list[_Instance], lambda rows: _task_result(_Page(rows), zone), strict=False),
+            Form(list[_Instance[Time]], lambda rows: _odd_task_result(_Page(rows), zone), strict=False),
+            Form(_Page[Time], lambda page: _odd_task_result(page, zone), strict=False),
         )
 
     async def job_list(
@@ -356,28 +412,28 @@ def _host_row(row: _HostRow, zone: datetime.timezone, plugin: bool, path: str) -
     )
 
 
-# Subscriptions.
+# Subscriptions. The times of the usual page are read, and so checked, by msgspec; what differs takes the longer way.
 
 
-class _SubStep(Struct, gc=False):
-    step_code: str | None = None
+class _SubStep(Struct, Generic[When], gc=False):
     node_name: str | None = None
+    step_code: str | None = None
+    start_time: When | None = None
+    finish_time: When | None = None
     status: Number = None
-    start_time: Time = None
-    finish_time: Time = None
 
 
-class _TargetHost(Struct, gc=False):
-    sub_steps: list[_SubStep] | Empty | None = None
+class _TargetHost(Struct, Generic[When], gc=False):
+    sub_steps: list[_SubStep[When]] | Empty | None = None
 
 
-class _Step(Struct, gc=False):
+class _Step(Struct, Generic[When], gc=False):
     """The vendor's documents call `action` `actions` in one place."""
 
     type: str | None = None
     action: str | None = None
     actions: str | None = None
-    target_hosts: list[_TargetHost] | Empty | None = None
+    target_hosts: list[_TargetHost[When]] | Empty | None = None
 
 
 class _Host(Struct, gc=False):
@@ -397,26 +453,49 @@ class _Info(Struct, gc=False):
     service: _Service | None = None
 
 
-class _Instance(Struct, gc=False):
+class _Instance(Struct, Generic[When], gc=False):
     task_id: Number = None
     record_id: Number = None
     instance_id: str | None = None
-    status: Number = None
-    start_time: Time = None
-    finish_time: Time = None
     instance_info: _Info | None = None
-    steps: list[_Step] | Empty | None = None
+    steps: list[_Step[When]] | Empty | None = None
+    start_time: When | None = None
+    finish_time: When | None = None
+    status: Number = None
+
+    @property
+    def action(self) -> str:
+        if not isinstance(self.steps, list) or not self.steps:
+            return ""
+        return self.steps[0].action or self.steps[0].actions or ""
+
+    @property
+    def is_plugin(self) -> bool:
+        if not isinstance(self.steps, list) or not self.steps:
+            return False
+        return self.steps[0].type == "PLUGIN" or self.action.endswith("PLUGIN")
+
+    @property
+    def sub_steps(self) -> list[_SubStep[When]]:
+        return [
+            sub_step
+            for step in (self.steps if isinstance(self.steps, list) else ())
+            for target in (step.target_hosts if isinstance(step.target_hosts, list) else ())
+            for sub_step in (target.sub_steps if isinstance(target.sub_steps, list) else ())
+        ]
 
 
-class _Page(Struct):
-    rows: list[_Instance] | Empty | None = field(name="list")
+class _Page(Struct, Generic[When]):
+    rows: list[_Instance[When]] | Empty | None = field(name="list")
     total: Int | None = None
     status_counter: dict[str, Int | None] | None = None
 
 
-def _task_result(page: _Page, zone: datetime.timezone) -> TaskResult:
+def _task_result(page: _Page[Any], zone: datetime.timezone) -> TaskResult:
     rows = page.rows if isinstance(page.rows, list) else []
-    instances = tuple(_instance(row, zone, f"data.list[{index}]") for index, row in enumerate(rows))
+    for index, row in enumerate(rows):
+        if row.status is None or row.status == "":
+            raise WrongShape(f"data.list[{index}].status is missing")
     counter = None
     if page.status_counter is not None:
         counter = {
@@ -424,35 +503,17 @@ def _task_result(page: _Page, zone: datetime.timezone) -> TaskResult:
             for status, count in page.status_counter.items()
             if status != "total"
         }
-    return TaskResult(len(rows) if page.total is None else page.total, counter, instances)
-
-
-def _instance(row: _Instance, zone: datetime.timezone, path: str) -> Instance:
-    info = row.instance_info or _Info()
-    about, service = info.host or _Host(), info.service or _Service()
-    steps = row.steps if isinstance(row.steps, list) else []
-    action = (steps[0].action or steps[0].actions or "") if steps else ""
-    plugin = bool(steps) and (steps[0].type == "PLUGIN" or action.endswith("PLUGIN"))
-    bk_host_id = service.bk_host_id if about.bk_host_id is None else about.bk_host_id
-    return Instance(
-        task_id=integer(row.task_id),
-        record_id=integer(row.record_id),
-        instance_id=clean_text(row.instance_id or ""),
-        host=host(about.bk_cloud_id, bk_host_id, about.bk_host_innerip, about.bk_host_innerip_v6),
-        bk_biz_id=integer(about.bk_biz_id),
-        status=status_slug(row.status, f"{path}.status"),
-        job_type=word(action),
-        start_time=seconds(row.start_time, zone, f"{path}.start_time"),
-        finish_time=seconds(row.finish_time, zone, f"{path}.finish_time"),
-        steps=tuple(
-            SubStep(
-                step_slug(sub_step.step_code, sub_step.node_name, plugin=plugin),
-                status_slug(sub_step.status),
-                seconds(sub_step.start_time, zone, f"{path}.steps.start_time"),
-                seconds(sub_step.finish_time, zone, f"{path}.steps.finish_time"),
-            )
-            for step in steps
-            for target in (step.target_hosts if isinstance(step.target_hosts, list) else ())
-            for sub_step in (target.sub_steps if isinstance(target.sub_steps, list) else ())
-        ),
+    return TaskResult(
+        len(rows) if page.total is None else page.total, counter, tuple([Instance(row, zone) for row in rows])
     )
+
+
+def _odd_task_result(page: _Page[Time], zone: datetime.timezone) -> TaskResult:
+    result = _task_result(page, zone)
+    for index, instance in enumerate(result.instances):
+        timed: list[_Instance[Any] | _SubStep[Any]] = [instance.row, *instance.row.sub_steps]
+        for number, item in enumerate(timed):
+            path = f"data.list[{index}]{'.steps' if number else ''}"
+            seconds(item.start_time, zone, f"{path}.start_time")
+            seconds(item.finish_time, zone, f"{path}.finish_time")
+    return result

@@ -26,19 +26,24 @@ _MILLISECONDS = 10**11
 
 
 @functools.lru_cache(maxsize=16_384)
-def _seconds(text: str, zone: datetime.timezone) -> int:
-    moment = datetime.datetime.fromisoformat(text)
+def _seconds(moment: str | datetime.datetime, zone: datetime.timezone) -> int:
+    if isinstance(moment, str):
+        moment = datetime.datetime.fromisoformat(moment)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=zone)
     return int(moment.timestamp())
 
 
-def seconds(value: Time, zone: datetime.timezone, path: str) -> int | None:
+def seconds(value: Time | datetime.datetime, zone: datetime.timezone, path: str) -> int | None:
     """Unix seconds of a time text with or without a zone (then it is of `zone`), or of an epoch number; None for none.
 
     Raises WrongShape for anything else.
     """
-    if value is None or value == "":
+    if value is None:
+        return None
+    if isinstance(value, datetime.datetime):
+        return _seconds(value, zone)
+    if value == "":
         return None
     try:
         if isinstance(value, str) and not value.isdigit():
