@@ -169,12 +169,15 @@ class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
         return rows | recent, min(recent, default=1) - 1
 
     async def _discover(self, state: NodemanJobState, deadline: Deadline) -> dict[int, Job]:
-        """Jobs newest first, back to the newest that is known."""
+        """Jobs newest first, back to the newest that is known. One that is over and done with comes back when it
+        runs."""
         floor = state.floor or 0
         newest = max(state.jobs, default=floor)
         size = min(PAGE_SIZE, max(LEAST_ROWS, len(state.jobs) + LEAST_ROWS // 2))
         rows = await self._pages(deadline, until=lambda page: any(job.id <= newest for job in page), size=size)
-        return {id: job for id, job in rows.items() if id in state.jobs or id > floor}
+        return {
+            id: job for id, job in rows.items() if id in state.jobs or id > floor or not ended(job.status, job.end_time)
+        }
 
     async def _pages(
         self,

@@ -39,6 +39,8 @@ STEP_BUCKETS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 LOOK_AGAIN = 300.0
 """Seconds after which the failed instances are read again although no counter has moved: one may have failed anew. More
 of them than fit on a page are read less often."""
+FEW = 10
+"""Failed instances that are read in every poll: so few cost less than a count that is missing."""
 NEWEST = 100
 """Instances of the newest records that are read for the newest finish."""
 FUTURE = 86400.0
@@ -51,10 +53,10 @@ Run = tuple[int, float]
 
 
 class Subscription(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is known of a subscription. `born`: when it was first read, a run that ended before is not counted;
-    `looked`: when all failed instances were last read; `newest`: the newest record. `runs`: the newest finished run of
-    the failed instances, and of the others that were read last; `failed`: whose run has failed. `action`: of any
-    instance, for those that have no steps."""
+    """What is known of a subscription. `born`: when it was first asked for, a run that ended before is not counted;
+    `looked`: when all failed instances were last read, 0 before it has answered; `newest`: the newest record.
+    `runs`: the newest finished run of the failed instances, and of the others that were read last; `failed`: whose
+    run has failed. `action`: of any instance, for those that have no steps."""
 
     counter: dict[str, int] = {}
     born: float = 0.0
@@ -143,7 +145,7 @@ class NodemanSubscriptionCollector(NodemanCollector[NodemanSubscriptionConfig, N
         newest = max((row.record_id or 0 for row in summary.instances), default=0)
         moving = is_moving(counter)
         # At most a page per LOOK_AGAIN, on average.
-        pages = max(1.0, len(known.failed) / PAGE_SIZE) if known else 0.0
+        pages = max(1.0, len(known.failed) / PAGE_SIZE) if known and len(known.failed) > FEW else 0.0
         due = known is None or self._clock.platform() - known.looked >= LOOK_AGAIN * pages
         same = known is not None and (counter, newest) == (known.counter, known.newest)
         if known is not None and same and not (due and (moving or known.failed)):
@@ -223,11 +225,10 @@ class _Fold:
         for family in (GAP, TRUNCATED):
             self.tally.zero(family)
         before = self.state.subscriptions if self.state else {}
-        # Of one that gave no answer nothing is shown.
+        # Of one that gave no answer nothing is shown, but what happens from now on is news once it answers.
         subscriptions = {
-            id: msgspec.structs.replace(before[id], counter={})
+            id: msgspec.structs.replace(before.get(id) or Subscription(born=self.records.watermark), counter={})
             for id in self.collector.config.subscription_ids
-            if id in before
         }
         for id, answer in self.records.answers.items():
             subscriptions[id] = self._subscription(id, before.get(id), answer)
@@ -256,8 +257,8 @@ class _Fold:
             for status in answer.counter
             if status not in NODEMAN_STATUSES and (known is None or status not in known.counter)
         ]
-        counts = known is not None
         known = known or Subscription(born=now)
+        first = not known.looked
         if not answer.instances and not answer.complete:
             return msgspec.structs.replace(known, counter=answer.counter, newest=answer.newest)
         action = next((row.job_type for row in answer.instances if row.job_type), known.action)
@@ -279,7 +280,8 @@ class _Fold:
                 run = (row.record_id or 0, finish or row.start_time or 0.0)
                 before = known.runs.get(name)
                 if run != before:
-                    self._take(id, row, action, before, counts=counts and is_news(finish, known.born))
+                    news = finish is not None and finish >= int(known.born) if first else is_news(finish, known.born)
+                    self._take(id, row, action, before, counts=news)
                 runs[name] = run
         kept = {name: run for name, run in known.runs.items() if name in failed or not answer.renewed}
         return Subscription(
