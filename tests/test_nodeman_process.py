@@ -333,6 +333,8 @@ def test_prometheus_reads_nodeman_back_and_joins_it_with_job(tmp_path: Path, fas
     config = watching(fast.url, [BIZ, OTHER])
     config["collectors"]["job"] = {"enabled": True, "interval": "200ms"}
     with Daemon(tmp_path, config) as daemon:
+        # The platform shows the newest task of a subscription only: let the first be over, and seen, before the next.
+        eventually(lambda: len(fast.ledger()["hosts_failing"]) == 2, 20)
         for collector in ("job", "nodeman_job", "nodeman_subscription", "nodeman_task"):
             daemon.wait_polled(fast.now(), collector=collector)
         since = fast.now()
