@@ -127,6 +127,24 @@ async def test_a_job_is_watched_from_the_end_of_its_newest_run(tmp_path: Path) -
         assert instances(await daemon.poll()) == {}
 
 
+async def test_a_job_that_was_given_up_comes_back_when_it_runs_again(tmp_path: Path) -> None:
+    """A retry after max_finished_age shows as unfinished, counts as a run and clears its host."""
+    async with watched(tmp_path, job={"max_finished_age": "5m"}) as daemon:
+        await daemon.start()
+        job = daemon.failing_on("INSTALL_AGENT", HOSTS[0], duration=40)
+        await daemon.sleep_until(3000)
+        metrics = await daemon.poll()
+        assert instances(metrics) == {}
+        assert failing(metrics) == {INSTALL: 1}
+        daemon.nodeman.retry(job, duration=200)
+        await daemon.sleep_until(3100)
+        assert sum((await daemon.poll()).by(nodeman("jobs_unfinished"), "status").values()) == 1
+        await daemon.sleep_until(3400)
+        metrics = await daemon.poll()
+        assert finished(metrics) == {("INSTALL_AGENT", "failed"): 1, ("INSTALL_AGENT", "success"): 1}
+        assert failing(metrics) == {}
+
+
 async def test_a_job_that_runs_again_at_the_baseline_gives_no_duration(tmp_path: Path) -> None:
     """It is unfinished and has an end: that of a run that nobody here has seen."""
     async with watched(tmp_path, job={}) as daemon:
@@ -645,6 +663,32 @@ async def test_a_subscription_that_is_not_ready_is_skipped(tmp_path: Path) -> No
         assert metrics.by(nodeman("subscription_instances"), "subscription_id", "status") == {
             ("11", "success"): 1, ("12", "running"): 1,
         }  # fmt: skip
+
+
+async def test_what_fails_while_a_subscription_is_not_ready_is_counted(tmp_path: Path) -> None:
+    """The baseline is the collector's first complete poll, not the first answer of each subscription."""
+    async with watched(tmp_path, subscription={"subscription_ids": [11]}) as daemon:
+        daemon.nodeman.start_subscription("RESTART_AGENT", {HOSTS[0]: "restart"}, duration=30, ready_after=20)
+        await daemon.start()
+        metrics = await daemon.metrics()
+        assert own(metrics, "success", collector="nodeman_subscription") == 1
+        await daemon.sleep_until(150)
+        metrics = await daemon.poll()
+        failure = ("nodeman_subscription", "RESTART_AGENT", "restart", "")
+        assert failures(metrics) == failing(metrics) == {failure: 1}
+
+
+async def test_a_few_failed_instances_are_read_in_every_poll(tmp_path: Path) -> None:
+    """A node that is retried and fails again between two polls moves no counter, and counts all the same."""
+    async with watched(tmp_path, subscription={"subscription_ids": [11]}) as daemon:
+        policy = daemon.nodeman.start_subscription("RESTART_AGENT", {HOSTS[0]: "restart", HOSTS[1]: None}, duration=5)
+        await daemon.start()
+        await daemon.sleep_until(70)
+        assert sum(failures(await daemon.poll()).values()) == 1
+        policy.tasks[min(policy.tasks)].records[0].begin_run(daemon.now() + 1, 5, "restart")
+        await daemon.sleep_until(daemon.now() - EPOCH + 61)
+        metrics = await daemon.poll()
+        assert sum(failures(metrics).values()) == 2
 
 
 async def test_what_gives_no_answer_is_not_shown(tmp_path: Path) -> None:
