@@ -733,3 +733,16 @@ async def test_F21_tries_end_with_the_deadline() -> None:
         error = await refusal(asking, upstream.url, 30.0)
     assert (error.reason, error.status) == ("http_5xx", 500)
     assert len(upstream.asked) == len(recorder.requests) == TRIES
+
+
+async def test_no_time_for_another_try_does_not_hide_what_the_platform_said() -> None:
+    """The deadline passes during the second try: the reason is that of the answer, not a timeout."""
+
+    async def silent(_: object) -> web.StreamResponse:
+        await asyncio.sleep(5)
+        return web.Response()
+
+    recorder = Recorder()
+    async with Upstream(reply(b"", 502), silent) as upstream, client(recorder) as asking:
+        assert (await refusal(asking, upstream.url, 1.2)).reason == "http_5xx"
+    assert [code for _, code in recorder.requests] == ["502", "none"]

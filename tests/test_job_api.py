@@ -56,7 +56,7 @@ async def _call(body: object, api: Any, status: int, headers: dict[str, str] | N
     answer.headers.update(headers or {})
     async with Upstream(answer) as upstream, client() as asking:
         job = JobApi(asking, JobPlatform(upstream.url, api))
-        deadline = Deadline(0.2, Clock())
+        deadline = Deadline(0.4, Clock())
         if call == "list":
             return await job.list(SCOPE, 1, 2, deadline=deadline)
         return await job.status(SCOPE, 411, host_results=True, deadline=deadline)

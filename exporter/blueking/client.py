@@ -124,11 +124,16 @@ class Client:
         `api` is the vendor's name of the operation. `params` go into the query of a GET, into the JSON body of a POST;
         None is left out. What may pass is tried up to `TRIES` times inside `deadline`. Raises ApiError only.
         """
+        answered: ApiError | None = None
         for attempt in range(1, TRIES + 1):
             try:
                 return await self._attempt(api, method, url, params, forms, identity, deadline)
             except ApiError as error:
                 error.api = api
+                if error.reason == "timeout" and answered is not None and deadline.remaining() <= 0:
+                    # What the platform said tells more than that no time was left to ask again.
+                    raise answered from None
+                answered = error
                 wait = self._wait_after(error, attempt)
                 if attempt == TRIES or error.reason not in RETRIED or wait >= deadline.remaining():
                     raise
