@@ -209,6 +209,7 @@ def _start(work) -> None:  # type: ignore[no-untyped-def]
     from exporter import log
     from exporter.errors import ExporterError
 
+    sys.excepthook = log.on_exception
     try:
         asyncio.run(work)
     except BaseExceptionGroup as group:
