@@ -10,8 +10,9 @@ from typing import Any, cast
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Raw
 
-from exporter.blueking.job import Execution, ExecutionStatus, HostResult, JobApi, Step
+from exporter.blueking.job import Execution, ExecutionStatus, HostResult, IpResult, JobApi, Step
 from exporter.clock import Clock
 from exporter.collectors.base import GAP, TRUNCATED, Observed
 from exporter.collectors.job import (
@@ -60,8 +61,9 @@ def execution(id: int, status: int, end: int | None = None, *, age: int = 60_000
     values: dict[str, Any] = {"task_type": 1, "launch_mode": 2, "plan_id": -1, "name": f"run {id}", **other}
     created = NOW - age
     return Execution(
-        id,
-        status,
+        id=id,
+        status=status,
+        raw_name=Raw(msgspec.json.encode(values.pop("name"))),
         create_time=created,
         start_time=created,
         end_time=None if end is None else NOW + end,
@@ -114,7 +116,7 @@ def status(row: Execution, *steps: Step) -> ExecutionStatus:
 def script(id: int, status: int, results: Mapping[int, int], *, count: int = 0, end: int = 0) -> Step:
     """A script step whose hosts (by number) ended with these codes; `end` in ms after the baseline."""
     hosts = tuple(
-        HostResult(
+        IpResult(
             bk_host_id=100 + host,
             bk_cloud_id=0,
             ip=f"10.0.0.{host}",
@@ -129,7 +131,7 @@ def script(id: int, status: int, results: Mapping[int, int], *, count: int = 0, 
 
 def container(status: int, exit_code: int | None) -> HostResult:
     """The result of a target that is no host."""
-    return HostResult(status=status, exit_code=exit_code, end_time=NOW)
+    return IpResult(status=status, exit_code=exit_code, end_time=NOW)
 
 
 # What one execution may be seen as, poll after poll.

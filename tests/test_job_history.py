@@ -11,6 +11,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 
 from exporter.blueking.job import Execution, ExecutionPage
 from exporter.collectors.job_history import SLICE_ROWS, TooMany, Window, read_slice, read_window
@@ -22,6 +23,12 @@ V4, V3 = 200, 1000
 
 def created(row: Execution) -> int:
     return row.create_time
+
+
+def row(id: int, created: int) -> Execution:
+    return Execution(
+        id=id, plan_id=-1, raw_name=Raw(b'"run"'), launch_mode=2, status=2, create_time=created, task_type=1
+    )
 
 
 class Listing:
@@ -40,7 +47,7 @@ class Listing:
         start_limit: int | None = None,
         shuffles: bool = True,
     ) -> None:
-        self.rows = [Execution(1000 + n, 3, 1, 2, -1, "run", at, at, at) for n, at in enumerate(sorted(create_times))]
+        self.rows = [row(1000 + n, at) for n, at in enumerate(sorted(create_times))]
         self.page_size, self.v3, self.start_limit = page_size, v3, start_limit
         self.calls: list[tuple[int, int, int]] = []
         self.spoil: Callable[[int, ExecutionPage], ExecutionPage] = lambda number, page: page
@@ -202,7 +209,7 @@ async def test_F16_new_executions_arriving_while_reading_shift_nothing() -> None
     wanted = listing.ids
 
     def arrive(number: int, page: ExecutionPage) -> ExecutionPage:
-        listing.rows += [Execution(9_000_000 + 2 * number + n, 2, 1, 2, -1, "new", 2000, None, None) for n in (0, 1)]
+        listing.rows += [row(9_000_000 + 2 * number + n, 2000) for n in (0, 1)]
         return page
 
     listing.spoil = arrive

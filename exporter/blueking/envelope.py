@@ -266,6 +266,16 @@ def _what_is_odd(reply: Reply, odd: Exception | None) -> str:
     return f"not JSON ({reply.headers.get('Content-Type', 'no content type')}): {start}"
 
 
+def text_in(raw: Raw) -> str:
+    """The text, cleaned, that a member read as Raw spells; "" for anything else. Never raises."""
+    for json in (raw, _repair(bytes(raw))):
+        try:
+            return clean_text(msgspec.json.decode(json, type=str))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+    return ""
+
+
 _LONE_SURROGATE = re.compile(
     rb"(?<!\\)((?:\\\\)*)\\u(?:"
     rb"d[89ab][0-9a-f]{2}(?!\\ud[c-f][0-9a-f]{2})"  # a high one that no low one follows

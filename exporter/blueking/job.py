@@ -14,14 +14,13 @@ those of its documents (id, task_status, task_type) are understood. Times are ms
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
-from msgspec import Meta, Struct, field
-from msgspec.structs import replace
+from msgspec import Meta, Raw, Struct, field
 
 from exporter.blueking.client import Client, Deadline, Identity
-from exporter.blueking.envelope import Empty, Form, WrongShape
-from exporter.blueking.text import LIMIT, clean_text
+from exporter.blueking.envelope import Empty, Form, WrongShape, text_in
+from exporter.blueking.text import clean_text
 from exporter.config.schema import JobPlatform
 from exporter.model import Host, Scope
 
@@ -40,21 +39,27 @@ Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _Number = Int | str | None
 
 
-class Execution(Struct, frozen=True, gc=False):
+class Execution(Struct, frozen=True, gc=False, kw_only=True):
     """One row of the history. Times in ms since the epoch as the platform gives them; unknown numbers are kept.
 
-    Field names on the wire are the platform's, so that the usual page decodes straight into these.
+    Field names on the wire and their order are the platform's: the usual page decodes straight into these, and fastest
+    where the next member is the next field.
     """
 
     id: Int = field(name="job_instance_id")
-    status: Int
-    task_type: Int = field(name="type")
-    launch_mode: Int
     plan_id: Int = field(name="job_plan_id")
-    name: str
-    create_time: Int
+    raw_name: Raw = field(name="name")
+    launch_mode: Int
+    status: Int
     start_time: Int | None = None
     end_time: Int | None = None
+    create_time: Int
+    task_type: Int = field(name="type")
+
+    @property
+    def name(self) -> str:
+        """Read when asked for: of most rows nobody does. "" where it is no text."""
+        return text_in(self.raw_name)
 
 
 class ExecutionPage(Struct, frozen=True):
@@ -64,52 +69,76 @@ class ExecutionPage(Struct, frozen=True):
     total: int | None
 
 
+class HostResult(Protocol):
+    """The result of a step on one target, as it came: tens of thousands may stand in one answer, so the host is read
+    only when it is asked for, and numbers may be of any size."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def exit_code(self) -> int | None: ...
+    @property
+    def end_time(self) -> int | None: ...
+    @property
+    def host(self) -> Host | None:
+        """None for containers and for targets without any identity."""
+
+
 class _Host(Struct, frozen=True, gc=False):
     bk_host_id: _Number = None
-    ip: str | None = None
     bk_cloud_id: _Number = None
+    ip: str | None = None
     ipv6: str | None = None
-
-    def read(self) -> Host | None:
-        """None without id and address: such targets would all be taken for the same one."""
-        cloud, ip = self.bk_cloud_id, self.ip or self.ipv6 or ""
-        if not isinstance(cloud, str):
-            cloud = "" if cloud is None else str(cloud)
-        bk_host_id = _host_id(self.bk_host_id)
-        if not bk_host_id and not ip:
-            return None
-        return Host(clean_text(cloud), bk_host_id, clean_text(ip))
 
 
 class _ExecuteObject(Struct, frozen=True, gc=False):
+    """`type` 1 is a host, whose `resource_id` is its id in the CMDB; 2 is a container, others are not known."""
+
     type: _Number = None
     resource_id: _Number = None
     host: _Host | None = None
 
-    def read(self) -> Host | None:
-        """`type` 1 is a host, whose `resource_id` is its id in the CMDB; 2 is a container, others are not known."""
-        kind = _number(self.type)
-        if kind == _CONTAINER:
-            return None
-        host = self.host or _Host()
-        if kind == _HOST and not _host_id(host.bk_host_id):
-            host = replace(host, bk_host_id=self.resource_id)
-        return host.read()
 
+class ObjectResult(Struct, frozen=True, gc=False, kw_only=True):
+    """`HostResult` of v4."""
 
-class HostResult(_Host, frozen=True, gc=False, kw_only=True):
-    """The result of a step on one target, as it came: tens of thousands may stand in one answer, so the host is read
-    only when it is asked for. v3 puts it into the row, v4 into `execute_object`."""
-
-    status: Int
-    exit_code: Int | None = None
-    end_time: Int | None = None
     execute_object: _ExecuteObject | None = None
+    status: int
+    exit_code: int | None = None
+    end_time: int | None = None
 
     @property
     def host(self) -> Host | None:
-        """None for containers and for targets without any identity."""
-        return self.read() if self.execute_object is None else self.execute_object.read()
+        target = self.execute_object
+        kind = _number(target.type) if target else None
+        if target is None or kind == _CONTAINER:
+            return None
+        host = target.host or _Host()
+        bk_host_id = _host_id(host.bk_host_id) or (_host_id(target.resource_id) if kind == _HOST else "")
+        return _host(bk_host_id, host.bk_cloud_id, host.ip or host.ipv6)
+
+
+class IpResult(Struct, frozen=True, gc=False, kw_only=True):
+    """`HostResult` of v3, which puts the host into the row."""
+
+    bk_host_id: _Number = None
+    ip: str | None = None
+    bk_cloud_id: _Number = None
+    status: int
+    exit_code: int | None = None
+    end_time: int | None = None
+    ipv6: str | None = None
+
+    @property
+    def host(self) -> Host | None:
+        return _host(_host_id(self.bk_host_id), self.bk_cloud_id, self.ip or self.ipv6)
+
+
+def _host(bk_host_id: str, bk_cloud_id: _Number, ip: str | None) -> Host | None:
+    """None without id and address: such targets would all be taken for the same one."""
+    if not bk_host_id and not ip:
+        return None
+    return Host("" if bk_cloud_id is None else clean_text(str(bk_cloud_id)), bk_host_id, clean_text(ip or ""))
 
 
 class Step(Struct, frozen=True):
@@ -229,7 +258,7 @@ class _Row(Struct, gc=False):
     task_type: _Number = None
     launch_mode: _Number = None
     job_plan_id: _Number = None
-    name: str | None = None
+    name: Raw = Raw()
     create_time: Int | None = None
     start_time: Int | None = None
     end_time: Int | None = None
@@ -244,13 +273,6 @@ class _AnyV3(Struct):
     total: Int | None = None
 
 
-def _cleaned(rows: list[Execution]) -> tuple[Execution, ...]:
-    names = [row.name for row in rows]
-    if "".join(names).isprintable() and max(map(len, names), default=0) <= LIMIT:  # one look at all of them is cheaper
-        return tuple(rows)
-    return tuple(replace(row, name=clean_text(row.name)) for row in rows)
-
-
 def _executions(rows: list[_Row] | Empty | None, path: str) -> tuple[Execution, ...]:
     return tuple(_execution(row, f"{path}[{index}]") for index, row in enumerate(_listed(rows)))
 
@@ -262,7 +284,7 @@ def _execution(row: _Row, path: str) -> Execution:
         task_type=_number(_either(row.type, row.task_type)),
         launch_mode=_number(row.launch_mode),
         plan_id=NO_PLAN if row.job_plan_id is None else _number(row.job_plan_id),
-        name=clean_text(row.name or ""),
+        raw_name=row.name,
         create_time=_required(row.create_time, f"{path}.create_time"),
         start_time=row.start_time,
         end_time=row.end_time,
@@ -270,7 +292,7 @@ def _execution(row: _Row, path: str) -> Execution:
 
 
 LIST_V4: Sequence[Form[Any, ExecutionPage]] = (
-    Form(_UsualV4, lambda page: ExecutionPage(_cleaned(page.job_instance_list), None)),
+    Form(_UsualV4, lambda page: ExecutionPage(tuple(page.job_instance_list), None)),
     Form(
         _AnyV4,
         lambda page: ExecutionPage(_executions(page.job_instance_list, "data.job_instance_list"), None),
@@ -278,7 +300,7 @@ LIST_V4: Sequence[Form[Any, ExecutionPage]] = (
     ),
 )
 LIST_V3: Sequence[Form[Any, ExecutionPage]] = (
-    Form(_UsualV3, lambda page: ExecutionPage(_cleaned(page.data), page.total)),
+    Form(_UsualV3, lambda page: ExecutionPage(tuple(page.data), page.total)),
     Form(_AnyV3, lambda page: ExecutionPage(_executions(page.data, "data.data"), page.total), strict=False),
 )
 
@@ -298,8 +320,8 @@ class _UsualStep(Struct):
     type: Int
     execute_count: Int = 0
     end_time: Int | None = None
-    step_ip_result_list: tuple[HostResult, ...] | None = None
-    step_execute_object_result_list: tuple[HostResult, ...] | None = None
+    step_ip_result_list: tuple[IpResult, ...] | None = None
+    step_execute_object_result_list: tuple[ObjectResult, ...] | None = None
 
 
 class _UsualStatus(Struct):
@@ -314,7 +336,7 @@ def _usual_status(data: _UsualStatus) -> ExecutionStatus:
 
 
 def _usual_step(step: _UsualStep) -> Step:
-    results = step.step_execute_object_result_list
+    results: tuple[HostResult, ...] | None = step.step_execute_object_result_list
     if results is None:
         results = step.step_ip_result_list or ()
     return Step(step.step_instance_id, step.type, step.status, step.execute_count, step.end_time, results)
@@ -381,15 +403,19 @@ def _result(result: _Result, path: str, name: str, index: int) -> HostResult:
         raise WrongShape(f"{path}.{name}[{index}].status is missing")
     if isinstance(exit_code, str):
         exit_code = _whole(exit_code)
-    return HostResult(
+    status = _number(result.status)
+    if result.execute_object is not None:
+        return ObjectResult(
+            execute_object=result.execute_object, status=status, exit_code=exit_code, end_time=result.end_time
+        )
+    return IpResult(
         bk_host_id=result.bk_host_id,
-        bk_cloud_id=result.bk_cloud_id,
         ip=result.ip,
-        ipv6=result.ipv6,
-        status=_number(result.status),
+        bk_cloud_id=result.bk_cloud_id,
+        status=status,
         exit_code=exit_code,
         end_time=result.end_time,
-        execute_object=result.execute_object,
+        ipv6=result.ipv6,
     )
 
 

@@ -130,9 +130,9 @@ class JobState(CollectorState, frozen=True, kw_only=True):
 
 
 class JobRecords(msgspec.Struct, frozen=True):
-    """What one poll brought. `examined`: status answers by id; `unexamined`: finished ones whose status cannot be had;
-    `deferred`: finished ones that are examined by a later poll; `gone`: tracked ids that the platform no longer
-    knows."""
+    """What one poll brought. `rows`: those that say something new; `examined`: status answers by id; `unexamined`:
+    finished ones whose status cannot be had; `deferred`: finished ones that are examined by a later poll; `gone`:
+    tracked ids that the platform no longer knows."""
 
     begin: int
     end: int
@@ -171,6 +171,15 @@ def turn(known: Tracked | None, row: Execution) -> Turn:
         return "finished"
     changed = known.end_time is not None and row.end_time is not None and row.end_time != known.end_time
     return "again" if changed else "none"
+
+
+def is_news(state: JobState, row: Execution) -> bool:
+    """Whether `row` says something that is not known. Most rows of a poll do not: windows overlap."""
+    known = state.executions.get(row.id)
+    if known is None:
+        # What was created before `begin` and is not tracked has been counted and forgotten, unless its id is new.
+        return row.create_time >= state.begin or row.id > state.newest
+    return known.status != row.status or known.end_time != row.end_time or known.deferred
 
 
 def group(plan_id: int, name: str) -> str:
@@ -243,31 +252,26 @@ class JobCollector:
         else:
             window = await self._read(begin, end, deadline)
         more = window.end < end
-        # What was created before `begin` and is not tracked has been counted and forgotten, unless its id is new.
-        rows = {
-            id: row
-            for id, row in window.rows.items()
-            if row.create_time >= state.begin or id in state.executions or id > state.newest
-        }
+        news = {id: row for id, row in window.rows.items() if is_news(state, row)}
         now = self._now()
         # With a clock ahead of the platform's the window reached into the future, of which nothing is known yet; with
         # one behind it, what had been counted before stays counted.
         end = min(max(window.end, watermark), now)
         begin = max(begin, state.begin, min(end, now - ms(self.config.lookback)))
         self._span = end - watermark if more else None
-        records = JobRecords(begin, end, now, rows, gap, window.unreadable, more=more)
+        records = JobRecords(begin, end, now, news, gap, window.unreadable, more=more)
         if not more:
-            records = await self._follow(state, records, deadline)
+            records = await self._follow(state, records, window.rows.keys(), deadline)
         return await self._examine(state, records, deadline, started)
 
-    async def _follow(self, state: JobState, records: JobRecords, deadline: Deadline) -> JobRecords:
-        """Look again at executions that the window does not show: unfinished ones always, failed ones from time to
-        time."""
+    async def _follow(self, state: JobState, records: JobRecords, seen: Set[int], deadline: Deadline) -> JobRecords:
+        """Look again at executions that the window does not show, `seen` being those it does: unfinished ones always,
+        failed ones from time to time."""
         now, window = records.now, ms(self.config.reopen_window)
         slack = ms(self.interval)
         watch = now - state.looked + slack > window / LOOKS
         watch_holders = now - state.looked_holders + slack > min(HOLDER_LOOK, window / LOOKS)
-        unseen = {id: known for id, known in state.executions.items() if id not in records.rows}
+        unseen = {id: known for id, known in state.executions.items() if id not in seen}
         failed = {id: known for id, known in unseen.items() if known.counted and known.outcome == "failure"}
         holders = {streak.run for streak in state.hosts.streaks.values()} if watch_holders or watch else frozenset()
         wanted = {id: known for id, known in unseen.items() if not known.counted}
@@ -853,8 +857,8 @@ class _LabelsOfCode(dict[int, Labels | None]):
 
 
 def known_end(end: int | None, now: int) -> int | None:
-    """An end time, unless it lies in a future that the platform cannot know of."""
-    return None if end is None or end > now + FUTURE else end
+    """An end time, unless it is none: before the epoch, or in a future that the platform cannot know of."""
+    return end if end is not None and 0 <= end <= now + FUTURE else None
 
 
 def is_failure(code: int) -> bool:
