@@ -6,6 +6,7 @@ Sources: bk-job RunStatusEnum, ExecuteObjectTaskStatusEnum, ResourceScopeTypeEnu
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import msgspec
@@ -73,6 +74,7 @@ def job_status_slug(status: int) -> str:
     return known.slug if known else UNKNOWN
 
 
+@functools.lru_cache(maxsize=256)
 def job_outcome(status: int, ended: bool) -> Outcome | None:
     """How an execution or step ended, None while it has not. An unknown status has ended, as a failure, once it has
     an end time."""

@@ -266,14 +266,19 @@ def _what_is_odd(reply: Reply, odd: Exception | None) -> str:
     return f"not JSON ({reply.headers.get('Content-Type', 'no content type')}): {start}"
 
 
+_text: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
+
+
 def text_in(raw: Raw) -> str:
     """The text, cleaned, that a member read as Raw spells; "" for anything else. Never raises."""
-    for json in (raw, _repair(bytes(raw))):
-        try:
-            return clean_text(msgspec.json.decode(json, type=str))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            continue
-    return ""
+    try:
+        return clean_text(_text.decode(raw))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pass
+    try:
+        return clean_text(_text.decode(_repair(bytes(raw))))
+    except msgspec.MsgspecError:
+        return ""
 
 
 _LONE_SURROGATE = re.compile(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import msgspec
@@ -567,10 +568,12 @@ class _Fold:
             self._mark_finished(row, first=True)
 
     def _count(self, row: Execution) -> None:
-        known = self._without_deferred(self.executions.get(row.id), row)
-        what = turn(known, row)
+        known = self.executions.get(row.id)
         if known is None:
-            self.tally.inc(CREATED, (self._task_type(row), self._launch_mode(row)))
+            self._count_created(row)
+        elif known.deferred:
+            known = self._without_deferred(known, row)
+        what = turn(known, row)
         if row.status not in JOB_STATUSES and what != "none" and (known is None or known.status != row.status):
             self.unknown.append(("job.status", str(row.status)))
         if what == "running" or row.id in self.records.deferred:
@@ -589,10 +592,15 @@ class _Fold:
                 known = msgspec.structs.replace(known, prior_end=known.end_time)
             self._finish(known, row)
 
-    def _without_deferred(self, known: Tracked | None, row: Execution) -> Tracked | None:
+    def _count_created(self, row: Execution) -> None:
+        if row.task_type not in TASK_TYPES:
+            self.unknown.append(("job.type", str(row.task_type)))
+        if row.launch_mode not in LAUNCH_MODES:
+            self.unknown.append(("job.launch_mode", str(row.launch_mode)))
+        self.tally.inc(CREATED, _created_labels(row.task_type, row.launch_mode))
+
+    def _without_deferred(self, known: Tracked, row: Execution) -> Tracked:
         """A run that ended, waited to be examined, and was run again before: counted as it is."""
-        if known is None or not known.deferred:
-            return known
         counted = msgspec.structs.replace(known, counted=True)
         if turn(counted, row) == "none":
             return known
@@ -600,11 +608,11 @@ class _Fold:
         return counted
 
     def _count_deferred(self, known: Tracked) -> None:
-        self.tally.inc(FINISHED, _finished_labels(known))
+        self.tally.inc(FINISHED, _finished_labels(known.task_type, known.launch_mode, known.status))
         self.tally.inc(TRUNCATED)
 
     def _finish(self, known: Tracked | None, row: Execution) -> None:
-        self.tally.inc(FINISHED, _finished_labels(row))
+        self.tally.inc(FINISHED, _finished_labels(row.task_type, row.launch_mode, row.status))
         timed = bool(known and known.timed)
         if not timed and row.end_time is not None:
             self._observe_duration(row)
@@ -623,26 +631,23 @@ class _Fold:
             self.executions[row.id] = msgspec.structs.replace(known, end_time=row.end_time, timed=True)
 
     def _observe_duration(self, row: Execution) -> None:
-        duration = self._duration(row)
-        if duration is not None:
-            value = duration / 1000
-            self.tally.observe(DURATION, (task_type_slug(row.task_type),), value, self.config.duration_buckets, row.id)
-
-    def _duration(self, row: Execution) -> int | None:
-        """ms from start to end, None where one of them is missing or they contradict each other."""
-        if row.start_time is None or row.end_time is None:
-            return None
-        if row.end_time < row.start_time or row.end_time > self.records.now + FUTURE:
-            self.unknown.append(("job.end_time", str(row.end_time)))
-            return None
-        return row.end_time - row.start_time
+        """From start to end, unless one of them is missing or they contradict each other."""
+        start, end = row.start_time, row.end_time
+        if start is None or end is None:
+            return
+        if start <= end <= self.records.now + FUTURE:
+            labels, value = (task_type_slug(row.task_type),), (end - start) / 1000
+            self.tally.observe(DURATION, labels, value, self.config.duration_buckets, row.id)
+        else:
+            self.unknown.append(("job.end_time", str(end)))
 
     def _mark_finished(self, row: Execution, *, first: bool) -> None:
         outcome = job_outcome(row.status, row.end_time is not None)
         end = known_end(row.end_time, self.records.now)
         if outcome is None or end is None:
             return
-        self.last_finished[outcome] = max(end, self.last_finished.get(outcome, end))
+        if end > self.last_finished.get(outcome, -1):
+            self.last_finished[outcome] = end
         for entry in self.config.watch:
             if not matches(entry, row.plan_id, row.name):
                 continue
@@ -655,10 +660,10 @@ class _Fold:
 
     def _fold_status(self, known: Tracked | None, row: Execution) -> dict[int, int] | None:
         """Count the steps and hosts of an examined execution that have not been counted; what has been by now."""
-        steps = dict(known.steps or {}) if known else {}
         answer = self.records.examined.get(row.id)
         if answer is None:
-            return steps or None
+            return known.steps if known else None
+        steps = dict(known.steps or {}) if known else {}
         if self.collector._selects(row):
             for step in answer.steps:
                 if self._is_new(step, steps, known):
@@ -732,16 +737,6 @@ class _Fold:
             steps if steps is not None or known is None else known.steps,
         )
 
-    def _task_type(self, row: Execution) -> str:
-        if row.task_type not in TASK_TYPES:
-            self.unknown.append(("job.type", str(row.task_type)))
-        return task_type_slug(row.task_type)
-
-    def _launch_mode(self, row: Execution) -> str:
-        if row.launch_mode not in LAUNCH_MODES:
-            self.unknown.append(("job.launch_mode", str(row.launch_mode)))
-        return launch_mode_slug(row.launch_mode)
-
     def _forget(self, holders: Set[int]) -> None:
         """Keep what can still be listed, what has not ended, and what may be retried: failed executions for a time, and
         those of the failing hosts as long as these fail."""
@@ -749,6 +744,9 @@ class _Fold:
         reopen, age = ms(self.config.reopen_window), ms(self.config.max_unfinished_age)
         kept: dict[int, Tracked] = {}
         for id, known in self.executions.items():
+            if known.counted and known.create_time >= begin:
+                kept[id] = known
+                continue
             old = now - known.create_time > age
             # During a catch-up nobody has looked whether it has ended.
             if old and not (known.counted or known.deferred or self.records.more):
@@ -882,8 +880,17 @@ def seconds(value: int | None) -> float | None:
     return None if value is None else value / 1000
 
 
-def _finished_labels(row: Execution | Tracked) -> Labels:
-    return (task_type_slug(row.task_type), launch_mode_slug(row.launch_mode), job_status_slug(row.status))
+# The same few come again and again, and three tables and a tuple cost as much as counting.
+
+
+@lru_cache(maxsize=1024)
+def _created_labels(task_type: int, launch_mode: int) -> Labels:
+    return (task_type_slug(task_type), launch_mode_slug(launch_mode))
+
+
+@lru_cache(maxsize=1024)
+def _finished_labels(task_type: int, launch_mode: int, status: int) -> Labels:
+    return (task_type_slug(task_type), launch_mode_slug(launch_mode), job_status_slug(status))
 
 
 def _end_order(row: Execution) -> tuple[int, int]:

@@ -111,22 +111,24 @@ class Tally:
 
         Other bounds than before restart the series with a new birth. ValueError when `value` is not finite.
         """
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:
             raise ValueError(f"{family}: {value} cannot be observed")
-        added = self._histograms.setdefault(family, {})
+        added = self._histograms.get(family)
+        if added is None:
+            added = self._histograms[family] = {}
         series = added.get(labels)
-        if series is None:
-            old = self._before.histograms.get(family, {}).get(labels)
-            if old:
-                series = _Spread(old.bounds, list(old.counts), old.sum, old.born, old.shown, list(old.exemplars))
         if series is None or series.bounds != bounds:
-            series = self._empty(bounds)
-        added[labels] = series
+            old = self._before.histograms.get(family, {}).get(labels)
+            series = added[labels] = (
+                _Spread(old.bounds, list(old.counts), old.sum, old.born, old.shown, list(old.exemplars))
+                if old and old.bounds == bounds
+                else self._empty(bounds)
+            )
         bucket = bisect_left(bounds, value)
         series.counts[bucket] += 1
         series.sum += value
         if exemplar_id is not None:
-            series.exemplars[bucket] = self._exemplar(exemplar_id, value)
+            series.exemplars[bucket] = Exemplar(exemplar_id, value, self._now)
 
     def rebucket(self, family: str, bounds: tuple[float, ...]) -> None:
         """Restart, at 0 and with a new birth, the histograms of a family that have other bounds than these."""
