@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import HOST_LABELS, Chunk, Counts, Family, Labels
 from exporter.metrics.negotiate import Format, negotiate
-from exporter.metrics.page import PIECE, WRITE, Page, crc32_combine
+from exporter.metrics.page import PIECE, WRITE, Page, Piece, Snapshot
 from exporter.metrics.render import render_counts, render_gauge, scope_prefix
 from exporter.model import Key, Scope
 from tests.parsers import parse
@@ -245,10 +245,23 @@ def test_a_snapshot_keeps_its_moment() -> None:
     assert b"".join([first, *reader]).count(b"\n") == 3000 * 3 + 4
 
 
-@given(st.binary(max_size=3000), st.binary(max_size=300_000))
-def test_crc_of_two_texts_together(first: bytes, second: bytes) -> None:
-    """The combined checksum is that of the concatenation."""
-    assert crc32_combine(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
+any_bytes = st.one_of(
+    st.binary(max_size=2000),  # does not compress
+    st.builds(lambda unit, size: (unit * size)[:size], st.binary(min_size=1, max_size=300), st.integers(0, 3 * PIECE)),
+)
+
+
+@given(st.lists(st.lists(any_bytes, max_size=3), max_size=6), any_bytes, st.randoms(use_true_random=False))
+def test_pieces_compressed_apart_are_one_gzip_text(texts: list[list[bytes]], extra: bytes, rng: random.Random) -> None:
+    """Whatever is in the pieces, none, empty or large ones, and in whatever order they are put together later."""
+    pieces = [Piece(tuple(lines)) for lines in texts]
+    for _ in range(2):
+        snapshot = Snapshot(pieces)
+        for _ in range(2):
+            plain = b"".join(snapshot.plain(extra))
+            assert plain == b"".join([*(line for piece in pieces for line in piece.lines), extra])
+            assert gzip.decompress(b"".join(snapshot.gzip(extra))) == plain
+        rng.shuffle(pieces)
 
 
 def cutting_page(limit: int) -> tuple[Page, list[tuple[str, int]]]:

@@ -9,11 +9,11 @@ piece refers to the chunks, and is joined while it is sent.
 
 from __future__ import annotations
 
-import functools
 import struct
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+
+from isal import isal_zlib
 
 from exporter.metrics.family import Chunk, Family
 from exporter.metrics.negotiate import Format
@@ -27,7 +27,6 @@ WRITE = 256 * 1024
 
 _GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
 _GZIP_END = b"\x03\x00"  # an empty final block: all blocks before it are not final
-_ZEROS = memoryview(bytes(WRITE))
 
 
 class Piece:
@@ -45,7 +44,7 @@ class Piece:
         """Raw deflate ended by a full flush, so that pieces can be put in any order, and the CRC-32 of the lines."""
         if self._deflated is None:
             plain = b"".join(self.lines)
-            self._deflated, self._crc = _deflate(plain), zlib.crc32(plain)
+            self._deflated, self._crc = _deflate(plain), isal_zlib.crc32(plain)
         return self._deflated, self._crc
 
 
@@ -79,13 +78,13 @@ class Snapshot:
             gathered.append(deflated)
             size += len(deflated) if known else piece.size
             if not known:
-                crc = crc32_combine(crc, piece_crc, piece.size)
+                crc = isal_zlib.crc32_combine(crc, piece_crc, piece.size)
             if size >= WRITE:
                 yield b"".join(gathered)
                 gathered, size = [], 0
         if self._crc is None:
             self._crc = crc
-        trailer = struct.pack("<II", zlib.crc32(extra, self._crc), (self.size + len(extra)) & 0xFFFFFFFF)
+        trailer = struct.pack("<II", isal_zlib.crc32(extra, self._crc), (self.size + len(extra)) & 0xFFFFFFFF)
         yield b"".join((*gathered, _deflate(extra), _GZIP_END, trailer))
 
 
@@ -194,29 +193,10 @@ class Page:
                 self._on_cut(shelf.family.name, dropped)
 
 
-def crc32_combine(first: int, second: int, size: int) -> int:
-    """The CRC-32 of two texts put together, from theirs and the size of the second.
-
-    CRC is linear, so what `first` does to the result can be found on zeros instead of the second text.
-    """
-    return _over_zeros(first, size) ^ _zeros(size) ^ second
-
-
-def _over_zeros(crc: int, size: int) -> int:
-    while size > 0:
-        crc, size = zlib.crc32(_ZEROS[:size], crc), size - len(_ZEROS)
-    return crc
-
-
-@functools.lru_cache(maxsize=4096)
-def _zeros(size: int) -> int:
-    # Pieces often change without changing their size, and this is half of what combining them costs.
-    return _over_zeros(0, size)
-
-
 def _deflate(plain: bytes) -> bytes:
-    stream = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
-    return stream.compress(plain) + stream.flush(zlib.Z_FULL_FLUSH)
+    # A third of the time that zlib takes at its fastest, and smaller.
+    stream = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -isal_zlib.MAX_WBITS)
+    return stream.compress(plain) + stream.flush(isal_zlib.Z_FULL_FLUSH)
 
 
 def _water_level(sizes: Mapping[int, int], budget: int) -> int | None:
