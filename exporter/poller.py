@@ -23,7 +23,7 @@ from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import GAP, TRUNCATED, Collector, CollectorState, Observed, fold
 from exporter.errors import ApiError, Reason, StateError
-from exporter.metrics.counts import Tally, next_reveal
+from exporter.metrics.counts import Tally
 from exporter.metrics.family import Chunk, Count, Counts, Distribution, Family, Labels
 from exporter.metrics.page import Page
 from exporter.metrics.render import render_counts, render_gauge, scope_prefix
@@ -150,6 +150,8 @@ class Poller:
         self._errors = Counts()
         self._shown: dict[str, set[Labels]] = {}
         self._kept: dict[str, _Kept] = {}
+        self._prefix = scope_prefix(collector.scope)
+        self._own_prefix = scope_prefix(collector.scope, collector.name)
         self._now = -math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._unknown: set[tuple[str, str]] = set()
@@ -308,8 +310,7 @@ class Poller:
             self._schedule()
 
     def _own_chunks(self) -> dict[str, Chunk]:
-        prefix = scope_prefix(self.key.scope, self.key.collector)
-        state = self.state
+        prefix, state = self._own_prefix, self.state
         gauges: dict[str, float | None] = {
             "success": None if self.success is None else float(self.success),
             "last_success_timestamp_seconds": state.last_success if state else None,
@@ -330,7 +331,7 @@ class Poller:
         return chunks
 
     def _state_chunks(self, state: CollectorState) -> dict[str, Chunk]:
-        prefix = scope_prefix(self.key.scope)
+        prefix = self._prefix
         view = self.collector.view(state) if self.fresh else None
         chunks = {}
         for family in self.collector.families:
@@ -362,13 +363,9 @@ class Poller:
         return chunk
 
     def _schedule(self) -> None:
-        reveals = [
-            next_reveal(counts, self._now) for counts in (self._errors, *((self.state.counts,) if self.state else ()))
-        ]
-        waits = [reveal - self._now for reveal in reveals if reveal is not None]
+        wait = min((kept.due for kept in self._kept.values()), default=math.inf) - self._now
         if self.fresh and self._completed is not None:
-            waits.append(self._completed + self._patience - self._clock.monotonic())
+            wait = min(wait, self._completed + self._patience - self._clock.monotonic())
         self.cancel_timer()
         # A little late on purpose: a timer that fires early would only be set again.
-        wait = min(waits, default=None)
-        self._timer = None if wait is None else asyncio.get_running_loop().call_later(wait + 0.01, self.render)
+        self._timer = None if wait == math.inf else asyncio.get_running_loop().call_later(wait + 0.01, self.render)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.metrics.counts import Tally, held, next_reveal
+from exporter.metrics.counts import Tally, held
 from exporter.metrics.family import Count, Counts, Exemplar
 
 HOLD = 90.0
@@ -91,17 +91,6 @@ def test_a_histogram_takes_no_poison(value: float) -> None:
     """A sum that is NaN or infinite never recovers."""
     with pytest.raises(ValueError, match="d: "):
         Tally(Counts(), 100, HOLD).observe("d", (), value, BOUNDS)
-
-
-def test_the_next_reveal_is_the_earliest_end_of_a_hold() -> None:
-    """The poller renders again at this moment, so that a quiet scope shows its count too."""
-    tally = Tally(Counts(), 100, HOLD)
-    tally.inc("a_total")
-    tally = Tally(tally.freeze(), 150, HOLD)
-    tally.observe("d", (), 2, BOUNDS)
-    tally.zero("z_total")
-    counts = tally.freeze()
-    assert [next_reveal(counts, now) for now in (150, 190, 240)] == [190, 240, None]
 
 
 def test_F15_a_clock_set_back_hides_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import subprocess
@@ -71,6 +72,37 @@ async def test_a_second_life_finds_everything(tmp_path: Path) -> None:
         await store.commit(KEY, b"1" if expected_payload is None else b"2")
         assert store.resets == 0
         await store.close()
+
+
+async def test_commits_that_come_together_are_written_together(tmp_path: Path) -> None:
+    """A slow disk is waited for once by all: a thousand at a time take a hundredth of the log of one after another."""
+    keys = [Key("job", Scope("biz", str(number))) for number in range(1000)]
+    written = {}
+    for kind in ("together", "apart"):
+        store = SQLiteStore(tmp_path / f"{kind}.db")
+        await store.open()
+        for payload in (b"1", b"2"):
+            if kind == "together":
+                await asyncio.gather(*(store.commit(key, payload) for key in keys))
+            else:
+                for key in keys:
+                    await store.commit(key, payload)
+        assert {await store.load(key) for key in keys} == {b"2"}
+        written[kind] = (tmp_path / f"{kind}.db-wal").stat().st_size
+        await store.close()
+    assert written["together"] < written["apart"] / 10
+
+
+async def test_all_that_are_written_together_fail_together(tmp_path: Path) -> None:
+    """Each commit of a transaction that failed is told so, and the next one is another try."""
+    store = SQLiteStore(tmp_path / "state.db")
+    outcomes = await asyncio.gather(*(store.commit(key, b"lost") for key in (KEY, OTHER, KEY)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StateError] * 3
+    await store.open()
+    assert (await store.load(KEY), await store.load(OTHER)) == (None, None)
+    await store.commit(KEY, b"after")
+    assert await store.load(KEY) == b"after"
+    await store.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

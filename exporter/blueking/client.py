@@ -13,6 +13,7 @@ import random
 import ssl
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
@@ -285,8 +286,9 @@ def _number(text: str | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
+@lru_cache(maxsize=8)
 def _date(text: str | None) -> float | None:
-    """Unix seconds of an HTTP date."""
+    """Unix seconds of an HTTP date. All answers of a second have the same."""
     try:
         return parsedate_to_datetime(text or "").timestamp()
     except (ValueError, OverflowError, OSError):

@@ -470,7 +470,8 @@ class JobCollector:
         return day / self.interval + (len(failed) + LOOKS * bool(failed)) * day / max(window, 1.0)
 
     def view(self, state: JobState) -> JobView:
-        return JobView(state, self.config)
+        unfinished = [known for known in state.executions.values() if not known.counted and not known.deferred]
+        return JobView(state, self.config, unfinished)
 
     def failing_hosts(self, state: JobState) -> FailingHosts:
         return state.hosts
@@ -762,18 +763,16 @@ class _Fold:
 
 
 class JobView(msgspec.Struct, frozen=True):
-    """A state as the gauges read it."""
+    """A state as the gauges read it, with what has not ended."""
 
     state: JobState
     config: JobConfig
-
-    def unfinished(self) -> Iterator[tuple[int, Tracked]]:
-        return ((id, known) for id, known in self.state.executions.items() if not known.counted and not known.deferred)
+    unfinished: Sequence[Tracked]
 
 
 def unfinished(view: JobView) -> Mapping[Labels, float]:
     counted: dict[Labels, float] = {}
-    for _, known in view.unfinished():
+    for known in view.unfinished:
         labels = (task_type_slug(known.task_type), job_status_slug(known.status))
         counted[labels] = counted.get(labels, 0.0) + 1.0
     return counted
@@ -781,7 +780,7 @@ def unfinished(view: JobView) -> Mapping[Labels, float]:
 
 def oldest_unfinished(view: JobView) -> Mapping[Labels, float]:
     oldest: dict[Labels, float] = {}
-    for _, known in view.unfinished():
+    for known in view.unfinished:
         labels = (job_status_slug(known.status),)
         oldest[labels] = min(known.create_time / 1000, oldest.get(labels, float("inf")))
     return oldest
@@ -809,7 +808,7 @@ def watched_last_duration(view: JobView) -> Mapping[Labels, float]:
 
 def watched_unfinished(view: JobView) -> Mapping[Labels, float]:
     return {
-        (entry.job_name,): float(sum(matches(entry, known.plan_id, known.name) for _, known in view.unfinished()))
+        (entry.job_name,): float(sum(matches(entry, known.plan_id, known.name) for known in view.unfinished))
         for entry in view.config.watch
     }
 

@@ -24,20 +24,6 @@ def held(shown: float, now: float, hold: float) -> bool:
     return now < shown <= now + hold
 
 
-def next_reveal(counts: Counts, now: float) -> float | None:
-    """The earliest moment after `now` (unix seconds) at which a held series shows its value; None without any."""
-    return min(
-        (
-            series.shown
-            for families in (counts.counters, counts.histograms)
-            for family in families.values()
-            for series in family.values()
-            if series.shown > now
-        ),
-        default=None,
-    )
-
-
 class _Sum(msgspec.Struct, gc=False):
     """A counter series while it is added to; see `Count`."""
 

@@ -35,6 +35,8 @@ class SQLiteStore:
         self._db: sqlite3.Connection | None = None
         self._lock: int | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
+        self._writing = False
+        self._next: _Batch | None = None
 
     async def open(self) -> None:
         await self._run(self._open)
@@ -49,16 +51,35 @@ class SQLiteStore:
         return await self._run(load)
 
     async def commit(self, key: Key, payload: bytes) -> None:
-        def commit() -> None:
+        batch = self._next = self._next or _Batch()
+        batch.rows.append((*_columns(key), payload, time.time()))
+        if not self._writing:
+            self._write(batch)
+        await self._outcome(batch.written)
+
+    def _write(self, batch: _Batch) -> None:
+        """Write `batch`, then what has gathered meanwhile: all pollers that wait for a slow disk wait for it once."""
+        self._next, self._writing = None, True
+
+        def write() -> None:
             with self._connection as db:
                 # In place: to replace the row would write its index anew, and three times as many pages.
-                db.execute(
+                db.executemany(
                     "INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
                     " SET payload = excluded.payload, updated = excluded.updated",
-                    (*_columns(key), payload, time.time()),
+                    batch.rows,
                 )
 
-        await self._run(commit)
+        def written(job: asyncio.Future[None]) -> None:
+            self._writing = False
+            if error := job.exception():
+                batch.written.set_exception(error)
+            else:
+                batch.written.set_result(None)
+            if self._next:
+                self._write(self._next)
+
+        asyncio.get_running_loop().run_in_executor(self._thread, write).add_done_callback(written)
 
     async def purge(self, keep: Iterable[Key], older_than: float) -> int:
         kept = {_columns(key) for key in keep}
@@ -86,7 +107,9 @@ class SQLiteStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
 
     async def _run(self, work: Callable[[], T]) -> T:
-        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self._outcome(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    async def _outcome(self, future: asyncio.Future[T]) -> T:
         try:
             # A commit that has begun is finished: cancelling a poll must not leave its outcome unknown.
             return await asyncio.shield(future)
@@ -184,6 +207,14 @@ class SQLiteStore:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class _Batch:
+    """Rows that one transaction will write."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, str, bytes, float]] = []
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 def _columns(key: Key) -> tuple[str, str, str]:
