@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import gc
 import json
 import pstats
 import sys
@@ -66,6 +67,8 @@ async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, fl
                 return (time.process_time() - began) / count
 
             await round_of()
+            gc.collect()
+            gc.freeze()  # as the command does
             profiler = cProfile.Profile()
             if profile:
                 profiler.enable()

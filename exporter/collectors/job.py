@@ -357,9 +357,8 @@ class JobCollector:
             hosts = state.hosts
             news: list[Execution] = []
             # In the order of time, for a success is worth a call only while a host fails for its plan or name.
-            for row in sorted(finished, key=_end_order):
-                of = group(row.plan_id, row.name)
-                if row.status == 3 and of in failing:
+            for row in sorted(finished, key=_end_order) if failing else ():
+                if row.status == 3 and (of := group(row.plan_id, row.name)) in failing:
                     hosts = await self._folded(hosts, news, examined, records.now)
                     news = []
                     if (row.end_time or records.now) / 1000 >= hosts.groups().get(of, float("inf")):
