@@ -49,6 +49,7 @@ class Listing:
     ) -> None:
         self.rows = [row(1000 + n, at) for n, at in enumerate(sorted(create_times))]
         self.page_size, self.v3, self.start_limit = page_size, v3, start_limit
+        self.max_offset = None if v3 else 10_000
         self.calls: list[tuple[int, int, int]] = []
         self.spoil: Callable[[int, ExecutionPage], ExecutionPage] = lambda number, page: page
         self._shuffle: Callable[[list[Execution]], None] = Random(1).shuffle if shuffles else lambda rows: None
@@ -83,7 +84,7 @@ class Listing:
         return self.spoil(len(self.calls), ExecutionPage(tuple(shown), high - low if self.v3 else None))
 
     async def window(self, begin: int, end: int) -> Window:
-        return await read_window(self.ask, begin, end, self.page_size)
+        return await read_window(self, begin, end)
 
 
 async def test_F17_an_overfull_millisecond_in_a_fixed_order() -> None:
@@ -128,6 +129,16 @@ async def test_4_1_4_no_more_calls_than_pages(count: int) -> None:
     window = await listing.window(-1, 50_000)
     assert window.rows.keys() == listing.ids
     assert len(listing.calls) <= 1.1 * math.ceil(max(count, 1) / V4) + 1
+
+
+async def test_F17_a_millisecond_beyond_the_cap_is_told_by_v4_and_read_by_v3() -> None:
+    """v4 refuses what lies past an offset of 10,000; v3 has no limit unless its operator set one."""
+    crowded = [500] * 10_300
+    assert (await Listing(crowded, shuffles=False).window(0, 1000)).unreadable == {500}
+    v3 = Listing(crowded, page_size=V3, v3=True, shuffles=False)
+    window = await v3.window(0, 1000)
+    assert window.rows.keys() == v3.ids
+    assert not window.unreadable
 
 
 @pytest.mark.parametrize(("v3", "page_size"), [(False, V4), (True, V3)])
@@ -230,7 +241,7 @@ async def test_a_window_stops_at_the_rows_it_may_have() -> None:
     """A slice that turns out too dense is given up early instead of being read to its end."""
     listing = Listing(list(range(5000)))
     with pytest.raises(TooMany):
-        await read_window(listing.ask, 0, 5000, V4, at_most=1000)
+        await read_window(listing, 0, 5000, at_most=1000)
     assert len(listing.calls) <= 7
 
 
@@ -239,9 +250,7 @@ async def slices(listing: Listing, begin: int, end: int, lookback: int = 0) -> l
     read: list[tuple[int, Window]] = []
     watermark, span = begin, None
     while not read or read[-1][1].end < end:
-        window = await read_slice(
-            listing.ask, begin - lookback, end, listing.page_size, min(end, watermark + 1000), span
-        )
+        window = await read_slice(listing, begin - lookback, end, min(end, watermark + 1000), span)
         read.append((begin, window))
         span, watermark, begin, lookback = window.end - watermark, window.end, window.end, 0
         assert len(read) < 500, "no progress"

@@ -30,7 +30,7 @@ from exporter.collectors.base import (
     gather_bounded,
 )
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
-from exporter.collectors.job_history import Ask, Window, read_slice, read_window
+from exporter.collectors.job_history import Window, read_slice, read_window
 from exporter.config.schema import JobConfig, ScopeConfig, Watch
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
@@ -403,7 +403,7 @@ class JobCollector:
         rows: dict[int, Execution] = {}
         unreadable: frozenset[int] = frozenset()
         for first, last in self._windows(begin, end):
-            window = await read_window(self._ask(deadline, status), first, last, self._api.page_size)
+            window = await read_window(self._history(deadline, status), first, last)
             rows |= window.rows
             unreadable |= window.unreadable
         return Window(rows, end, unreadable)
@@ -411,7 +411,7 @@ class JobCollector:
     async def _read_slice(self, begin: int, end: int, watermark: int, deadline: Deadline) -> Window:
         _, last = next(self._windows(begin, end))
         floor = min(last, max(watermark, begin) + 1000)
-        return await read_slice(self._ask(deadline), begin, last, self._api.page_size, floor, self._span)
+        return await read_slice(self._history(deadline), begin, last, floor, self._span)
 
     def _windows(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         longest = self._api.max_window or max(1, end - begin)
@@ -423,13 +423,8 @@ class JobCollector:
                 return
             begin = last
 
-    def _ask(self, deadline: Deadline, status: int | None = None) -> Ask:
-        async def ask(begin: int, end: int, offset: int) -> ExecutionPage:
-            return await self._api.list(
-                self.scope, begin, max(end, begin + 1), deadline=deadline, status=status, offset=offset
-            )
-
-        return ask
+    def _history(self, deadline: Deadline, status: int | None = None) -> _History:
+        return _History(self._api, self.scope, deadline, status)
 
     async def _list_one(self, id: int, create_time: int, deadline: Deadline) -> ExecutionPage:
         try:
@@ -482,6 +477,19 @@ class JobCollector:
             if known.counted and known.outcome == "failure"
         ]
         return sorted(failed, key=lambda execution: (execution.end or 0.0, execution.id), reverse=True)
+
+
+class _History:
+    """The executions of a scope, those in `status` where one is given; see `job_history.History`."""
+
+    def __init__(self, api: JobApi, scope: Scope, deadline: Deadline, status: int | None) -> None:
+        self.page_size, self.max_offset = api.page_size, api.max_offset
+        self._api, self._scope, self._deadline, self._status = api, scope, deadline, status
+
+    async def ask(self, begin: int, end: int, offset: int) -> ExecutionPage:
+        return await self._api.list(
+            self._scope, begin, max(end, begin + 1), deadline=self._deadline, status=self._status, offset=offset
+        )
 
 
 class _Fold:

@@ -8,24 +8,29 @@ sides of a page boundary are simply seen again. Only a millisecond with more row
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import msgspec
 
 from exporter.blueking.job import Execution, ExecutionPage
 from exporter.errors import ApiError
 
-Ask = Callable[[int, int, int], Awaitable[ExecutionPage]]
-"""(begin, end, offset) → the page at that offset of the executions created in [begin, end], ms since the epoch."""
-
 MILLISECOND_ROUNDS = 32
 """Readings of an overfull millisecond: each comes in another order, so what one misses the next finds."""
-MAX_OFFSET = 10_000
-"""Past this JOB v4 refuses to page."""
 SLICE_ROWS = 2_000
 """Rows that one poll reads of a long history: few enough to be read and examined within a poll's deadline."""
 START_LIMIT_CODE = "1241010"
 """JOB v3: `start` is past the limit that the operator of the platform set."""
+
+
+class History(Protocol):
+    """A list as one dialect pages it. `page_size`: rows of a full page; `max_offset`: past it the platform refuses."""
+
+    page_size: int
+    max_offset: int | None
+
+    async def ask(self, begin: int, end: int, offset: int) -> ExecutionPage:
+        """The page at that offset of the executions created in [begin, end], ms since the epoch."""
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -42,7 +47,7 @@ class TooMany(Exception):
 
 
 async def read_window(
-    ask: Ask, begin: int, end: int, page_size: int, *, first: ExecutionPage | None = None, at_most: int | None = None
+    history: History, begin: int, end: int, *, first: ExecutionPage | None = None, at_most: int | None = None
 ) -> Window:
     """Every row of [begin, end]; `first` is its first page where that has been asked for already.
 
@@ -52,10 +57,10 @@ async def read_window(
     unreadable: set[int] = set()
     top = end
     while top > begin:
-        page, first = first or await ask(begin, top, 0), None
+        page, first = first or await history.ask(begin, top, 0), None
         known = len(rows)
         rows.update((row.id, row) for row in page.rows if row.create_time >= begin)
-        if _is_last(page, len(page.rows), page_size):
+        if _is_last(page, len(page.rows), history):
             return Window(rows, end, frozenset(unreadable))
         if len(rows) == known:
             raise _nonsense(page)
@@ -64,18 +69,18 @@ async def read_window(
         if oldest < max(times):
             top = oldest
         else:
-            if not await _read_millisecond(ask, oldest, rows, page_size):
+            if not await _read_millisecond(history, oldest, rows):
                 unreadable.add(oldest)
             top = oldest - 1
         if at_most is not None and len(rows) > at_most:
             raise TooMany
     # Not [begin, begin], to which v3 would add the next millisecond, maybe a page full of it.
-    if top == begin and not await _read_millisecond(ask, begin, rows, page_size):
+    if top == begin and not await _read_millisecond(history, begin, rows):
         unreadable.add(begin)
     return Window(rows, end, frozenset(unreadable))
 
 
-async def read_slice(ask: Ask, begin: int, end: int, page_size: int, floor: int, span: int | None) -> Window:
+async def read_slice(history: History, begin: int, end: int, floor: int, span: int | None) -> Window:
     """The oldest part of [begin, end] that holds about `SLICE_ROWS` rows; all of it when it holds less.
 
     It ends at `floor` or later. `span` (ms): how long the slice before this one was, as a first guess.
@@ -83,31 +88,30 @@ async def read_slice(ask: Ask, begin: int, end: int, page_size: int, floor: int,
     if span is not None:
         end = min(end, max(floor, begin + 2 * span))
     while True:
-        page = await ask(begin, end, 0)
-        if _is_last(page, len(page.rows), page_size):
-            return await read_window(ask, begin, end, page_size, first=page)
+        page = await history.ask(begin, end, 0)
+        if _is_last(page, len(page.rows), history):
+            return await read_window(history, begin, end, first=page)
         newest = end - min((row.create_time for row in page.rows), default=end) + 1
         share = SLICE_ROWS / max(1, len(page.rows)) * newest / (end - begin + 1)
         if share >= 0.5 or end <= floor:
             try:
-                return await read_window(
-                    ask, begin, end, page_size, first=page, at_most=None if end <= floor else 4 * SLICE_ROWS
-                )
+                at_most = None if end <= floor else 4 * SLICE_ROWS
+                return await read_window(history, begin, end, first=page, at_most=at_most)
             except TooMany:
                 share = 0.25
         end = max(floor, begin + int((end - begin) * share))
 
 
-def _is_last(page: ExecutionPage, read: int, page_size: int) -> bool:
+def _is_last(page: ExecutionPage, read: int, history: History) -> bool:
     # A full page is never the last, whatever total it tells; v3 tells one, and a shorter page can have successors.
-    return len(page.rows) < page_size and (page.total is None or read >= page.total)
+    return len(page.rows) < history.page_size and (page.total is None or read >= page.total)
 
 
 def _nonsense(page: ExecutionPage) -> ApiError:
     return ApiError("decode", f"the list repeats a page, or claims more rows than it sends (total {page.total})")
 
 
-async def _read_millisecond(ask: Ask, at: int, rows: dict[int, Execution], page_size: int) -> bool:
+async def _read_millisecond(history: History, at: int, rows: dict[int, Execution]) -> bool:
     """Read the rows created at `at` into `rows`; whether they are all there.
 
     The window is [at - 1, at] because v3 wants an end after its begin; the rows of `at` come first. As many
@@ -117,22 +121,22 @@ async def _read_millisecond(ask: Ask, at: int, rows: dict[int, Execution], page_
     for _ in range(MILLISECOND_ROUNDS):
         positions = offset = 0
         while True:
-            if offset > MAX_OFFSET:
+            if history.max_offset is not None and offset > history.max_offset:
                 return False
             try:
-                page = await ask(at - 1, at, offset)
+                page = await history.ask(at - 1, at, offset)
             except ApiError as error:
                 if error.code == START_LIMIT_CODE:
                     return False
                 raise
-            if not page.rows and not _is_last(page, offset, page_size):
+            if not page.rows and not _is_last(page, offset, history):
                 raise _nonsense(page)
             here = [row for row in page.rows if row.create_time == at]
             rows.update((row.id, row) for row in here)
             found.update(row.id for row in here)
             positions += len(here)
             offset += len(page.rows)
-            if len(here) < len(page.rows) or _is_last(page, offset, page_size):
+            if len(here) < len(page.rows) or _is_last(page, offset, history):
                 break
         if len(found) >= positions:
             return True
