@@ -11,7 +11,7 @@ import json
 import math
 import random
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from types import TracebackType
@@ -128,7 +128,8 @@ class Client:
         answered: ApiError | None = None
         for attempt in range(1, TRIES + 1):
             try:
-                return await self._attempt(api, method, url, params, forms, identity, deadline)
+                # Made anew each time: a secret may have been changed meanwhile.
+                return await self._attempt(api, lambda: self._request(method, url, params, identity), forms, deadline)
             except ApiError as error:
                 error.api = api
                 if error.reason == "timeout" and answered is not None and deadline.remaining() <= 0:
@@ -155,20 +156,13 @@ class Client:
         return wait
 
     async def _attempt(
-        self,
-        api: str,
-        method: str,
-        url: str,
-        params: Mapping[str, object],
-        forms: Sequence[Form[Any, T]],
-        identity: Identity,
-        deadline: Deadline,
+        self, api: str, request: Callable[[], dict[str, Any]], forms: Sequence[Form[Any, T]], deadline: Deadline
     ) -> T:
         async with self._gate.turn(deadline):
             seconds = min(self._config.request_timeout, deadline.remaining())
             if seconds <= 0:
                 raise ApiError("timeout", "no time was left in this poll")
-            reply = await self._exchange(api, self._request(method, url, params, identity), seconds)
+            reply = await self._exchange(api, request(), seconds)
         try:
             return read(reply, forms)
         except ApiError as error:
