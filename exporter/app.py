@@ -30,6 +30,7 @@ from exporter.blueking.nodeman_legacy import NodemanLegacyApi
 from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import Collector, CollectorState, Platforms
+from exporter.collectors.failing_hosts import Streak
 from exporter.collectors.job import STATUS_CODE_INFO, JobCollector, status_code_info
 from exporter.config.load import Loaded, Override, load
 from exporter.config.schema import BlueKing, Config
@@ -424,20 +425,20 @@ class App:
     def failures(self, scope_type: str | None, scope_id: str | None) -> Failures:
         """What fails now in the matching scopes, with the ids that lead to it on the platform."""
         executions: list[FailingExecution] = []
-        hosts: list[FailingHost] = []
+        hosts: list[tuple[Collector, Streak]] = []
         for poller, _ in self._pollers.values():
-            scope, state = poller.key.scope, poller.state
+            collector, scope, state = poller.collector, poller.key.scope, poller.state
             if (
                 state is None
                 or scope_type not in (None, scope.bk_scope_type)
                 or scope_id not in (None, scope.bk_scope_id)
             ):
                 continue
-            executions += _failing_executions(poller.collector, state)
-            hosts += _failing_hosts(poller.collector, state)
+            executions += _failing_executions(collector, state)
+            hosts += [(collector, streak) for streak in collector.failing_hosts(state).streaks.values()]
         executions.sort(key=lambda execution: execution.end_time or 0.0, reverse=True)
-        hosts.sort(key=lambda host: host.since)
-        return Failures(tuple(executions), tuple(hosts))
+        hosts.sort(key=lambda host: host[1].since)
+        return Failures(executions, (_failing_host(collector, streak) for collector, streak in hosts))
 
 
 def _failing_executions(collector: Collector, state: CollectorState) -> list[FailingExecution]:
@@ -457,29 +458,23 @@ def _failing_executions(collector: Collector, state: CollectorState) -> list[Fai
     ]
 
 
-def _failing_hosts(collector: Collector, state: CollectorState) -> list[FailingHost]:
+def _failing_host(collector: Collector, streak: Streak) -> FailingHost:
     is_job = collector.name == JobCollector.name
-    names = collector.failure_labels
-    found = []
-    for streak in collector.failing_hosts(state).streaks.values():
-        labels = dict(zip(names, streak.labels, strict=True))
-        found.append(
-            FailingHost(
-                collector=collector.name,
-                bk_scope_type=collector.scope.bk_scope_type,
-                bk_scope_id=collector.scope.bk_scope_id,
-                bk_cloud_id=streak.host.bk_cloud_id,
-                bk_host_id=streak.host.bk_host_id,
-                ip=streak.host.ip,
-                code=labels["code"],
-                reason=labels.get("reason") or labels.get("step", ""),
-                since=streak.since,
-                consecutive=streak.count,
-                job_instance_id=streak.run if is_job else None,
-                job_id=None if is_job else streak.run,
-            )
-        )
-    return found
+    labels = dict(zip(collector.failure_labels, streak.labels, strict=True))
+    return FailingHost(
+        collector=collector.name,
+        bk_scope_type=collector.scope.bk_scope_type,
+        bk_scope_id=collector.scope.bk_scope_id,
+        bk_cloud_id=streak.host.bk_cloud_id,
+        bk_host_id=streak.host.bk_host_id,
+        ip=streak.host.ip,
+        code=labels["code"],
+        reason=labels.get("reason") or labels.get("step", ""),
+        since=streak.since,
+        consecutive=streak.count,
+        job_instance_id=streak.run if is_job else None,
+        job_id=None if is_job else streak.run,
+    )
 
 
 def _url(address: tuple[object, ...], tls: bool) -> str:

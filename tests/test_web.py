@@ -171,6 +171,31 @@ async def test_status_and_failures_as_json(lines: io.StringIO) -> None:
         assert len(asked) == 2
 
 
+@pytest.mark.parametrize("count", [0, 1, 1000, 1001, 25_000])
+async def test_a_flood_of_failures_comes_in_pieces(count: int, lines: io.StringIO) -> None:
+    """Tens of thousands of failing hosts are one JSON document, read off while it is sent: no more than a few thousand
+    rows are ever taken without anything having been sent."""
+    taken = 0
+
+    def hosts() -> Iterator[FailingHost]:
+        nonlocal taken
+        for taken in range(1, count + 1):
+            yield FailingHost(
+                collector="job", bk_scope_type="biz", bk_scope_id="2", bk_cloud_id="0", bk_host_id=str(taken),
+                ip="10.0.0.1", code="104", reason="script_nonzero_exit", since=1.0, consecutive=2,
+            )  # fmt: skip
+
+    async with running(failures=lambda scope_type, scope_id: Failures((), hosts())) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /api/v1/failures HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.read(1)
+        assert taken <= min(count, 5000)
+        writer.close()
+        document = json.loads((await server.get("/api/v1/failures"))[2])
+    assert [host["bk_host_id"] for host in document["hosts"]] == [str(number) for number in range(1, count + 1)]
+    assert document["executions"] == []
+
+
 async def test_F36_reload_is_off_unless_enabled(lines: io.StringIO) -> None:
     """403 when off, POST only when on, 500 with every error; quit and debug pages do not exist."""
     calls: list[int] = []

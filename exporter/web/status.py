@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -74,7 +75,8 @@ class FailingHost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failures(msgspec.Struct, frozen=True):
-    """For drill-down from a dashboard to the platform: newest executions first, oldest streaks first."""
+    """For drill-down from a dashboard to the platform: newest executions first, oldest streaks first. Iterated once,
+    since tens of thousands of hosts may fail."""
 
-    executions: tuple[FailingExecution, ...] = ()
-    hosts: tuple[FailingHost, ...] = ()
+    executions: Iterable[FailingExecution] = ()
+    hosts: Iterable[FailingHost] = ()
