@@ -77,7 +77,8 @@ async def test_HEAD_has_the_headers_and_no_body(server: Running) -> None:
     for path in ("/metrics", "/", "/-/healthy", "/-/ready", "/api/v1/status", "/api/v1/failures"):
         status, headers, body = await server.get(path, method="HEAD")
         assert (status, body) == (200, b"")
-        assert int(headers["content-length"]) > 0
+        # The size of the failures is known when they have been sent, as that of what is compressed.
+        assert int(headers.get("content-length", 0)) > 0 or path == "/api/v1/failures"
 
 
 async def test_names_select_families(server: Running) -> None:
