@@ -9,7 +9,7 @@ Where things are, from the outside in:
     web          /metrics, landing page, JSON, web configuration file
     state        what has been counted: SQLite, memory
     metrics      a family as one row (family), its samples as bytes (render), the page made of them (page)
-    collectors   one file per thing that is watched: fetch, then a pure fold over the records
+    collectors   one per thing that is watched: fetch, then a pure fold over the records
     blueking     one typed function per endpoint of the platform; authentication, retry, limits
     config       YAML to typed values
     telemetry    the exporter's own metrics

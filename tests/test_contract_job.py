@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter.collectors.job import JobState
+from exporter.collectors.job_state import JobState
 from exporter.model import Scope
 from exporter.simulator.faults import Fault
 from exporter.simulator.world import Outcome, StepScript, Target, target

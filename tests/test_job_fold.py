@@ -15,7 +15,8 @@ from msgspec import Raw
 from exporter.blueking.job import Execution, ExecutionStatus, HostResult, IpResult, JobApi, Step
 from exporter.clock import Clock
 from exporter.collectors.base import GAP, TRUNCATED, Observed
-from exporter.collectors.job import (
+from exporter.collectors.job import JobCollector
+from exporter.collectors.job_fold import (
     CREATED,
     DURATION,
     EXIT_CODES,
@@ -25,11 +26,8 @@ from exporter.collectors.job import (
     LOST,
     REOPENED,
     STEP_FAILURES,
-    JobCollector,
-    JobRecords,
-    JobState,
-    turn,
 )
+from exporter.collectors.job_state import JobRecords, JobState, turn
 from exporter.config.schema import JobConfig
 from exporter.metrics.family import Labels
 from exporter.model import JOB_STATUSES, Scope

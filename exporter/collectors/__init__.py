@@ -14,4 +14,5 @@ COLLECTORS: tuple[type[Collector], ...] = (
     NodemanSubscriptionCollector,
     NodemanTaskCollector,
 )
-"""Each is one file here, one key of `collectors:` in the configuration and one value of the label `collector`."""
+"""Each is one key of `collectors:` in the configuration and one value of the label `collector`. JOB is the largest: its
+state, fold and families have files of their own."""
