@@ -19,10 +19,10 @@ from bench import pages
 from bench.measure import MIB, ROOT, Row, environment, forget_peak, memory_of, python
 from exporter.blueking.envelope import Form, Reply, read
 from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
-from exporter.blueking.nodeman import NodemanApi
-from exporter.config.schema import NodemanPlatform
+from exporter.blueking.nodeman import task_result_forms
 
 BASE = 1_789_000_000_000
+KNOWN = "nodeman task_result, 500 known instances"
 TARGETS = {"list": 5.0, "status": 5.0, "nodeman": 4.0}
 
 
@@ -76,18 +76,12 @@ def _task_result(instances: int) -> bytes:
     """As Django writes it: spaces after separators, text escaped."""
     chance = random.Random(1)
     names = ("注册主机到配置平台", "选择接入点", "安装", "查询Agent状态", "托管 processbeat 插件进程", "更新任务状态")
+    times = {"start_time": "2026-03-23 16:46:01", "finish_time": "2026-03-23 16:47:08"}
     listed = []
     for index in range(instances):
         status = chance.choice(("SUCCESS", "SUCCESS", "SUCCESS", "FAILED"))
+        pipeline = {"pipeline_id": f"{chance.getrandbits(128):032x}"}
         ip = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
-        common = {
-            "create_time": "2026-03-23 16:46:01",
-            "start_time": "2026-03-23 16:46:01",
-            "finish_time": "2026-03-23 16:47:08",
-            "status": status,
-            "pipeline_id": f"{chance.getrandbits(128):032x}",
-        }
-        steps = [{"index": number, "node_name": name, "step_code": None, **common} for number, name in enumerate(names)]
         host = {
             "bk_biz_id": 4,
             "bk_host_id": index + 1,
@@ -95,23 +89,41 @@ def _task_result(instances: int) -> bytes:
             "bk_cloud_id": 0,
             "bk_cloud_name": "直连区域",
             "bk_host_innerip": ip,
+            "bk_host_innerip_v6": None,
             "bk_supplier_account": "0",
         }
-        target = {"node_name": f"[INSTALL_AGENT] 安装 0:{ip}", "sub_steps": steps, **common}
-        step = {"id": "agent", "type": "AGENT", "action": "INSTALL_AGENT", "extra_info": {}, **common}
+        info = {"host": host, "service": {}}
+        steps: list[dict[str, object]] = [
+            {"index": number, "node_name": name, "step_code": None, **pipeline, "log": "", "ex_data": None,
+             "status": status, **times}
+            for number, name in enumerate(names)
+        ]  # fmt: skip
+        steps[2]["inputs"] = {"instance_info": {**info, "scope": [], "process": {}}}
+        name = "[agent] 安装"
+        target = {"node_name": f"{name} 0:{ip}", **pipeline, "status": status, **times, "sub_steps": steps}
+        step = {
+            "id": "agent", "type": "AGENT", "action": "INSTALL_AGENT", "extra_info": {}, **pipeline,
+            "node_name": name, "status": status, **times, "target_hosts": [target],
+        }  # fmt: skip
         listed.append(
             {
                 "task_id": 1,
                 "record_id": index,
-                "instance_id": f"host|instance|host|{ip}-0-0",
-                "instance_info": {"host": host, "service": {}},
-                "steps": [{**step, "node_name": "[agent] 安装", "step_code": None, "target_hosts": [target]}],
-                **common,
+                "instance_id": f"host|instance|host|{index + 1}",
+                "create_time": "2026-03-23 16:46:01",
+                **pipeline,
+                "instance_info": info,
+                **times,
+                "steps": [step],
+                "status": status,
             }
         )
-    counter = {"SUCCESS": instances, "total": instances}
-    data = {"total": instances, "list": listed, "status_counter": counter}
-    return json.dumps({"result": True, "code": 0, "message": "success", "data": data}).encode()
+    data = {"total": instances, "list": listed, "status_counter": {"SUCCESS": instances, "total": instances}}
+    return _nodeman(data)
+
+
+def _nodeman(data: dict[str, object]) -> bytes:
+    return json.dumps({"result": True, "data": data, "code": 0, "message": ""}).encode()
 
 
 def _v3(listed: list[dict[str, object]]) -> bytes:
@@ -121,15 +133,19 @@ def _v3(listed: list[dict[str, object]]) -> bytes:
 
 def cases() -> dict[str, tuple[bytes, Sequence[Form[Any, Any]], int]]:
     """The body, its forms, and how often one measurement decodes it."""
-    # The forms of NodeMan know the platform's zone; no call is made.
-    nodeman = NodemanApi(None, NodemanPlatform("http://unused"), datetime.UTC)  # type: ignore[arg-type]
     return {
         "list of v4, 200 rows": (pages.body(pages.rows(200, BASE, 20_000_000_000)), LIST_V4, 50),
         "list of v3, 1,000 rows": (_v3(pages.rows(1000, BASE, 20_000_000_000)), LIST_V3, 10),
         "status of v4, 10,000 hosts": (_status(10_000, v4=True), STATUS, 1),
         "status of v4, 50,000 hosts": (_status(50_000, v4=True), STATUS, 1),
         "status of v3, 10,000 hosts": (_status(10_000, v4=False), STATUS, 1),
-        "nodeman task_result, 500 instances": (_task_result(500), nodeman._task_result, 5),
+        # The sub-steps of an instance are read when its run is not known.
+        KNOWN: (_task_result(500), task_result_forms(datetime.UTC, lambda instance: False), 5),
+        "nodeman task_result, 500 new instances": (
+            _task_result(500),
+            task_result_forms(datetime.UTC, lambda instance: True),
+            5,
+        ),
     }
 
 
@@ -165,7 +181,7 @@ def measure(rounds: int = 9) -> list[Row]:
                 high=max(ratios),
             )
         )
-    for name in ("status of v4, 50,000 hosts", "nodeman task_result, 500 instances"):
+    for name in ("status of v4, 50,000 hosts", KNOWN):
         mine, anchor = (_peak(name, which) for which in ("ours", "json"))
         found.append(
             Row(target_id="T7", what=f"peak memory of {name} / json", value=mine / MIB, anchor=anchor / MIB, unit="MiB",

@@ -730,6 +730,38 @@ async def test_one_subscription_that_is_gone_does_not_hold_up_the_others(tmp_pat
         assert metrics.by(nodeman("subscription_instances"), "subscription_id") == {}
 
 
+async def test_one_subscription_with_an_odd_sub_step_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    """It is decode and read again in the next poll; of runs that are known the sub-steps are not looked at."""
+    spoils = False
+
+    def spoil(path: str, answer: dict[str, Any]) -> dict[str, Any]:
+        for row in answer["data"]["list"] if spoils and "task_result" in path else ():
+            if row["instance_info"]["host"]["bk_host_id"] == HOSTS[0].bk_host_id:
+                row["steps"][0]["target_hosts"][0]["sub_steps"][0]["finish_time"] = "yesterday"
+        return answer
+
+    collector = "nodeman_subscription"
+    async with watched(tmp_path, change=spoil, subscription={"subscription_ids": [11, 12]}) as daemon:
+        for host in HOSTS[:2]:
+            daemon.nodeman.start_subscription("RESTART_AGENT", {host: "restart"}, duration=40)
+        await daemon.start()
+        spoils = True
+        await daemon.sleep_until(60)
+        metrics = await daemon.poll()
+        assert own(metrics, "success", collector=collector) == 1
+        assert own(metrics, "errors_total", collector=collector, reason="decode") >= 1
+        assert sum(failures(metrics).values()) == 1
+        spoils = False
+        metrics = await daemon.poll()
+        errors = own(metrics, "errors_total", collector=collector, reason="decode")
+        assert sum(failures(metrics).values()) == 2
+        spoils = True
+        metrics = await daemon.poll(12)
+        assert own(metrics, "errors_total", collector=collector, reason="decode") == errors
+        assert sum(failures(metrics).values()) == 2
+        assert set(metrics.by(nodeman("subscription_instances"), "subscription_id")) == {("11",), ("12",)}
+
+
 async def test_service_instances_and_old_engines(tmp_path: Path) -> None:
     """A service instance shows no steps: `other`, under the action of the others. An old engine sends names only."""
     service = Target(2, "10.2.9.9", 999, service_id=7)

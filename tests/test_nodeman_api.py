@@ -16,10 +16,19 @@ from hypothesis import strategies as st
 
 from exporter.blueking.client import Client, Deadline
 from exporter.blueking.envelope import Reply, WrongShape, read
-from exporter.blueking.nodeman import PAGE_SIZE, JobDetails, JobPage, NodemanApi, Statistics, TaskResult
+from exporter.blueking.nodeman import (
+    PAGE_SIZE,
+    JobDetails,
+    JobPage,
+    NodemanApi,
+    Statistics,
+    SubStep,
+    TaskResult,
+    task_result_forms,
+)
 from exporter.blueking.nodeman_legacy import LegacyTask, NodemanLegacyApi
 from exporter.blueking.nodeman_steps import step_slug
-from exporter.blueking.nodeman_values import host, seconds
+from exporter.blueking.nodeman_values import host, seconds, status_slug
 from exporter.clock import Clock
 from exporter.config.schema import Auth, BlueKing, LegacyPlatform, NodemanPlatform
 from exporter.config.secret import Secret
@@ -77,6 +86,7 @@ class Asker:
         return await self.nodeman.job_details(job_id, deadline=self.deadline, **given)
 
     async def result(self, subscription_id: int = 11, **given: Any) -> TaskResult:
+        given = {"with_steps": lambda instance: True, **given}
         return await self.nodeman.task_result(subscription_id, deadline=self.deadline, **given)
 
     async def task(self, bk_biz_id: int = 2, job_id: int = 187) -> LegacyTask:
@@ -239,7 +249,7 @@ async def test_a_failed_instance_names_its_step(canned: Canned) -> None:
         canned.body = (FIXTURES / "nodeman_job_details__ok_host_not_registered_yet.json").read_bytes()
         details = await asker.details()
     assert (instance.failed_step, instance.job_type) == ("install", "INSTALL_AGENT")
-    assert [step.status for step in instance.steps] == ["success", "success", "failed", "pending", "pending"]
+    assert [step.status for step in instance.steps or ()] == ["success", "success", "failed", "pending", "pending"]
     steps = {(row.host.bk_host_id or row.host.ip): row.step for row in details.hosts if row.host and not row.filtered}
     assert steps == {
         "10.0.0.5": "other",
@@ -427,7 +437,7 @@ async def test_F14_forms_of_times_in_instances(canned: Canned, place: str, time:
     canned.says({"total": 2, "list": [instance_with(place, "start_time", time), usual]})
     async with asking(canned.url) as asker:
         odd, other = (await asker.result()).instances
-    (step,) = odd.steps
+    (step,) = odd.steps or ()
     assert (step.start_time if place == "step" else odd.start_time) == expected
     assert (odd.record_id, odd.status, odd.job_type, step.step) == (7, "failed", "INSTALL_AGENT", "install")
     assert (other.start_time, other.status) == (NINE, "failed")
@@ -453,6 +463,64 @@ async def test_F12_an_odd_instance_is_decode(canned: Canned, row: dict[str, Any]
             await asker.result()
     assert caught.value.reason == "decode"
     assert path in str(caught.value)
+
+
+async def test_steps_are_read_of_the_instances_that_are_asked_for(canned: Canned) -> None:
+    """What is odd in the sub-steps of another one harms nobody."""
+    odd = {**instance_with("step", "finish_time", "yesterday"), "record_id": 8}
+    canned.says({"total": 2, "list": [INSTANCE, odd]})
+    async with asking(canned.url) as asker:
+        first, second = (await asker.result(with_steps=lambda instance: instance.record_id == 7)).instances
+        assert (first.steps, second.steps) == ((SubStep("install", "unknown", None, None),), None)
+        assert (first.failed_step, second.job_type) == ("other", "INSTALL_AGENT")
+        assert [row.steps for row in (await asker.nodeman.task_result(11, deadline=asker.deadline)).instances] == [
+            None, None,
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("nothing", [[], {}, None])
+@pytest.mark.parametrize("place", ["steps", "target_hosts", "sub_steps"])
+async def test_F12_no_sub_steps(canned: Canned, place: str, nothing: object) -> None:
+    """`{}`, `[]`, null and nothing at all are no sub-steps, wherever they stand."""
+    rows: list[dict[str, Any]] = json.loads(json.dumps([INSTANCE, INSTANCE]))
+    owners = rows
+    if place != "steps":
+        owners = [row["steps"][0] for row in rows]
+    if place == "sub_steps":
+        owners = [step["target_hosts"][0] for step in owners]
+    owners[0][place] = nothing
+    del owners[1][place]
+    canned.says({"total": 2, "list": rows})
+    async with asking(canned.url) as asker:
+        assert [instance.steps for instance in (await asker.result()).instances] == [(), ()]
+
+
+@pytest.mark.parametrize("odd", [5, "none", True, {"sub_steps": []}, [[]]])
+async def test_F12_odd_hosts_of_a_step_are_decode(canned: Canned, odd: object) -> None:
+    """What should be the hosts of a step and is none is told with its path."""
+    canned.says({"total": 1, "list": [{**INSTANCE, "steps": [{}, {"target_hosts": odd}]}]})
+    async with asking(canned.url) as asker:
+        with pytest.raises(ApiError, match=r"data\.list\[0\]\.steps\[1\]\.target_hosts") as caught:
+            await asker.result()
+    assert caught.value.reason == "decode"
+
+
+ODD_TEXT = st.one_of(
+    st.text().map(lambda text: json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")[1:-1]),
+    st.text(st.sampled_from("ab\ud800\udbff\udc00\udfff\\")).map(lambda text: json.dumps(text)[1:-1].encode()),
+    st.binary().map(lambda text: bytes(byte for byte in text if byte > 0x1F and byte not in b'"\\')),
+)
+
+
+@given(st.lists(ODD_TEXT).map(b"".join))
+def test_F05_odd_text_in_a_sub_step_is_repaired(text: bytes) -> None:
+    """Invalid UTF-8 and lone surrogates, which show only when the sub-steps are read, cost a character each."""
+    row = json.dumps(instance_with("step", "status", "TEXT")).encode().replace(b"TEXT", text)
+    body = b'{"result": true, "data": {"total": 1, "list": [' + row + b"]}}"
+    (instance,) = read(Reply(200, body, {}), task_result_forms(CHINA, lambda instance: True)).instances
+    (step,) = instance.steps or ()
+    assert step.step == "install"
+    assert step.status == status_slug(json.loads(b'"' + text.decode("utf-8", "replace").encode() + b'"'))
 
 
 @pytest.mark.parametrize(
@@ -562,12 +630,14 @@ def test_hosts(arguments: tuple[Any, ...], expected: Host | None) -> None:
 def reason_of(body: bytes, form: str) -> str:
     """Why the answer cannot be read, "" if it can."""
     try:
-        answer = read(Reply(200, body, {}), getattr(API, form))
+        forms = task_result_forms(CHINA, lambda instance: True) if form == "task_result" else getattr(API, form)
+        answer = read(Reply(200, body, {}), forms)
     except ApiError as error:
         return error.reason
     if isinstance(answer, TaskResult):
         for instance in answer.instances:  # which are read only now
             assert instance.status
+            assert instance.steps is not None
             assert instance.failed_step in {"other", *(step.step for step in instance.steps)}
             assert instance.host is None or instance.host.identity
             read_too = (instance.task_id, instance.record_id, instance.bk_biz_id, instance.start_time)
@@ -577,7 +647,7 @@ def reason_of(body: bytes, form: str) -> str:
     return ""
 
 
-@given(st.binary(max_size=200), st.sampled_from(["_job_list", "_job_details", "_task_result"]))
+@given(st.binary(max_size=200), st.sampled_from(["_job_list", "_job_details", "task_result"]))
 def test_F50_any_bytes_raise_only_api_errors(body: bytes, form: str) -> None:
     """Any bytes as an answer give an ApiError with a reason of the closed set."""
     for text in (body, b'{"result":true,"code":0,"data":' + body + b"}"):
@@ -601,7 +671,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@given(JSON, st.sampled_from(["_job_list", "_job_details", "_task_result"]))
+@given(JSON, st.sampled_from(["_job_list", "_job_details", "task_result"]))
 def test_F50_any_json_raises_only_api_errors(data: object, form: str) -> None:
     """Any JSON under the right member names is read, or is an ApiError."""
     body = json.dumps({"result": True, "code": 0, "data": data}).encode()

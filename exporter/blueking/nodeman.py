@@ -13,10 +13,11 @@ never read: it loses whole days. Reading the details of a job makes the platform
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from msgspec import Struct, field
+import msgspec
+from msgspec import Raw, Struct, field
 
 from exporter.blueking.client import Client, Deadline, Identity
 from exporter.blueking.envelope import Empty, Form, WrongShape
@@ -105,12 +106,13 @@ class SubStep(Struct, frozen=True, gc=False):
 
 
 class Instance(Struct, frozen=True, gc=False):
-    """What a task did on one host or service instance, as it came: hundreds with their steps stand in one answer, and
-    most of it is read of new ones only. That it can be read has been checked; no property raises. Times in unix
-    seconds, None until it begins or ends."""
+    """What a task did on one host or service instance, as it came: hundreds stand in one answer, and most of it is read
+    of new ones only. That it can be read has been checked; no property raises. Times in unix seconds, None until it
+    begins or ends. `steps`: its sub-steps, None where they were not asked for."""
 
     row: _Instance[Any]
     zone: datetime.timezone
+    steps: tuple[SubStep, ...] | None = None
 
     @property
     def task_id(self) -> int | None:
@@ -154,27 +156,9 @@ class Instance(Struct, frozen=True, gc=False):
         return seconds(self.row.finish_time, self.zone, "finish_time")
 
     @property
-    def steps(self) -> tuple[SubStep, ...]:
-        plugin, zone = self.row.is_plugin, self.zone
-        return tuple(
-            [
-                SubStep(
-                    step_slug(step.step_code, step.node_name, plugin=plugin),
-                    status_slug(step.status),
-                    seconds(step.start_time, zone, "start_time"),
-                    seconds(step.finish_time, zone, "finish_time"),
-                )
-                for step in self.row.sub_steps
-            ]
-        )
-
-    @property
     def failed_step(self) -> str:
-        """The first sub-step that failed, `other` if none says so."""
-        for step in self.row.sub_steps:
-            if status_slug(step.status) == "failed":
-                return step_slug(step.step_code, step.node_name, plugin=self.row.is_plugin)
-        return OTHER
+        """The first of `steps` that failed, `other` if none says so."""
+        return next((step.step for step in self.steps or () if step.status == "failed"), OTHER)
 
 
 class TaskResult(Struct, frozen=True):
@@ -201,12 +185,7 @@ class NodemanApi:
         self._job_details: Sequence[Form[Any, JobDetails]] = (
             Form(_JobDetails, lambda data: _job_details(data, zone), strict=False),
         )
-        self._task_result: Sequence[Form[Any, TaskResult]] = (
-            Form(_Page[datetime.datetime], lambda page: _task_result(page, zone)),
-            # Without pagesize and return_all the platform answers a bare list.
-            Form(list[_Instance[Time]], lambda rows: _odd_task_result(_Page(rows), zone), strict=False),
-            Form(_Page[Time], lambda page: _odd_task_result(page, zone), strict=False),
-        )
+        self._zone = zone
 
     async def job_list(
         self,
@@ -263,10 +242,12 @@ class NodemanApi:
         but: Sequence[str] = (),
         page: int = 1,
         pagesize: int = 0,
+        with_steps: Callable[[Instance], bool] = lambda instance: False,
     ) -> TaskResult:
         """What the newest task of a subscription did, or `task_ids`; `pagesize` 0 asks for the counter alone.
 
         With `instance_ids`, the newest result of these instances, whichever task it is of; without those in `but`.
+        `with_steps`: of which instances the sub-steps are read. They are nine tenths of an answer.
 
         ApiError `not_ready` (3800015) while the task is being made. A page past the end has no rows.
         """
@@ -281,7 +262,7 @@ class NodemanApi:
             "pagesize": _page_size(pagesize),
         }
         path = "/backend/api/subscription/task_result/"
-        return await self._ask("task_result", path, params, self._task_result, deadline)
+        return await self._ask("task_result", path, params, task_result_forms(self._zone, with_steps), deadline)
 
     async def _ask(
         self, api: str, path: str, params: dict[str, object], forms: Sequence[Form[Any, T]], deadline: Deadline
@@ -418,22 +399,28 @@ def _host_row(row: _HostRow, zone: datetime.timezone, plugin: bool, path: str) -
 class _SubStep(Struct, Generic[When], gc=False):
     node_name: str | None = None
     step_code: str | None = None
+    status: Number = None
     start_time: When | None = None
     finish_time: When | None = None
-    status: Number = None
 
 
 class _TargetHost(Struct, Generic[When], gc=False):
     sub_steps: list[_SubStep[When]] | Empty | None = None
 
 
-class _Step(Struct, Generic[When], gc=False):
-    """The vendor's documents call `action` `actions` in one place."""
+_Hosts: TypeAlias = "msgspec.json.Decoder[list[_TargetHost[Any]] | Empty | None]"
+_USUAL_HOSTS: _Hosts = msgspec.json.Decoder(list[_TargetHost[datetime.datetime]] | Empty | None)
+_ODD_HOSTS: _Hosts = msgspec.json.Decoder(list[_TargetHost[Time]] | Empty | None, strict=False)
+_NO_HOSTS = Raw(b"null")
+
+
+class _Step(Struct, gc=False):
+    """The vendor's documents call `action` `actions` in one place. `target_hosts` is for a decoder of `_Hosts`."""
 
     type: str | None = None
     action: str | None = None
     actions: str | None = None
-    target_hosts: list[_TargetHost[When]] | Empty | None = None
+    target_hosts: Raw = _NO_HOSTS
 
 
 class _Host(Struct, gc=False):
@@ -458,9 +445,9 @@ class _Instance(Struct, Generic[When], gc=False):
     record_id: Number = None
     instance_id: str | None = None
     instance_info: _Info | None = None
-    steps: list[_Step[When]] | Empty | None = None
     start_time: When | None = None
     finish_time: When | None = None
+    steps: list[_Step] | Empty | None = None
     status: Number = None
 
     @property
@@ -475,15 +462,6 @@ class _Instance(Struct, Generic[When], gc=False):
             return False
         return self.steps[0].type == "PLUGIN" or self.action.endswith("PLUGIN")
 
-    @property
-    def sub_steps(self) -> list[_SubStep[When]]:
-        return [
-            sub_step
-            for step in (self.steps if isinstance(self.steps, list) else ())
-            for target in (step.target_hosts if isinstance(step.target_hosts, list) else ())
-            for sub_step in (target.sub_steps if isinstance(target.sub_steps, list) else ())
-        ]
-
 
 class _Page(Struct, Generic[When]):
     rows: list[_Instance[When]] | Empty | None = field(name="list")
@@ -491,11 +469,44 @@ class _Page(Struct, Generic[When]):
     status_counter: dict[str, Int | None] | None = None
 
 
-def _task_result(page: _Page[Any], zone: datetime.timezone) -> TaskResult:
-    rows = page.rows if isinstance(page.rows, list) else []
-    for index, row in enumerate(rows):
+def task_result_forms(
+    zone: datetime.timezone, with_steps: Callable[[Instance], bool]
+) -> Sequence[Form[Any, TaskResult]]:
+    """The forms of an answer of task_result; see `NodemanApi.task_result`."""
+
+    def usual(page: _Page[datetime.datetime]) -> TaskResult:
+        return _task_result(page, zone, with_steps, _USUAL_HOSTS)
+
+    def odd(page: _Page[Time]) -> TaskResult:
+        for index, row in enumerate(page.rows if isinstance(page.rows, list) else ()):
+            seconds(row.start_time, zone, f"data.list[{index}].start_time")
+            seconds(row.finish_time, zone, f"data.list[{index}].finish_time")
+        return _task_result(page, zone, with_steps, _ODD_HOSTS)
+
+    return (
+        Form(_Page[datetime.datetime], usual),
+        # Without pagesize and return_all the platform answers a bare list.
+        Form(list[_Instance[Time]], lambda rows: odd(_Page(rows)), strict=False),
+        Form(_Page[Time], odd, strict=False),
+    )
+
+
+def _task_result(
+    page: _Page[Any],
+    zone: datetime.timezone,
+    with_steps: Callable[[Instance], bool],
+    hosts: _Hosts,
+) -> TaskResult:
+    instances = []
+    for index, row in enumerate(page.rows if isinstance(page.rows, list) else ()):
         if row.status is None or row.status == "":
             raise WrongShape(f"data.list[{index}].status is missing")
+        instance = Instance(row, zone)
+        if with_steps(instance):
+            instance = Instance(row, zone, tuple(_sub_steps(row, zone, hosts, f"data.list[{index}].steps")))
+        for step in row.steps if isinstance(row.steps, list) else ():
+            step.target_hosts = _NO_HOSTS  # which would keep the whole body as long as the row
+        instances.append(instance)
     counter = None
     if page.status_counter is not None:
         counter = {
@@ -503,17 +514,22 @@ def _task_result(page: _Page[Any], zone: datetime.timezone) -> TaskResult:
             for status, count in page.status_counter.items()
             if status != "total"
         }
-    return TaskResult(
-        len(rows) if page.total is None else page.total, counter, tuple([Instance(row, zone) for row in rows])
-    )
+    return TaskResult(len(instances) if page.total is None else page.total, counter, tuple(instances))
 
 
-def _odd_task_result(page: _Page[Time], zone: datetime.timezone) -> TaskResult:
-    result = _task_result(page, zone)
-    for index, instance in enumerate(result.instances):
-        timed: list[_Instance[Any] | _SubStep[Any]] = [instance.row, *instance.row.sub_steps]
-        for number, item in enumerate(timed):
-            path = f"data.list[{index}]{'.steps' if number else ''}"
-            seconds(item.start_time, zone, f"{path}.start_time")
-            seconds(item.finish_time, zone, f"{path}.finish_time")
-    return result
+def _sub_steps(row: _Instance[Any], zone: datetime.timezone, hosts: _Hosts, path: str) -> Iterator[SubStep]:
+    plugin, start, finish = row.is_plugin, f"{path}.start_time", f"{path}.finish_time"
+    for index, step in enumerate(row.steps if isinstance(row.steps, list) else ()):
+        try:
+            targets = hosts.decode(step.target_hosts)
+        except msgspec.ValidationError as error:
+            what, _, place = str(error).partition(" - at `$")
+            raise WrongShape(f"{what} - at `{path}[{index}].target_hosts{place or '`'}") from None
+        for target in targets if isinstance(targets, list) else ():
+            for sub_step in target.sub_steps if isinstance(target.sub_steps, list) else ():
+                yield SubStep(
+                    step_slug(sub_step.step_code, sub_step.node_name, plugin=plugin),
+                    status_slug(sub_step.status),
+                    seconds(sub_step.start_time, zone, start),
+                    seconds(sub_step.finish_time, zone, finish),
+                )

@@ -7,7 +7,7 @@ A run of an instance is its record and finish. Times are unix seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -75,8 +75,9 @@ class SubscriptionState(NodemanState, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What one subscription answered. `newest`: the newest record. `instances`: rows that are news; `complete`: all
-    failed ones are among them, so that one that is not no longer exists; `renewed`: so are the newest ones."""
+    """What one subscription answered. `newest`: the newest record. `instances`: rows that are news, with their steps
+    where they show a run that is not known; `complete`: all failed ones are among them, so that one that is not no
+    longer exists; `renewed`: so are the newest ones."""
 
     counter: dict[str, int]
     newest: int
@@ -151,31 +152,55 @@ class NodemanSubscriptionCollector(NodemanCollector[NodemanSubscriptionConfig, N
         if known is not None and same and not (due and (moving or known.failed)):
             return Answer(counter, newest)
         instances: dict[str, Instance] = {}
+        now, runs = self._clock.platform(), known.runs if known else {}
+
+        def is_new(row: Instance) -> bool:
+            return self.is_ours(row) and run_of(row, now) not in (None, runs.get(row.instance_id))
+
         if summary.total and not same:
-            page = await self._api.task_result(id, page=-(-summary.total // NEWEST), pagesize=NEWEST, deadline=deadline)
+            page = await self._api.task_result(
+                id, page=-(-summary.total // NEWEST), pagesize=NEWEST, with_steps=is_new, deadline=deadline
+            )
             instances |= {row.instance_id: row for row in page.instances}
             newest = max((row.record_id or 0 for row in page.instances), default=0)
         complete = known is None or due or newest != known.newest or is_moving(known.counter) != moving
         before = sorted(known.failed) if known else []
         if counter.get("failed"):
-            instances |= await self._failed(id, () if complete else before, deadline)
+            instances |= await self._failed(id, () if complete else before, is_new, deadline)
         # What had failed and is in none of these has moved on, or belongs to an earlier task.
         missing = [instance for instance in before if instance not in instances]
         for begin in range(0, len(missing), PAGE_SIZE):
             some = missing[begin : begin + PAGE_SIZE]
             page = await self._api.task_result(
-                id, instance_ids=some, statuses=() if complete else MOVED, pagesize=len(some), deadline=deadline
+                id,
+                instance_ids=some,
+                statuses=() if complete else MOVED,
+                pagesize=len(some),
+                with_steps=is_new,
+                deadline=deadline,
             )
             instances |= {row.instance_id: row for row in page.instances}
         return Answer(counter, newest, tuple(instances.values()), complete, not same)
 
-    async def _failed(self, id: int, but: Sequence[str], deadline: Deadline) -> dict[str, Instance]:
+    def is_ours(self, row: Instance) -> bool:
+        """Whether it is of this business, as far as it says of which it is."""
+        return row.bk_biz_id in (None, self.biz)
+
+    async def _failed(
+        self, id: int, but: Sequence[str], with_steps: Callable[[Instance], bool], deadline: Deadline
+    ) -> dict[str, Instance]:
         rows: dict[str, Instance] = {}
         page = 0
         while True:
             page += 1
             answer = await self._api.task_result(
-                id, statuses=("failed",), but=but, page=page, pagesize=PAGE_SIZE, deadline=deadline
+                id,
+                statuses=("failed",),
+                but=but,
+                page=page,
+                pagesize=PAGE_SIZE,
+                with_steps=with_steps,
+                deadline=deadline,
             )
             known = len(rows)
             rows |= {row.instance_id: row for row in answer.instances}
@@ -266,9 +291,9 @@ class _Fold:
         failed = set() if answer.complete else set(known.failed)
         last = known.last_finished
         for row in answer.instances:
-            if row.bk_biz_id not in (None, self.collector.biz):
+            if not self.collector.is_ours(row):
                 continue
-            name, finish = row.instance_id, self._finish(row)
+            name, finish = row.instance_id, finish_of(row, now)
             if finish is not None and ended(row.status, finish):
                 last = max(finish, last or finish)
             # One that runs again has not succeeded yet.
@@ -276,13 +301,14 @@ class _Fold:
                 failed.add(name)
             else:
                 failed.discard(name)
-            if row.status in ("failed", "success"):
-                run = (row.record_id or 0, finish or row.start_time or 0.0)
-                before = known.runs.get(name)
-                if run != before:
-                    news = finish is not None and finish >= int(known.born) if first else is_news(finish, known.born)
-                    self._take(id, row, action, before, counts=news)
+            run, before = run_of(row, now), known.runs.get(name)
+            # Whether it is new is what `fetch` read the steps by.
+            if run and row.steps is not None:
+                news = finish is not None and finish >= int(known.born) if first else is_news(finish, known.born)
+                self._take(id, row, action, before, counts=news)
                 runs[name] = run
+            elif run and before:
+                runs[name] = before
         kept = {name: run for name, run in known.runs.items() if name in failed or not answer.renewed}
         return Subscription(
             answer.counter,
@@ -302,20 +328,16 @@ class _Fold:
             self._observe_steps(row, since=before[1] if before and before[0] == row.record_id else 0.0)
             if row.status == "failed":
                 count_failure(self.tally, labels)
-        if row.host is not None:
-            end = self._finish(row) or self.records.now
-            name = f"{row.host.bk_cloud_id}:{row.host.ip}" if row.host.ip else row.host.identity
+        if (host := row.host) is not None:
+            end = finish_of(row, self.records.now) or self.records.now
+            name = f"{host.bk_cloud_id}:{host.ip}" if host.ip else host.identity
             self.results.append(
-                HostResult(row.host, row.record_id or id, "", end, labels if row.status == "failed" else None, name)
+                HostResult(host, row.record_id or id, "", end, labels if row.status == "failed" else None, name)
             )
-
-    def _finish(self, row: Instance) -> float | None:
-        finish = row.finish_time
-        return None if finish is None or finish > self.records.now + FUTURE else float(finish)
 
     def _observe_steps(self, row: Instance, since: float) -> None:
         """Sub-steps that finished after `since`: retrying a node shows those before it again."""
-        for step in row.steps:
+        for step in row.steps or ():
             if step.start_time is None or step.finish_time is None or step.finish_time <= since:
                 continue
             if step.finish_time < step.start_time or step.finish_time > self.records.now + FUTURE:
@@ -324,6 +346,19 @@ class _Fold:
             self.tally.observe(
                 STEP_DURATION, (row.job_type, step.step), step.finish_time - step.start_time, STEP_BUCKETS
             )
+
+
+def finish_of(row: Instance, now: float) -> float | None:
+    """When it ended, unless that lies in the future."""
+    finish = row.finish_time
+    return None if finish is None or finish > now + FUTURE else float(finish)
+
+
+def run_of(row: Instance, now: float) -> Run | None:
+    """The run that a row shows, None while it has not ended."""
+    if row.status not in ("failed", "success"):
+        return None
+    return row.record_id or 0, finish_of(row, now) or row.start_time or 0.0
 
 
 def is_moving(counter: Mapping[str, int]) -> bool:
