@@ -19,7 +19,7 @@ from bench import pages
 from bench.measure import MIB, ROOT, Row, environment, forget_peak, memory_of, python
 from exporter.blueking.envelope import Form, Reply, read
 from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
-from exporter.blueking.nodeman import task_result_forms
+from exporter.blueking.nodeman import job_details_forms, job_list_forms, task_result_forms
 
 BASE = 1_789_000_000_000
 KNOWN = "nodeman task_result, 500 known instances"
@@ -122,6 +122,80 @@ def _task_result(instances: int) -> bytes:
     return _nodeman(data)
 
 
+def _job_list(jobs: int) -> bytes:
+    chance = random.Random(1)
+    statuses = ("pending", "running", "success", "failed", "ignored", "total")
+    listed = []
+    for index in range(jobs):
+        counts = dict.fromkeys(statuses, 0) | {"success": (hosts := chance.randrange(1, 200)), "total": hosts}
+        begun = f"2026-03-23 {index // 60 % 24:02}:{index % 60:02}"
+        listed.append(
+            {
+                "id": 90_000 - index,
+                "created_by": "admin",
+                "from_system": "",
+                "job_type": "MAIN_INSTALL_PLUGIN",
+                "subscription_id": 50_000 - index,
+                "task_id_list": [70_000 - index],
+                "start_time": f"{begun}:01+0800",
+                "end_time": f"{begun}:58+0800",
+                "status": "SUCCESS",
+                "global_params": {},
+                "statistics": {f"{status}_count": count for status, count in counts.items()},
+                "bk_biz_scope": [2],
+                "error_hosts": [],
+                "is_auto_trigger": False,
+                "type": "PLUGIN",
+                "step_type": "PLUGIN",
+                "op_type": "INSTALL",
+                "op_type_display": "安装",
+                "step_type_display": "插件",
+                "policy_name": None,
+                "cost_time": "57",
+                "bk_biz_scope_display": ["测试业务"],
+                "job_type_display": "安装插件",
+            }
+        )
+    return _nodeman({"total": jobs, "list": listed})
+
+
+def _job_details(hosts: int) -> bytes:
+    chance = random.Random(1)
+    listed = []
+    for index in range(hosts):
+        ip = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
+        failed = chance.random() < 0.25
+        listed.append(
+            {
+                "instance_id": f"host|instance|host|{index + 1}",
+                "ip": ip,
+                "inner_ip": ip,
+                "inner_ipv6": None,
+                "bk_host_id": index + 1,
+                "bk_cloud_id": 0,
+                "bk_cloud_name": "直连区域",
+                "bk_biz_id": 2,
+                "bk_biz_name": "测试业务",
+                "status": "FAILED" if failed else "SUCCESS",
+                "start_time": "2026-03-23 16:46:01+0800",
+                "end_time": f"2026-03-23 16:{47 + index // 60 % 12}:{index % 60:02}+0800",
+                "op_type": "INSTALL",
+                "op_type_display": "安装",
+                "node_id": 2 if failed else 4,
+                "status_display": "安装 失败" if failed else "执行成功",
+                "step": "安装" if failed else "更新任务状态",
+                "cost_time": 67.0,
+                "is_manual": False,
+                "ap_id": 1,
+            }
+        )
+    about = {"job_id": 187, "created_by": "admin", "job_type": "INSTALL_AGENT", "job_type_display": "安装 Agent"}
+    times = {"end_time": "2026-03-23 16:59:00+0800", "start_time": "2026-03-23 16:46:01+0800", "cost_time": "779"}
+    return _nodeman(
+        {**about, "ip_filter_list": [], "total": hosts, "list": listed, "statistics": {}, "status": "FAILED", **times}
+    )
+
+
 def _nodeman(data: dict[str, object]) -> bytes:
     return json.dumps({"result": True, "data": data, "code": 0, "message": ""}).encode()
 
@@ -141,6 +215,8 @@ def cases() -> dict[str, tuple[bytes, Sequence[Form[Any, Any]], int]]:
         "status of v3, 10,000 hosts": (_status(10_000, v4=False), STATUS, 1),
         # The sub-steps of an instance are read when its run is not known.
         KNOWN: (_task_result(500), task_result_forms(datetime.UTC, lambda instance: False), 5),
+        "nodeman job_details, 500 hosts": (_job_details(500), job_details_forms(datetime.UTC), 10),
+        "nodeman job_list, 500 jobs": (_job_list(500), job_list_forms(datetime.UTC), 10),
         "nodeman task_result, 500 new instances": (
             _task_result(500),
             task_result_forms(datetime.UTC, lambda instance: True),

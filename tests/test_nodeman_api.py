@@ -415,22 +415,22 @@ def instance_with(place: str, member: str, value: object) -> dict[str, Any]:
     return row
 
 
+TIMES = [
+    ("2026-11-23 09:00:00", NINE),
+    ("2026-11-23 09:00:00.999999", NINE),
+    ("2026-11-23 01:00:00+0000", NINE),
+    ("2026-11-23T01:00:00Z", NINE),
+    ("20260101T090000", NINE - 326 * 86400),
+    (NINE, NINE),
+    (NINE * 1000, NINE),
+    (str(NINE), NINE),
+    ("", None),
+    (None, None),
+]
+
+
 @pytest.mark.parametrize("place", ["instance", "step"])
-@pytest.mark.parametrize(
-    ("time", "expected"),
-    [
-        ("2026-11-23 09:00:00", NINE),
-        ("2026-11-23 09:00:00.999999", NINE),
-        ("2026-11-23 01:00:00+0000", NINE),
-        ("2026-11-23T01:00:00Z", NINE),
-        ("20261123T090000", NINE),
-        (NINE, NINE),
-        (NINE * 1000, NINE),
-        (str(NINE), NINE),
-        ("", None),
-        (None, None),
-    ],
-)
+@pytest.mark.parametrize(("time", "expected"), TIMES)
 async def test_F14_forms_of_times_in_instances(canned: Canned, place: str, time: object, expected: int | None) -> None:
     """A time of an instance and of its sub-steps may have every form; one odd row does not change the others."""
     usual = {**INSTANCE, "start_time": "2026-11-23 09:00:00"}
@@ -441,6 +441,84 @@ async def test_F14_forms_of_times_in_instances(canned: Canned, place: str, time:
     assert (step.start_time if place == "step" else odd.start_time) == expected
     assert (odd.record_id, odd.status, odd.job_type, step.step) == (7, "failed", "INSTALL_AGENT", "install")
     assert (other.start_time, other.status) == (NINE, "failed")
+
+
+HOST_ROW = {
+    "instance_id": "host|instance|host|2",
+    "bk_host_id": 2,
+    "bk_cloud_id": 0,
+    "status": "FAILED",
+    "step": "安装",
+}
+
+
+@pytest.mark.parametrize(("time", "expected"), TIMES)
+async def test_F14_forms_of_times_in_details(canned: Canned, time: object, expected: int | None) -> None:
+    """A time of a job and of its hosts may have every form; one odd row does not change the others."""
+    usual = {**HOST_ROW, "end_time": "2026-11-23 09:00:00+0800"}
+    canned.says({**JOB_ROW, "start_time": time, "list": [{**HOST_ROW, "start_time": time, "end_time": time}, usual]})
+    async with asking(canned.url) as asker:
+        details = await asker.details()
+    odd, other = details.hosts
+    assert (details.job.start_time, odd.start_time, odd.end_time) == (expected, expected, expected)
+    assert (odd.status, odd.step, odd.host) == ("failed", "install", Host("0", "2", ""))
+    assert (other.start_time, other.end_time, details.total) == (None, NINE, 2)
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "field", "expected"),
+    [
+        ("bk_host_id", "5", "host", Host("0", "5", "")),
+        ("bk_host_id", 5.0, "host", Host("0", "5", "")),
+        ("bk_host_id", None, "host", None),
+        ("inner_ipv6", "fd00::5", "host", Host("0", "2", "fd00::5")),
+        ("bk_cloud_id", "218", "host", Host("218", "2", "")),
+        ("bk_biz_id", "2", "bk_biz_id", 2),
+        ("bk_biz_id", "two", "bk_biz_id", None),
+        ("status", "NEW_WORD", "status", "new_word"),
+        ("status", 12, "status", "12"),
+        ("node_id", -1, "step", "other"),
+        ("node_id", "-1", "step", "other"),
+        ("node_id", None, "step", "install"),
+        ("step", None, "step", "other"),
+        ("instance_id", None, "instance_id", ""),
+        ("filter_host", True, "filtered", True),
+        ("filter_host", None, "filtered", False),
+        ("cost_time", {"odd": []}, "filtered", False),
+    ],
+)
+async def test_F12_F13_forms_of_values_in_host_rows(
+    canned: Canned, member: str, value: object, field: str, expected: object
+) -> None:
+    """Numbers as text and whole floats, null and unknown words are read."""
+    canned.says({**JOB_ROW, "total": "1", "list": [{**HOST_ROW, member: value}]})
+    async with asking(canned.url) as asker:
+        details = await asker.details()
+    assert getattr(details.hosts[0], field) == expected
+    assert details.total == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [
+        ({"list": [HOST_ROW, {**HOST_ROW, "status": None}]}, "data.list[1].status"),
+        ({"list": [HOST_ROW, {**HOST_ROW, "status": ""}]}, "data.list[1].status"),
+        ({"list": [HOST_ROW, {**HOST_ROW, "end_time": "yesterday"}]}, "data.list[1].end_time"),
+        ({"list": [HOST_ROW, {**HOST_ROW, "start_time": "2026-02-30 09:00:00+0800"}]}, "data.list[1].start_time"),
+        ({"list": [HOST_ROW, {**HOST_ROW, "inner_ip": 5}]}, "data.list[1].inner_ip"),
+        ({"id": None}, "data.id"),
+        ({"status": None}, "data.status"),
+        ({"end_time": "yesterday"}, "data.end_time"),
+    ],
+)
+async def test_F12_odd_details_are_decode(canned: Canned, data: dict[str, object], path: str) -> None:
+    """A host row that cannot be read is told while its page is decoded, with its path, though read later."""
+    canned.says({**JOB_ROW, "list": [], **data})
+    async with asking(canned.url) as asker:
+        with pytest.raises(ApiError) as caught:
+            await asker.details()
+    assert caught.value.reason == "decode"
+    assert path in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -634,6 +712,16 @@ def reason_of(body: bytes, form: str) -> str:
         answer = read(Reply(200, body, {}), forms)
     except ApiError as error:
         return error.reason
+    if isinstance(answer, JobDetails):
+        for row in answer.hosts:
+            assert row.status
+            assert row.host is None or row.host.identity
+            assert all(
+                value is None or isinstance(value, int) for value in (row.bk_biz_id, row.start_time, row.end_time)
+            )
+            assert len(row.instance_id) <= 256
+            assert len(row.step) <= 64
+            assert isinstance(row.filtered, bool)
     if isinstance(answer, TaskResult):
         for instance in answer.instances:  # which are read only now
             assert instance.status

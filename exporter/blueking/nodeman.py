@@ -46,7 +46,7 @@ class Statistics(Struct, frozen=True, gc=False):
     total: int
 
 
-class Job(Struct, frozen=True):
+class Job(Struct, frozen=True, gc=False):
     """A job. Times in unix seconds; `end_time` stays at the end of the first run.
 
     `status` is in lower case and may be no known word. `statistics` None: nothing has been counted, as when creating
@@ -72,20 +72,49 @@ class JobPage(Struct, frozen=True):
 
 
 class HostRow(Struct, frozen=True, gc=False):
-    """A host of a job. `filtered`: the job never ran on it, the row is no result and comes back on every page.
+    """A host of a job, as it came. That it can be read has been checked; no property raises. Times in unix seconds,
+    None until it begins or ends."""
 
-    `host` is None where neither an id nor an address is known. `step`: the sub-step that is running or has failed, or
-    after success the last one; `other` where none is named.
-    """
+    row: _HostRow[Any]
+    zone: datetime.timezone
+    plugin: bool
 
-    host: Host | None
-    bk_biz_id: int | None
-    instance_id: str
-    status: str
-    start_time: int | None
-    end_time: int | None
-    step: str
-    filtered: bool
+    @property
+    def filtered(self) -> bool:
+        """Whether the job never ran on it: then the row is no result and comes back on every page."""
+        return bool(self.row.filter_host)
+
+    @property
+    def instance_id(self) -> str:
+        return clean_text(self.row.instance_id or "")
+
+    @property
+    def host(self) -> Host | None:
+        """None where neither an id nor an address is known."""
+        row = self.row
+        return host(row.bk_cloud_id, row.bk_host_id, row.inner_ip, row.inner_ipv6, row.ip)
+
+    @property
+    def bk_biz_id(self) -> int | None:
+        return integer(self.row.bk_biz_id)
+
+    @property
+    def status(self) -> str:
+        return status_slug(self.row.status)
+
+    @property
+    def start_time(self) -> int | None:
+        return seconds(self.row.start_time, self.zone, "start_time")
+
+    @property
+    def end_time(self) -> int | None:
+        return seconds(self.row.end_time, self.zone, "end_time")
+
+    @property
+    def step(self) -> str:
+        """The sub-step that is running or has failed, or after success the last one; `other` where none is named."""
+        # Where none is running or has failed, the row names the last one and its node_id is -1.
+        return OTHER if integer(self.row.node_id) == -1 else step_slug(None, self.row.step, plugin=self.plugin)
 
 
 class JobDetails(Struct, frozen=True):
@@ -179,12 +208,8 @@ class NodemanApi:
         """Whether `job_list` can be asked."""
         prefix = {"esb": "/api/c/compapi/v2/nodeman", "app": "/system", "user": ""}[self._identity]
         self._url = platform.url + prefix
-        self._job_list: Sequence[Form[Any, JobPage]] = (
-            Form(_JobPage, lambda data: _job_page(data, zone), strict=False),
-        )
-        self._job_details: Sequence[Form[Any, JobDetails]] = (
-            Form(_JobDetails, lambda data: _job_details(data, zone), strict=False),
-        )
+        self._job_list = job_list_forms(zone)
+        self._job_details = job_details_forms(zone)
         self._zone = zone
 
     async def job_list(
@@ -293,66 +318,105 @@ class _Statistics(Struct, gc=False):
     total_count: Int | None = None
 
 
-class _Job(Struct):
+_NO_STATISTICS = _Statistics()
+
+
+class _Job(Struct, Generic[When], gc=False):
     """job_list calls the id `id`, job_details `job_id`."""
 
     id: Int | None = None
-    job_id: Int | None = None
     job_type: str | None = None
-    status: Number = None
-    start_time: Time = None
-    end_time: Time = None
-    statistics: _Statistics | list[None] | None = None
-    task_id_list: list[Int] | Empty | None = None
     subscription_id: Int | None = None
+    task_id_list: list[Int] | Empty | None = None
+    start_time: When | None = None
+    end_time: When | None = None
+    status: Number = None
+    statistics: _Statistics | list[None] | None = None
     bk_biz_scope: list[Int] | Empty | None = None
+    job_id: Int | None = None
 
 
 class _JobPage(Struct):
-    rows: list[_Job] | Empty | None = field(name="list")
+    rows: list[_Job[Time]] | Empty | None = field(name="list")
     total: Int | None = None
 
 
-class _HostRow(Struct, gc=False):
-    filter_host: bool | None = None
+class _HostRow(Struct, Generic[When], gc=False):
     instance_id: str | None = None
-    bk_host_id: Number = None
-    bk_cloud_id: Number = None
-    bk_biz_id: Number = None
     ip: str | None = None
     inner_ip: str | None = None
     inner_ipv6: str | None = None
+    bk_host_id: Number = None
+    bk_cloud_id: Number = None
+    bk_biz_id: Number = None
     status: Number = None
-    start_time: Time = None
-    end_time: Time = None
+    start_time: When | None = None
+    end_time: When | None = None
     node_id: Number = None
     step: str | None = None
+    filter_host: bool | None = None
 
 
-class _JobDetails(_Job):
-    rows: list[_HostRow] | Empty | None = field(name="list", default=None)
+class _JobDetails(_Job[When], Generic[When]):
+    rows: list[_HostRow[When]] | Empty | None = field(name="list", default=None)
     total: Int | None = None
 
 
-def _job(row: _Job, zone: datetime.timezone, path: str) -> Job:
+def job_list_forms(zone: datetime.timezone) -> Sequence[Form[Any, JobPage]]:
+    """The forms of an answer of job_list."""
+
+    def read(page: _JobPage) -> JobPage:
+        jobs: list[Job] = []
+        try:
+            for row in _listed(page.rows):
+                jobs.append(_job(row, zone))
+        except WrongShape as error:
+            raise WrongShape(f"data.list[{len(jobs)}].{error}") from None
+        return JobPage(tuple(jobs), len(jobs) if page.total is None else page.total)
+
+    return (Form(_JobPage, read, strict=False),)
+
+
+def job_details_forms(zone: datetime.timezone) -> Sequence[Form[Any, JobDetails]]:
+    """The forms of an answer of job_details."""
+
+    def usual(data: _JobDetails[Any]) -> JobDetails:
+        try:
+            job = _job(data, zone)
+        except WrongShape as error:
+            raise WrongShape(f"data.{error}") from None
+        rows, plugin = _listed(data.rows), job.job_type.endswith("PLUGIN")
+        _check(rows)
+        hosts = tuple([HostRow(row, zone, plugin) for row in rows])
+        return JobDetails(job, sum(not row.filtered for row in hosts) if data.total is None else data.total, hosts)
+
+    def odd(data: _JobDetails[Time]) -> JobDetails:
+        rows = _listed(data.rows)
+        _check_times(rows, zone, "start_time", "end_time")
+        return usual(data)
+
+    return (Form(_JobDetails[datetime.datetime], usual), Form(_JobDetails[Time], odd, strict=False))
+
+
+def _job(row: _Job[Any], zone: datetime.timezone) -> Job:
     number = row.job_id if row.id is None else row.id
     if number is None:
-        raise WrongShape(f"{path}.id is missing")
+        raise WrongShape("id is missing")
     return Job(
-        id=number,
-        job_type=word(row.job_type),
-        status=status_slug(row.status, f"{path}.status"),
-        start_time=seconds(row.start_time, zone, f"{path}.start_time"),
-        end_time=seconds(row.end_time, zone, f"{path}.end_time"),
-        statistics=_statistics(row.statistics),
-        task_ids=tuple(row.task_id_list) if isinstance(row.task_id_list, list) else (),
-        subscription_id=row.subscription_id,
-        bk_biz_ids=tuple(row.bk_biz_scope) if isinstance(row.bk_biz_scope, list) else (),
+        number,
+        word(row.job_type),
+        status_slug(row.status, "status"),
+        seconds(row.start_time, zone, "start_time"),
+        seconds(row.end_time, zone, "end_time"),
+        _statistics(row.statistics),
+        tuple(_listed(row.task_id_list)),
+        row.subscription_id,
+        tuple(_listed(row.bk_biz_scope)),
     )
 
 
 def _statistics(given: _Statistics | list[None] | None) -> Statistics | None:
-    if not isinstance(given, _Statistics) or given == _Statistics():
+    if not isinstance(given, _Statistics) or given == _NO_STATISTICS:
         return None
     return Statistics(
         given.pending_count or 0,
@@ -364,33 +428,20 @@ def _statistics(given: _Statistics | list[None] | None) -> Statistics | None:
     )
 
 
-def _job_page(data: _JobPage, zone: datetime.timezone) -> JobPage:
-    rows = data.rows if isinstance(data.rows, list) else []
-    jobs = tuple(_job(row, zone, f"data.list[{index}]") for index, row in enumerate(rows))
-    return JobPage(jobs, len(jobs) if data.total is None else data.total)
+def _listed(given: list[T] | Empty | None) -> list[T]:
+    return given if isinstance(given, list) else []
 
 
-def _job_details(data: _JobDetails, zone: datetime.timezone) -> JobDetails:
-    job = _job(data, zone, "data")
-    plugin = job.job_type.endswith("PLUGIN")
-    rows = data.rows if isinstance(data.rows, list) else []
-    hosts = tuple(_host_row(row, zone, plugin, f"data.list[{index}]") for index, row in enumerate(rows))
-    return JobDetails(job, sum(not row.filtered for row in hosts) if data.total is None else data.total, hosts)
+def _check(rows: Sequence[_HostRow[Any] | _Instance[Any]]) -> None:
+    for index, row in enumerate(rows):
+        if row.status is None or row.status == "":
+            raise WrongShape(f"data.list[{index}].status is missing")
 
 
-def _host_row(row: _HostRow, zone: datetime.timezone, plugin: bool, path: str) -> HostRow:
-    # Where no sub-step is running or has failed, `step` names the last one and node_id is -1.
-    nowhere = integer(row.node_id) == -1
-    return HostRow(
-        host=host(row.bk_cloud_id, row.bk_host_id, row.inner_ip, row.inner_ipv6, row.ip),
-        bk_biz_id=integer(row.bk_biz_id),
-        instance_id=clean_text(row.instance_id or ""),
-        status=status_slug(row.status, f"{path}.status"),
-        start_time=seconds(row.start_time, zone, f"{path}.start_time"),
-        end_time=seconds(row.end_time, zone, f"{path}.end_time"),
-        step=OTHER if nowhere else step_slug(None, row.step, plugin=plugin),
-        filtered=bool(row.filter_host),
-    )
+def _check_times(rows: Sequence[Any], zone: datetime.timezone, *members: str) -> None:
+    for index, row in enumerate(rows):
+        for member in members:
+            seconds(getattr(row, member), zone, f"data.list[{index}].{member}")
 
 
 # Subscriptions. The times of the usual page are read, and so checked, by msgspec; what differs takes the longer way.
@@ -452,15 +503,11 @@ class _Instance(Struct, Generic[When], gc=False):
 
     @property
     def action(self) -> str:
-        if not isinstance(self.steps, list) or not self.steps:
-            return ""
-        return self.steps[0].action or self.steps[0].actions or ""
+        return next((step.action or step.actions or "" for step in _listed(self.steps)), "")
 
     @property
     def is_plugin(self) -> bool:
-        if not isinstance(self.steps, list) or not self.steps:
-            return False
-        return self.steps[0].type == "PLUGIN" or self.action.endswith("PLUGIN")
+        return any(step.type == "PLUGIN" for step in _listed(self.steps)[:1]) or self.action.endswith("PLUGIN")
 
 
 class _Page(Struct, Generic[When]):
@@ -478,9 +525,8 @@ def task_result_forms(
         return _task_result(page, zone, with_steps, _USUAL_HOSTS)
 
     def odd(page: _Page[Time]) -> TaskResult:
-        for index, row in enumerate(page.rows if isinstance(page.rows, list) else ()):
-            seconds(row.start_time, zone, f"data.list[{index}].start_time")
-            seconds(row.finish_time, zone, f"data.list[{index}].finish_time")
+        rows = _listed(page.rows)
+        _check_times(rows, zone, "start_time", "finish_time")
         return _task_result(page, zone, with_steps, _ODD_HOSTS)
 
     return (
@@ -497,14 +543,13 @@ def _task_result(
     with_steps: Callable[[Instance], bool],
     hosts: _Hosts,
 ) -> TaskResult:
-    instances = []
-    for index, row in enumerate(page.rows if isinstance(page.rows, list) else ()):
-        if row.status is None or row.status == "":
-            raise WrongShape(f"data.list[{index}].status is missing")
+    rows, instances = _listed(page.rows), []
+    _check(rows)
+    for index, row in enumerate(rows):
         instance = Instance(row, zone)
         if with_steps(instance):
             instance = Instance(row, zone, tuple(_sub_steps(row, zone, hosts, f"data.list[{index}].steps")))
-        for step in row.steps if isinstance(row.steps, list) else ():
+        for step in _listed(row.steps):
             step.target_hosts = _NO_HOSTS  # which would keep the whole body as long as the row
         instances.append(instance)
     counter = None
@@ -519,14 +564,14 @@ def _task_result(
 
 def _sub_steps(row: _Instance[Any], zone: datetime.timezone, hosts: _Hosts, path: str) -> Iterator[SubStep]:
     plugin, start, finish = row.is_plugin, f"{path}.start_time", f"{path}.finish_time"
-    for index, step in enumerate(row.steps if isinstance(row.steps, list) else ()):
+    for index, step in enumerate(_listed(row.steps)):
         try:
             targets = hosts.decode(step.target_hosts)
         except msgspec.ValidationError as error:
             what, _, place = str(error).partition(" - at `$")
             raise WrongShape(f"{what} - at `{path}[{index}].target_hosts{place or '`'}") from None
-        for target in targets if isinstance(targets, list) else ():
-            for sub_step in target.sub_steps if isinstance(target.sub_steps, list) else ():
+        for target in _listed(targets):
+            for sub_step in _listed(target.sub_steps):
                 yield SubStep(
                     step_slug(sub_step.step_code, sub_step.node_name, plugin=plugin),
                     status_slug(sub_step.status),

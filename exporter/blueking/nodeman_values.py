@@ -26,12 +26,15 @@ _MILLISECONDS = 10**11
 
 
 @functools.lru_cache(maxsize=16_384)
-def _seconds(moment: str | datetime.datetime, zone: datetime.timezone) -> int:
-    if isinstance(moment, str):
-        moment = datetime.datetime.fromisoformat(moment)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=zone)
-    return int(moment.timestamp())
+def _seconds(value: Time | datetime.datetime, zone: datetime.timezone) -> int | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and not value.isdigit():
+        value = datetime.datetime.fromisoformat(value)
+    if isinstance(value, datetime.datetime):
+        return int((value.replace(tzinfo=zone) if value.tzinfo is None else value).timestamp())
+    number = float(value)
+    return int(number / 1000 if abs(number) >= _MILLISECONDS else number)
 
 
 def seconds(value: Time | datetime.datetime, zone: datetime.timezone, path: str) -> int | None:
@@ -39,17 +42,8 @@ def seconds(value: Time | datetime.datetime, zone: datetime.timezone, path: str)
 
     Raises WrongShape for anything else.
     """
-    if value is None:
-        return None
-    if isinstance(value, datetime.datetime):
-        return _seconds(value, zone)
-    if value == "":
-        return None
     try:
-        if isinstance(value, str) and not value.isdigit():
-            return _seconds(value, zone)
-        number = float(value)
-        return int(number / 1000 if abs(number) >= _MILLISECONDS else number)
+        return _seconds(value, zone)
     except (ValueError, OverflowError):
         raise WrongShape(f"{path} is no time") from None
 
@@ -85,6 +79,7 @@ def status_slug(value: Number, path: str = "") -> str:
     return _lower(str(value))
 
 
+@functools.lru_cache(maxsize=1024)
 def word(value: str | None) -> str:
     """A job type or error code as the platform spells it, "" for none: never free text, since it becomes a label."""
     return value or "" if _WORD.fullmatch(value or "") else OTHER_WORD
@@ -95,7 +90,7 @@ def host(bk_cloud_id: Number, bk_host_id: Number, *addresses: str | None) -> Hos
 
     CMDB separates several addresses of a host by commas.
     """
-    ip = next((address for address in addresses if address), "").split(",")[0].strip()
+    ip = (next(filter(None, addresses), None) or "").partition(",")[0].strip()
     number = integer(bk_host_id)
     key = str(number) if number is not None and number > 0 else ""
     if not key and not ip:

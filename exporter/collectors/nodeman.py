@@ -16,7 +16,7 @@ from exporter.collectors.failing_hosts import FailingHosts
 from exporter.config.schema import NodemanJobConfig, NodemanSubscriptionConfig, NodemanTaskConfig
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family, Labels
-from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Scope
+from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Host, Scope
 
 HOST_FAILURES = "blueking_nodeman_host_failures_total"
 FAILURE_LABELS = ("collector", "job_type", "step", "code")
@@ -68,6 +68,11 @@ def ended(status: str, end: float | None) -> bool:
 
 def status_label(status: str) -> str:
     return status if status in NODEMAN_STATUSES else UNKNOWN
+
+
+def name_of(host: Host) -> str:
+    """The same before and after the host has been registered and has an id: its address where it has one."""
+    return f"{host.bk_cloud_id}:{host.ip}" if host.ip else host.identity
 
 
 LATE = 300.0

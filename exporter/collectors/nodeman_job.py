@@ -38,6 +38,7 @@ from exporter.collectors.nodeman import (
     count_failure,
     ended,
     is_news,
+    name_of,
     status_label,
 )
 from exporter.config.schema import NodemanJobConfig, ScopeConfig
@@ -357,7 +358,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
             )
             executed = [row for row in answer.hosts if not row.filtered]
             known = len(rows)
-            rows |= {row.instance_id or identity(row): row for row in executed}
+            rows |= {row.instance_id or (name_of(row.host) if row.host else ""): row for row in executed}
             if len(rows) >= answer.total or len(executed) < PAGE_SIZE:
                 return tuple(rows.values())
             if len(rows) == known:
@@ -492,22 +493,21 @@ class _Fold:
     def _take_hosts(self, id: int, row: Job, known: TrackedJob, *, counts: bool) -> dict[str, float]:
         """Count the failures of hosts that are not known yet, and learn who fails and who does no longer."""
         failed: dict[str, float] = {}
-        for host in self.records.hosts.get(id, ()):
-            if host.filtered or host.bk_biz_id not in (None, self.collector.biz):
+        for result in self.records.hosts.get(id, ()):
+            if result.bk_biz_id not in (None, self.collector.biz):
                 continue
-            name, own = identity(host), self._end(host)
-            end = own or self._end(row) or self.records.now
-            labels = (self.collector.name, row.job_type, host.step, "")
-            if host.status == "failed":
+            status, host, own = result.status, result.host, self._end(result)
+            name = name_of(host) if host else result.instance_id
+            labels = (self.collector.name, row.job_type, result.step, "")
+            if status == "failed":
                 if name in failed or (name in known.failed and (own or 0.0) <= known.failed[name]):
                     continue
                 failed[name] = own or 0.0
                 if counts and is_news(own, self.born):
                     count_failure(self.tally, labels)
-            if host.host is not None and host.status in ("failed", "success"):
-                self.results.append(
-                    HostResult(host.host, id, "", end, labels if host.status == "failed" else None, name)
-                )
+            if host and status in ("failed", "success"):
+                end = own or self._end(row) or self.records.now
+                self.results.append(HostResult(host, id, "", end, labels if status == "failed" else None, name))
         return failed
 
     def _end(self, row: Job | HostRow) -> float | None:
@@ -537,13 +537,6 @@ class _Fold:
 def is_past(job: TrackedJob, now: float, config: NodemanJobConfig) -> bool:
     """Whether it ended too long ago for a retry to be expected."""
     return job.counted and job.finished is not None and job.finished < now - config.max_finished_age
-
-
-def identity(row: HostRow) -> str:
-    """The same before and after the host has been registered and has an id: its address where it has one."""
-    if row.host is None:
-        return row.instance_id
-    return f"{row.host.bk_cloud_id}:{row.host.ip}" if row.host.ip else row.host.identity
 
 
 def unfinished(view: NodemanView) -> Mapping[Labels, float]:

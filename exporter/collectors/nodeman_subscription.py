@@ -25,6 +25,7 @@ from exporter.collectors.nodeman import (
     count_failure,
     ended,
     is_news,
+    name_of,
     status_label,
 )
 from exporter.config.schema import NodemanSubscriptionConfig, ScopeConfig
@@ -330,10 +331,8 @@ class _Fold:
                 count_failure(self.tally, labels)
         if (host := row.host) is not None:
             end = finish_of(row, self.records.now) or self.records.now
-            name = f"{host.bk_cloud_id}:{host.ip}" if host.ip else host.identity
-            self.results.append(
-                HostResult(host, row.record_id or id, "", end, labels if row.status == "failed" else None, name)
-            )
+            failure = labels if row.status == "failed" else None
+            self.results.append(HostResult(host, row.record_id or id, "", end, failure, name_of(host)))
 
     def _observe_steps(self, row: Instance, since: float) -> None:
         """Sub-steps that finished after `since`: retrying a node shows those before it again."""
