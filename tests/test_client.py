@@ -33,6 +33,7 @@ from exporter import log
 from exporter.blueking.client import MAX_PAUSE, TRIES, Client, Deadline, Identity
 from exporter.blueking.envelope import Form
 from exporter.blueking.inflate import read_body
+from exporter.blueking.pacing import Gate
 from exporter.clock import Clock
 from exporter.config.schema import Auth, Tls
 from exporter.config.secret import Secret
@@ -606,6 +607,23 @@ async def test_one_budget_paces_all_scopes() -> None:
     assert took >= 14 / 50
     assert min(_spacings(asked.at for asked in upstream.asked)) > 0.005
     assert recorder.waited > 14 * 15 / 2 / 50 * 0.9
+
+
+@pytest.mark.looptime(noop_cycles=2)
+async def test_late_wake_ups_do_not_add_up() -> None:
+    """Who finds itself late lets the next one go when it was due: 200 a second stay 200 on a machine that is busy."""
+    loop = asyncio.get_running_loop()
+    clock = Clock(monotonic=lambda: loop.time() // 0.004 * 0.004 + 1e-6)  # time is seen up to 4 ms late
+    gate = Gate(200, 1000, clock, lambda waited: None)
+    passed = []
+
+    async def turn() -> None:
+        async with gate.turn(Deadline(60, clock)):
+            passed.append(loop.time())
+
+    await asyncio.gather(*(turn() for _ in range(200)))
+    assert passed[-1] - passed[0] == pytest.approx(199 / 200, rel=0.1)
+    assert min(_spacings(passed)) >= 0.0025 - 1e-5
 
 
 async def test_waiting_for_the_budget_does_not_eat_the_deadline() -> None:

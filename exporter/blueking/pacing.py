@@ -56,10 +56,13 @@ class Gate:
         self._refuse_hopeless(arrived, deadline)
         async with self._slots:
             async with self._line:
+                turn = self._clock.monotonic()
                 while (now := self._clock.monotonic()) < (due := max(self._next, self._paused_until)):
                     self._refuse_hopeless(arrived, deadline)
                     await asyncio.sleep(due - now)
-                self._next = now + self._spacing
+                    turn = due
+                # Who is woken late must not push back all that come after.
+                self._next = max(turn, now - self._spacing / 2) + self._spacing
             self._waited(now - arrived)
             deadline.extend(self._queued(arrived, now))
             yield
