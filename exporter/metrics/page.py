@@ -13,6 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
+import msgspec
 from isal import isal_zlib
 
 from exporter.metrics.family import Chunk, Family
@@ -27,6 +28,7 @@ WRITE = 256 * 1024
 
 _GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
 _GZIP_END = b"\x03\x00"  # an empty final block: all blocks before it are not final
+_NOTHING = Chunk(b"", b"", 0)
 
 
 class Piece:
@@ -127,7 +129,7 @@ class Page:
                 self._names.setdefault(name, set()).add(family.name)
         self._max_series = max_series
         self._on_cut = on_cut
-        self._owners: dict[Key | None, int] = {}  # numbers are hashed much faster than keys
+        self._owners: dict[Key | None, _Owner] = {}
         self._snapshots: dict[Format, Snapshot] = {}
         self._settled = True
 
@@ -136,14 +138,20 @@ class Page:
 
         ValueError, and nothing changed, for an unknown family and for one that would repeat another collector's series.
         """
-        for name in chunks:
-            if name not in self._shelves:
-                raise ValueError(f"{name} is not a family of this page")
-            self._shelves[name].claim(key)
-        owner = self._owners.setdefault(key, len(self._owners))
-        changed = False
-        for name, shelf in self._shelves.items():
-            changed |= shelf.put(owner, chunks.get(name))
+        owner = self._owners.get(key) or _Owner()
+        shown = owner.chunks
+        if chunks.keys() != shown.keys():
+            for name in chunks:
+                if name not in self._shelves:
+                    raise ValueError(f"{name} is not a family of this page")
+                self._shelves[name].claim(key)
+            self._owners[key] = owner
+        # Most of what a poll shows was shown before.
+        changed = [(name, chunk) for name, chunk in chunks.items() if chunk != shown.get(name, _NOTHING)]
+        changed += [(name, _NOTHING) for name in shown if name not in chunks]
+        for name, chunk in changed:
+            self._shelves[name].put(owner, chunk)
+        owner.chunks = dict(chunks)
         if changed:
             self._snapshots.clear()
             self._settled = False
@@ -151,6 +159,7 @@ class Page:
     def remove(self, key: Key | None) -> None:
         """Show nothing more for this owner."""
         self.put(key, {})
+        self._owners.pop(key, None)
 
     def limit(self, max_series: int) -> None:
         """Bound the page by another number of series from now on."""
@@ -214,13 +223,19 @@ def _water_level(sizes: Mapping[int, int], budget: int) -> int | None:
     return None
 
 
+class _Owner(msgspec.Struct, eq=False, gc=False):
+    """What one owner shows, by family. Shelves know it by identity, which is found much faster than its key."""
+
+    chunks: dict[str, Chunk] = {}
+
+
 class _Group:
     """Neighbouring chunks of one family and the pieces made of them. `size` is that of their classic text."""
 
     __slots__ = ("chunks", "pieces", "size")
 
     def __init__(self) -> None:
-        self.chunks: dict[int, Chunk] = {}
+        self.chunks: dict[_Owner, Chunk] = {}
         self.size = 0
         self.pieces: dict[Format, Piece] = {}
 
@@ -252,10 +267,10 @@ class _Shelf:
         self.series = 0
         self.sizes: Counter[int] = Counter()
         self._limit: int | None = None
-        self._dropped: dict[int, frozenset[int]] = {}
-        self._cut_dirty: set[int] = set()
+        self._dropped: dict[_Owner, frozenset[int]] = {}
+        self._cut_dirty: set[_Owner] = set()
         self._groups: list[_Group] = []
-        self._group_of: dict[int, _Group] = {}
+        self._group_of: dict[_Owner, _Group] = {}
         self._collector: str | None = None
         self._headers = {
             form: Piece((header(family.name, family.kind, family.help, form.openmetrics).encode(),)) for form in Format
@@ -275,18 +290,14 @@ class _Shelf:
         elif self._collector != collector:
             raise ValueError(f"{self.family.name} of {key} repeats the series of collector {self._collector!r}")
 
-    def put(self, owner: int, chunk: Chunk | None) -> bool:
-        """Whether anything changed."""
-        if chunk is not None and not chunk.series:
-            chunk = None
+    def put(self, owner: _Owner, chunk: Chunk) -> None:
+        """Show this chunk, which is not the one that the owner has here; one without series is no chunk."""
         group = self._group_of.get(owner)
-        old = group.chunks[owner] if group is not None else None
-        if chunk == old:
-            return False
-        if group is not None and old is not None:
-            grown = (len(chunk.text) if chunk else 0) - len(old.text)
+        if group is not None:
+            old = group.chunks[owner]
+            grown = len(chunk.text) - len(old.text)
             # A group that would outgrow its piece sheds the chunk that grew: it goes where new ones go.
-            if chunk is None or (len(group.chunks) > 1 and group.size + grown > 2 * PIECE):
+            if not chunk.series or (len(group.chunks) > 1 and group.size + grown > 2 * PIECE):
                 self._count(old, -1)
                 group.resize(-len(old.text))
                 del self._group_of[owner], group.chunks[owner]
@@ -299,14 +310,13 @@ class _Shelf:
                     self._count(chunk, 1)
                 group.resize(grown)
                 group.chunks[owner] = chunk
-        if chunk is not None and group is None:
+        if group is None and chunk.series:
             group = self._group_of[owner] = self._room()
             self._count(chunk, 1)
             group.resize(len(chunk.text))
             group.chunks[owner] = chunk
         if self.family.detail:
             self._cut_dirty.add(owner)
-        return True
 
     def pieces(self, form: Format) -> list[Piece]:
         """Header and lines; nothing when there are no lines."""
@@ -319,7 +329,7 @@ class _Shelf:
 
     def cut(self, limit: int | None) -> int:
         """Keep the first `limit` series of each chunk; how many series are now cut that were not before."""
-        owners: Set[int] = self._cut_dirty
+        owners: Set[_Owner] = self._cut_dirty
         if limit != self._limit:
             owners = self._group_of.keys() | self._dropped.keys() if limit is not None else set(self._dropped)
             for each in self._groups:
