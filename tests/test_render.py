@@ -120,6 +120,27 @@ def test_numbers_read_back_exactly(value: float) -> None:
 
 
 labels = st.tuples(st.text(max_size=20), st.text(max_size=20))
+any_value = st.one_of(
+    st.floats(),
+    st.integers(-(2**53), 2**53),
+    st.booleans(),
+    st.sampled_from((0.0, -0.0, 1e-5, 1.00001, 0.1 + 0.2, 1e15, 9999999999999998.0, 1e16, math.inf, -math.inf)),
+)
+
+
+@given(st.lists(st.dictionaries(labels, any_value, max_size=5), max_size=4), st.booleans())
+def test_a_gauge_writes_every_value_as_a_number_alone_is_written(
+    scrapes: list[dict[Labels, float]], wholes: bool
+) -> None:
+    """What its neighbours are, and what was rendered before, makes no difference to a line."""
+    for values in scrapes:
+        if wholes:
+            values = {each: value for each, value in values.items() if math.isfinite(value) and value == int(value)}
+        alone = [render_gauge(GAUGE, PREFIX, {each: value}).text for each, value in values.items()]
+        together = render_gauge(GAUGE, PREFIX, values)
+        assert together.text == b"".join(alone)
+        known = [value for value in values.values() if not math.isnan(value)]
+        assert [line.rpartition(" ")[2] for line in together.text.decode().split("\n")[:-1]] == [*map(number, known)]
 
 
 @given(st.dictionaries(labels, st.floats(allow_nan=False), max_size=5), st.text(max_size=10))
