@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
-from exporter.blueking.nodeman import NodemanApi
+from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
 from exporter.blueking.nodeman_legacy import NodemanLegacyApi
 from exporter.clock import Clock
 from exporter.collectors import failing_hosts
 from exporter.collectors.base import Attempts, CollectorState
 from exporter.collectors.failing_hosts import FailingHosts
 from exporter.config.schema import NodemanJobConfig, NodemanSubscriptionConfig, NodemanTaskConfig
+from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family, Labels
 from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Host, Scope
@@ -23,7 +25,34 @@ FAILURE_LABELS = ("collector", "job_type", "step", "code")
 
 
 C = TypeVar("C", NodemanJobConfig, NodemanSubscriptionConfig, NodemanTaskConfig)
+K = TypeVar("K")
+R = TypeVar("R")
 A = TypeVar("A", NodemanApi, NodemanLegacyApi)
+
+
+async def read_pages(
+    api: str,
+    ask: Callable[[int], Awaitable[tuple[Sequence[R], int]]],
+    key: Callable[[R], K],
+    *,
+    size: int = PAGE_SIZE,
+    until: Callable[[Sequence[R]], bool] = lambda page: False,
+) -> dict[K, R]:
+    """The rows by their `key`, page by page, up to one that is not full or that `until` recognises as the last.
+
+    `ask` gives the rows of a page, the first is 1, and how many there are in all. Raises `ApiError` where a page brings
+    nothing new.
+    """
+    rows: dict[K, R] = {}
+    for number in itertools.count(1):
+        page, total = await ask(number)
+        known = len(rows)
+        rows |= {key(row): row for row in page}
+        if len(page) < size or len(rows) >= total or until(page):
+            break
+        if len(rows) == known:
+            raise ApiError("decode", f"{api} repeats a page", api=api)
+    return rows
 
 
 class NodemanState(CollectorState, frozen=True, kw_only=True):

@@ -39,6 +39,7 @@ from exporter.collectors.nodeman import (
     ended,
     is_news,
     name_of,
+    read_pages,
     status_label,
 )
 from exporter.config.schema import NodemanJobConfig, ScopeConfig
@@ -188,26 +189,19 @@ class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
         size: int = PAGE_SIZE,
     ) -> dict[int, Job]:
         """Jobs of the business, newest first, up to the page that `until` recognises as the last one wanted."""
-        rows: dict[int, Job] = {}
-        seen: set[int] = set()
-        page = 0
-        while True:
-            page += 1
+
+        async def ask(page: int) -> tuple[Sequence[Job], int]:
             answer = await self._api.job_list(
                 bk_biz_id=self.biz, statuses=statuses, page=page, pagesize=size, deadline=deadline
             )
             # Where the business is forbidden, the platform drops it from the filter and lists all others instead.
-            own = [job for job in answer.rows if self._is_ours(job)]
-            if answer.rows and not own and not rows:
+            if page == 1 and answer.rows and not any(map(self._is_ours, answer.rows)):
                 text = f"job_list gives no job of business {self.biz}, only others"
                 raise ApiError("permission", text, api="job_list")
-            known = len(seen)
-            rows |= {job.id: job for job in own}
-            seen |= {job.id for job in answer.rows}
-            if len(answer.rows) < size or len(seen) >= answer.total or until(answer.rows):
-                return rows
-            if len(seen) == known:
-                raise ApiError("decode", "job_list repeats a page", api="job_list")
+            return answer.rows, answer.total
+
+        rows = await read_pages("job_list", ask, lambda job: job.id, size=size, until=until)
+        return {id: job for id, job in rows.items() if self._is_ours(job)}
 
     def _is_ours(self, job: Job) -> bool:
         """Whether it touches this business, as far as it says which it touches."""
@@ -349,20 +343,17 @@ class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
 
     async def _hosts(self, id: int, statuses: Sequence[str], deadline: Deadline) -> tuple[HostRow, ...]:
         """The executed hosts of a job in these statuses. Filtered hosts come back on every page and are no results."""
-        rows: dict[str, HostRow] = {}
-        page = 0
-        while True:
-            page += 1
+
+        async def ask(page: int) -> tuple[Sequence[HostRow], int]:
             answer = await self._api.job_details(
                 id, statuses=statuses, page=page, pagesize=PAGE_SIZE, deadline=deadline
             )
-            executed = [row for row in answer.hosts if not row.filtered]
-            known = len(rows)
-            rows |= {row.instance_id or (name_of(row.host) if row.host else ""): row for row in executed}
-            if len(rows) >= answer.total or len(executed) < PAGE_SIZE:
-                return tuple(rows.values())
-            if len(rows) == known:
-                raise ApiError("decode", "job_details repeats a page", api="job_details")
+            return [row for row in answer.hosts if not row.filtered], answer.total
+
+        def key(row: HostRow) -> str:
+            return row.instance_id or (name_of(row.host) if row.host else "")
+
+        return tuple((await read_pages("job_details", ask, key)).values())
 
     # Observe
 

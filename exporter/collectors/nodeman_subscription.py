@@ -26,6 +26,7 @@ from exporter.collectors.nodeman import (
     ended,
     is_news,
     name_of,
+    read_pages,
     status_label,
 )
 from exporter.config.schema import NodemanSubscriptionConfig, ScopeConfig
@@ -190,10 +191,8 @@ class NodemanSubscriptionCollector(NodemanCollector[NodemanSubscriptionConfig, N
     async def _failed(
         self, id: int, but: Sequence[str], with_steps: Callable[[Instance], bool], deadline: Deadline
     ) -> dict[str, Instance]:
-        rows: dict[str, Instance] = {}
-        page = 0
-        while True:
-            page += 1
+
+        async def ask(page: int) -> tuple[Sequence[Instance], int]:
             answer = await self._api.task_result(
                 id,
                 statuses=("failed",),
@@ -203,12 +202,9 @@ class NodemanSubscriptionCollector(NodemanCollector[NodemanSubscriptionConfig, N
                 with_steps=with_steps,
                 deadline=deadline,
             )
-            known = len(rows)
-            rows |= {row.instance_id: row for row in answer.instances}
-            if len(rows) >= answer.total or len(answer.instances) < PAGE_SIZE:
-                return rows
-            if len(rows) == known:
-                raise ApiError("decode", "task_result repeats a page", api="task_result")
+            return answer.instances, answer.total
+
+        return await read_pages("task_result", ask, lambda row: row.instance_id)
 
     # Observe
 
