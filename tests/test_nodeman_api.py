@@ -556,6 +556,15 @@ async def test_steps_are_read_of_the_instances_that_are_asked_for(canned: Canned
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_instances_do_not_keep_the_answer(asked: bool) -> None:
+    """Megabytes of sub-steps that nobody asked for are not kept by the rows that they came with."""
+    body = bytearray(json.dumps({"data": {"total": 1, "list": [INSTANCE]}}).encode())
+    kept = read(Reply(200, body, {}), task_result_forms(CHINA, lambda instance: asked))
+    body.clear()  # which is a BufferError while anything refers to it
+    assert kept.instances[0].job_type == "INSTALL_AGENT"
+
+
 @pytest.mark.parametrize("nothing", [[], {}, None])
 @pytest.mark.parametrize("place", ["steps", "target_hosts", "sub_steps"])
 async def test_F12_no_sub_steps(canned: Canned, place: str, nothing: object) -> None:
