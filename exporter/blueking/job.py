@@ -37,6 +37,8 @@ _V3_MAX_WINDOW = 30 * 86_400_000
 
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _Number = Int | str | None
+_AnyNumber = int | str | None
+"""Where nothing is stored but text: to look at bounds costs a tenth of a large answer."""
 
 
 class Execution(Struct, frozen=True, gc=False, kw_only=True):
@@ -85,8 +87,8 @@ class HostResult(Protocol):
 
 
 class _Host(Struct, frozen=True, gc=False):
-    bk_host_id: _Number = None
-    bk_cloud_id: _Number = None
+    bk_host_id: _AnyNumber = None
+    bk_cloud_id: _AnyNumber = None
     ip: str | None = None
     ipv6: str | None = None
 
@@ -94,8 +96,8 @@ class _Host(Struct, frozen=True, gc=False):
 class _ExecuteObject(Struct, frozen=True, gc=False):
     """`type` 1 is a host, whose `resource_id` is its id in the CMDB; 2 is a container, others are not known."""
 
-    type: _Number = None
-    resource_id: _Number = None
+    type: _AnyNumber = None
+    resource_id: _AnyNumber = None
     host: _Host | None = None
 
 
@@ -121,9 +123,9 @@ class ObjectResult(Struct, frozen=True, gc=False, kw_only=True):
 class IpResult(Struct, frozen=True, gc=False, kw_only=True):
     """`HostResult` of v3, which puts the host into the row."""
 
-    bk_host_id: _Number = None
+    bk_host_id: _AnyNumber = None
     ip: str | None = None
-    bk_cloud_id: _Number = None
+    bk_cloud_id: _AnyNumber = None
     status: int
     exit_code: int | None = None
     end_time: int | None = None
@@ -134,7 +136,7 @@ class IpResult(Struct, frozen=True, gc=False, kw_only=True):
         return _host(_host_id(self.bk_host_id), self.bk_cloud_id, self.ip or self.ipv6)
 
 
-def _host(bk_host_id: str, bk_cloud_id: _Number, ip: str | None) -> Host | None:
+def _host(bk_host_id: str, bk_cloud_id: _AnyNumber, ip: str | None) -> Host | None:
     """None without id and address: such targets would all be taken for the same one."""
     if not bk_host_id and not ip:
         return None
@@ -422,7 +424,7 @@ def _result(result: _Result, path: str, name: str, index: int) -> HostResult:
 _HOST, _CONTAINER = 1, 2
 
 
-def _host_id(value: _Number) -> str:
+def _host_id(value: _AnyNumber) -> str:
     """The id in the CMDB; 0, -1 and null are none."""
     if not isinstance(value, int):
         value = _whole(value) or 0
@@ -458,7 +460,7 @@ def _status(value: _Number, path: str) -> int:
     return _number(value)
 
 
-def _number(value: _Number) -> int:
+def _number(value: _AnyNumber) -> int:
     if isinstance(value, int):
         return value
     whole = _whole(value)
