@@ -1,9 +1,9 @@
-"""What the three NodeMan collectors share: hosts that failed, counted once per host and run, and who fails now."""
+"""What the three NodeMan collectors share: pages, hosts that failed, counted once per host and run, who fails now."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -12,12 +12,12 @@ from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
 from exporter.blueking.nodeman_legacy import NodemanLegacyApi
 from exporter.clock import Clock
 from exporter.collectors import failing_hosts
-from exporter.collectors.base import Attempts, CollectorState
-from exporter.collectors.failing_hosts import FailingHosts
+from exporter.collectors.base import GAP, TRUNCATED, Attempts, CollectorState
+from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.config.schema import NodemanJobConfig, NodemanSubscriptionConfig, NodemanTaskConfig
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
-from exporter.metrics.family import Family, Labels
+from exporter.metrics.family import Counts, Family, Labels
 from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Host, Scope
 
 HOST_FAILURES = "blueking_nodeman_host_failures_total"
@@ -75,6 +75,40 @@ class NodemanCollector(Generic[C, A]):
         self._api: A = api
         self._clock = clock
         self._attempts = Attempts()
+
+    async def ask_each(
+        self, ids: Iterable[int], ask: Callable[[int], Awaitable[R]]
+    ) -> tuple[dict[int, R], tuple[str, ...]]:
+        """What `ask` gives of each of `ids`, and the reasons of those that are left out: what is not ready, and, as
+        long as there is another one, what cannot be had for good. Raises `ApiError`."""
+        found: dict[int, R] = {}
+        errors: list[ApiError] = []
+        for id in ids:
+            try:
+                found[id] = await ask(id)
+            except ApiError as error:
+                if not self._attempts.give_up(id, error):
+                    raise
+                errors.append(error)
+        fatal = [error for error in errors if error.reason != "not_ready"]
+        if fatal and not found:
+            raise fatal[0]
+        self._attempts.forget(found)
+        return found, tuple(error.reason for error in errors)
+
+    def tally(self, state: NodemanState | None, now: float) -> Tally:
+        """What has been counted, to be counted on; `now` is the wall clock."""
+        tally = Tally(state.counts if state else Counts(), now, self.hold)
+        for family in (GAP, TRUNCATED):
+            tally.zero(family)
+        return tally
+
+    def fold_hosts(
+        self, state: NodemanState | None, results: Sequence[HostResult], now: float, *, settled: float
+    ) -> FailingHosts:
+        """Who fails after these results; see `FailingHosts.fold`, but `settled` in seconds before `now`."""
+        before = state.hosts if state else FailingHosts()
+        return before.fold(results, now=now, ttl=self.config.failing_host_ttl, settled=now - settled)
 
     def view(self, state: NodemanState) -> NodemanView:
         return NodemanView(state, self.config)

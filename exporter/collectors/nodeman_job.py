@@ -21,7 +21,6 @@ from exporter.blueking.nodeman import PAGE_SIZE, HostRow, Job, NodemanApi, Stati
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import (
-    GAP,
     TRUNCATED,
     Collector,
     FailedExecution,
@@ -29,7 +28,7 @@ from exporter.collectors.base import (
     Platforms,
     gather_bounded,
 )
-from exporter.collectors.failing_hosts import FailingHosts, HostResult
+from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     FAMILIES,
     NodemanCollector,
@@ -44,8 +43,7 @@ from exporter.collectors.nodeman import (
 )
 from exporter.config.schema import NodemanJobConfig, ScopeConfig
 from exporter.errors import ApiError
-from exporter.metrics.counts import Tally
-from exporter.metrics.family import Counts, Family, Labels
+from exporter.metrics.family import Family, Labels
 from exporter.model import NODEMAN_STATUSES
 
 FINISHED = "blueking_nodeman_jobs_finished_total"
@@ -397,7 +395,7 @@ class _Fold:
         self.state = state
         self.records = records
         self.now = now
-        self.tally = Tally(state.counts if state else Counts(), now, collector.hold)
+        self.tally = collector.tally(state, now)
         self.jobs = dict(state.jobs) if state else {}
         self.born = state.born if state else records.now
         self.results: list[HostResult] = []
@@ -405,19 +403,12 @@ class _Fold:
 
     def result(self) -> Observed[NodemanJobState]:
         records, state = self.records, self.state
-        for family in (GAP, TRUNCATED):
-            self.tally.zero(family)
         for id in sorted(records.rows):
             self._count(id, records.rows[id])
         if records.unexamined:
             self.tally.inc(TRUNCATED, by=len(records.unexamined))
         floor = self._forget()
-        hosts = (state.hosts if state else FailingHosts()).fold(
-            self.results,
-            now=records.now,
-            ttl=self.config.failing_host_ttl,
-            settled=records.now - self.config.max_finished_age,
-        )
+        hosts = self.collector.fold_hosts(state, self.results, records.now, settled=self.config.max_finished_age)
         return Observed(
             NodemanJobState(
                 counts=self.tally.freeze(),

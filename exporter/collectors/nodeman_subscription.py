@@ -7,7 +7,8 @@ A run of an instance is its record and finish. Times are unix seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -15,8 +16,8 @@ import msgspec
 from exporter.blueking.nodeman import PAGE_SIZE, Instance, NodemanApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import GAP, TRUNCATED, Collector, FailedExecution, Observed, Platforms
-from exporter.collectors.failing_hosts import FailingHosts, HostResult
+from exporter.collectors.base import Collector, FailedExecution, Observed, Platforms
+from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     FAMILIES,
     NodemanCollector,
@@ -31,8 +32,7 @@ from exporter.collectors.nodeman import (
 )
 from exporter.config.schema import NodemanSubscriptionConfig, ScopeConfig
 from exporter.errors import ApiError
-from exporter.metrics.counts import Tally
-from exporter.metrics.family import Counts, Family, Labels
+from exporter.metrics.family import Family, Labels
 from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED
 
 STEP_DURATION = "blueking_nodeman_step_duration_seconds"
@@ -120,23 +120,13 @@ class NodemanSubscriptionCollector(NodemanCollector[NodemanSubscriptionConfig, N
     async def fetch(self, state: SubscriptionState | None, deadline: Deadline) -> SubscriptionRecords:
         """Every configured subscription. One that is not ready is left out; so is one that cannot be had for good,
         as long as another one can. Raises `ApiError`."""
-        answers: dict[int, Answer] = {}
-        errors: list[ApiError] = []
         begun = self._clock.platform()
-        for id in self.config.subscription_ids:
-            known = state.subscriptions.get(id) if state else None
-            try:
-                answers[id] = await self._ask(id, known, deadline)
-            except ApiError as error:
-                if not self._attempts.give_up(id, error):
-                    raise
-                errors.append(error)
-        fatal = [error for error in errors if error.reason != "not_ready"]
-        if fatal and not answers:
-            raise fatal[0]
-        self._attempts.forget(answers)
+        known = state.subscriptions if state else {}
+        answers, errors = await self.ask_each(
+            self.config.subscription_ids, lambda id: self._ask(id, known.get(id), deadline)
+        )
         now = self._clock.platform()
-        return SubscriptionRecords(now, min(begun, now), answers, tuple(error.reason for error in errors))
+        return SubscriptionRecords(now, min(begun, now), answers, errors)
 
     async def _ask(self, id: int, known: Subscription | None, deadline: Deadline) -> Answer:
         # Rows are cut by ascending record: the last page of one row is the newest one.
@@ -153,58 +143,38 @@ class NodemanSubscriptionCollector(NodemanCollector[NodemanSubscriptionConfig, N
         same = known is not None and (counter, newest) == (known.counter, known.newest)
         if known is not None and same and not (due and (moving or known.failed)):
             return Answer(counter, newest)
-        instances: dict[str, Instance] = {}
         now, runs = self._clock.platform(), known.runs if known else {}
 
         def is_new(row: Instance) -> bool:
             return self.is_ours(row) and run_of(row, now) not in (None, runs.get(row.instance_id))
 
+        read = functools.partial(self._api.task_result, id, with_steps=is_new, deadline=deadline)
+        instances: dict[str, Instance] = {}
         if summary.total and not same:
-            page = await self._api.task_result(
-                id, page=-(-summary.total // NEWEST), pagesize=NEWEST, with_steps=is_new, deadline=deadline
-            )
+            page = await read(page=-(-summary.total // NEWEST), pagesize=NEWEST)
             instances |= {row.instance_id: row for row in page.instances}
             newest = max((row.record_id or 0 for row in page.instances), default=0)
         complete = known is None or due or newest != known.newest or is_moving(known.counter) != moving
         before = sorted(known.failed) if known else []
+
+        async def failed(number: int) -> tuple[Sequence[Instance], int]:
+            but = () if complete else before
+            page = await read(statuses=("failed",), but=but, page=number, pagesize=PAGE_SIZE)
+            return page.instances, page.total
+
         if counter.get("failed"):
-            instances |= await self._failed(id, () if complete else before, is_new, deadline)
+            instances |= await read_pages("task_result", failed, lambda row: row.instance_id)
         # What had failed and is in none of these has moved on, or belongs to an earlier task.
         missing = [instance for instance in before if instance not in instances]
         for begin in range(0, len(missing), PAGE_SIZE):
             some = missing[begin : begin + PAGE_SIZE]
-            page = await self._api.task_result(
-                id,
-                instance_ids=some,
-                statuses=() if complete else MOVED,
-                pagesize=len(some),
-                with_steps=is_new,
-                deadline=deadline,
-            )
+            page = await read(instance_ids=some, statuses=() if complete else MOVED, pagesize=len(some))
             instances |= {row.instance_id: row for row in page.instances}
         return Answer(counter, newest, tuple(instances.values()), complete, not same)
 
     def is_ours(self, row: Instance) -> bool:
         """Whether it is of this business, as far as it says of which it is."""
         return row.bk_biz_id in (None, self.biz)
-
-    async def _failed(
-        self, id: int, but: Sequence[str], with_steps: Callable[[Instance], bool], deadline: Deadline
-    ) -> dict[str, Instance]:
-
-        async def ask(page: int) -> tuple[Sequence[Instance], int]:
-            answer = await self._api.task_result(
-                id,
-                statuses=("failed",),
-                but=but,
-                page=page,
-                pagesize=PAGE_SIZE,
-                with_steps=with_steps,
-                deadline=deadline,
-            )
-            return answer.instances, answer.total
-
-        return await read_pages("task_result", ask, lambda row: row.instance_id)
 
     # Observe
 
@@ -239,13 +209,11 @@ class _Fold:
         self.state = state
         self.records = records
         self.now = now
-        self.tally = Tally(state.counts if state else Counts(), now, collector.hold)
+        self.tally = collector.tally(state, now)
         self.results: list[HostResult] = []
         self.unknown: list[tuple[str, str]] = []
 
     def result(self) -> Observed[SubscriptionState]:
-        for family in (GAP, TRUNCATED):
-            self.tally.zero(family)
         before = self.state.subscriptions if self.state else {}
         # Of one that gave no answer nothing is shown, but what happens from now on is news once it answers.
         subscriptions = {
@@ -254,12 +222,7 @@ class _Fold:
         }
         for id, answer in self.records.answers.items():
             subscriptions[id] = self._subscription(id, before.get(id), answer)
-        hosts = (self.state.hosts if self.state else FailingHosts()).fold(
-            self.results,
-            now=self.records.now,
-            ttl=self.collector.config.failing_host_ttl,
-            settled=self.records.now - LOOK_AGAIN,
-        )
+        hosts = self.collector.fold_hosts(self.state, self.results, self.records.now, settled=LOOK_AGAIN)
         return Observed(
             SubscriptionState(
                 counts=self.tally.freeze(),

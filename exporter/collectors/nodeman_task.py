@@ -15,8 +15,8 @@ import msgspec
 from exporter.blueking.nodeman_legacy import LegacyHost, LegacyTask, NodemanLegacyApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import GAP, TRUNCATED, Collector, FailedExecution, Observed, Platforms
-from exporter.collectors.failing_hosts import FailingHosts, HostResult
+from exporter.collectors.base import Collector, FailedExecution, Observed, Platforms
+from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     FAMILIES,
     NodemanCollector,
@@ -25,9 +25,8 @@ from exporter.collectors.nodeman import (
     count_failure,
 )
 from exporter.config.schema import NodemanTaskConfig, ScopeConfig
-from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
-from exporter.metrics.family import Counts, Family, Labels
+from exporter.metrics.family import Family, Labels
 from exporter.model import NODEMAN_STATUSES
 
 
@@ -76,27 +75,16 @@ class NodemanTaskCollector(NodemanCollector[NodemanTaskConfig, NodemanLegacyApi]
     async def fetch(self, state: TaskState | None, deadline: Deadline) -> TaskRecords:
         """Every configured task. One that cannot be had for good is left out, as long as another one can. Raises
         `ApiError`."""
-        tasks: dict[int, LegacyTask] = {}
-        errors: list[ApiError] = []
         begun = self._clock.platform()
-        for id in self.config.job_ids:
-            try:
-                tasks[id] = await self._api.get_task_info(self.biz, id, deadline=deadline)
-            except ApiError as error:
-                if not self._attempts.give_up(id, error):
-                    raise
-                errors.append(error)
-        if errors and not tasks:
-            raise errors[0]
-        self._attempts.forget(tasks)
-        end = self._clock.platform()
-        return TaskRecords(end, min(begun, end), tasks, tuple(error.reason for error in errors))
+        tasks, errors = await self.ask_each(
+            self.config.job_ids, lambda id: self._api.get_task_info(self.biz, id, deadline=deadline)
+        )
+        now = self._clock.platform()
+        return TaskRecords(now, min(begun, now), tasks, errors)
 
     def observe(self, state: TaskState | None, records: TaskRecords, now: float) -> Observed[TaskState]:
         """Fold the records of a poll; `now` is the wall clock."""
-        tally = Tally(state.counts if state else Counts(), now, self.hold)
-        for family in (GAP, TRUNCATED):
-            tally.zero(family)
+        tally = self.tally(state, now)
         before = state.tasks if state else {}
         # Of one that gave no answer nothing is shown.
         tasks = {
@@ -117,12 +105,7 @@ class NodemanTaskCollector(NodemanCollector[NodemanTaskConfig, NodemanLegacyApi]
                     unknown.append(("nodeman_task.status", row.status))
                 results += self._take(id, task, row, records.now, tally, counts=known is not None)
             tasks[id] = TrackedTask(task.job_type, task.status_count, task.os_count, hosts)
-        failing = (state.hosts if state else FailingHosts()).fold(
-            results,
-            now=records.now,
-            ttl=self.config.failing_host_ttl,
-            settled=records.now - self.config.failing_host_ttl,
-        )
+        failing = self.fold_hosts(state, results, records.now, settled=self.config.failing_host_ttl)
         return Observed(
             TaskState(counts=tally.freeze(), last_success=now, watermark=records.watermark, hosts=failing, tasks=tasks),
             unknown=tuple(unknown),
