@@ -27,28 +27,27 @@ TARGETS = {"list": 5.0, "status": 5.0, "nodeman": 4.0}
 
 
 def _status(hosts: int, *, v4: bool) -> bytes:
+    """Members in the order in which JOB sends them."""
     chance = random.Random(1)
     results: list[dict[str, object]] = []
     for index in range(hosts):
         ip = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
         length = chance.randrange(100, 30_000)
-        result = {
-            "status": chance.choice((9, 9, 9, 9, 11, 104)),
-            "tag": "",
-            "exit_code": 0,
-            "start_time": BASE,
-            "end_time": BASE + length,
-            "total_time": length,
-        }
-        host: dict[str, object] = {"bk_host_id": 1_000_000 + index, "bk_cloud_id": 0, "ip": ip}
+        status = {"status": chance.choice((9, 9, 9, 9, 11, 104)), "tag": "", "exit_code": 0}
+        times = {"start_time": BASE, "end_time": BASE + length, "total_time": length}
         if v4:
-            agent = f"020000000000{index:012x}"
-            host |= {"bk_cloud_name": "Default Area", "bk_agent_id": agent}
-            results.append(
-                {"execute_object": {"type": 1, "resource_id": str(1_000_000 + index), "host": host}, **result}
-            )
+            host = {
+                "bk_host_id": 1_000_000 + index,
+                "bk_cloud_id": 0,
+                "bk_cloud_name": "Default Area",
+                "ip": ip,
+                "bk_agent_id": f"020000000000{index:012x}",
+            }
+            target = {"type": 1, "resource_id": str(1_000_000 + index), "host": host}
+            results.append({"execute_object": target, **status, **times})
         else:
-            results.append({**host, **result, "error_code": 0})
+            host = {"bk_host_id": 1_000_000 + index, "ip": ip, "bk_cloud_id": 0}
+            results.append({**host, **status, "error_code": 0, **times})
     step = {
         "step_instance_id": 75,
         "name": "stop",
