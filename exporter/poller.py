@@ -368,4 +368,4 @@ class Poller:
             wait = min(wait, self._completed + self._patience - self._clock.monotonic())
         self.cancel_timer()
         # A little late on purpose: a timer that fires early would only be set again.
-        self._timer = None if wait == math.inf else asyncio.get_running_loop().call_later(wait + 0.01, self.render)
+        self._timer = asyncio.get_running_loop().call_later(wait + 0.01, self.render) if wait < math.inf else None

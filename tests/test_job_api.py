@@ -445,6 +445,18 @@ async def test_v3_targets_may_lack_id_or_address(api: str, target: dict[str, Any
     assert told(step) == [(host, 9, None, None)]
 
 
+@pytest.mark.parametrize("name", ["step_execute_object_result_list", "step_ip_result_list"])
+async def test_F12_a_target_is_read_by_what_is_in_it(name: str) -> None:
+    """Either list may have rows in the form of the other dialect, or of both."""
+    flat = {"bk_host_id": 7, "bk_cloud_id": 0, "ip": "10.0.0.1", "status": 9}
+    nested = {"execute_object": {"type": 1, "resource_id": "8", "host": {"bk_cloud_id": 0}}, "status": 9}
+    for rows in ([flat, nested], [flat, flat], [nested, nested], [{**flat, "execute_object": None}, nested]):
+        (step,) = (await ask_status(finished(*rows, name=name))).steps
+        assert [host for host, *_ in told(step)] == [
+            Host("0", "8", "") if row is nested else Host("0", "7", "10.0.0.1") for row in rows
+        ]
+
+
 @pytest.mark.parametrize(
     ("sent", "exit_code"),
     [(-1073741510, -1073741510), ("127", 127), ("-1", -1), ("killed", None), ("", None), (None, None)],

@@ -129,7 +129,7 @@ def script(id: int, status: int, results: Mapping[int, int], *, count: int = 0, 
 
 def container(status: int, exit_code: int | None) -> HostResult:
     """The result of a target that is no host."""
-    return IpResult(status=status, exit_code=exit_code, end_time=NOW)
+    return IpResult(bk_host_id=None, status=status, exit_code=exit_code, end_time=NOW)
 
 
 # What one execution may be seen as, poll after poll.
@@ -441,6 +441,21 @@ def test_4_2_exit_codes_are_the_first_64_then_other() -> None:
     shown = counted(state, EXIT_CODES)
     assert len(shown) == 65
     assert (shown["other",], shown["1",]) == (6, 2)
+
+
+@given(st.lists(st.integers() | st.integers(-(10**60), 10**60), min_size=1, max_size=5))
+def test_F50_numbers_of_any_size_count_and_stay_short(numbers: list[int]) -> None:
+    """Whatever a platform sends as a code, an end or an id of a host: each target counts once, and no label is longer
+    than a real number."""
+    row = execution(1, 4, 1000)
+    results = tuple(IpResult(bk_host_id=n, ip="10.0.0.1", status=n, exit_code=n, end_time=n) for n in numbers)
+    state = poll(BASE, 1, [row], examined={1: status(row, Step(71, 1, 4, 0, NOW, results))})
+    failed = [n for n in numbers if n not in (3, 5, 7, 9)]
+    assert total(state, HOST_FAILURES) == total(state, EXIT_CODES) == len(failed)
+    labels = {label for family in (HOST_FAILURES, EXIT_CODES) for labels in counted(state, family) for label in labels}
+    labels |= {label for streak in state.hosts.streaks.values() for label in (*streak.labels, streak.host.bk_host_id)}
+    assert all(len(label) <= 20 for label in labels)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=JobState) == state
 
 
 def test_4_2_only_script_steps_have_exit_codes() -> None:

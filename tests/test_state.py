@@ -105,6 +105,19 @@ async def test_all_that_are_written_together_fail_together(tmp_path: Path) -> No
     await store.close()
 
 
+async def test_a_close_writes_what_has_gathered(tmp_path: Path) -> None:
+    """Commits that wait for the one that is being written are not lost to a close."""
+    store = SQLiteStore(tmp_path / "state.db")
+    await store.open()
+    commits = [asyncio.create_task(store.commit(Key("job", Scope("biz", str(n))), b"1")) for n in range(1, 50)]
+    await asyncio.sleep(0)
+    await store.close()
+    await asyncio.gather(*commits)
+    await store.open()
+    assert [await store.load(Key("job", Scope("biz", str(n)))) for n in range(1, 50)] == [b"1"] * 49
+    await store.close()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_key_that_is_gone_for_long_is_purged(tmp_path: Path, kind: str) -> None:
     """Only keys that are neither kept nor newer than the limit are forgotten; memory keeps all."""

@@ -81,6 +81,15 @@ async def test_HEAD_has_the_headers_and_no_body(server: Running) -> None:
         assert int(headers.get("content-length", 0)) > 0 or path == "/api/v1/failures"
 
 
+async def test_an_HTTP_1_0_client_sees_where_the_body_ends(server: Running) -> None:
+    """What has no length ends with the connection, also for one that asked to keep it."""
+    for path, header in (("/api/v1/failures", ""), ("/metrics", "Accept-Encoding: gzip\r\n")):
+        answer = await server.raw(f"GET {path} HTTP/1.0\r\nConnection: keep-alive\r\n{header}\r\n".encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.0 200")
+        assert body == b'{"executions":[],"hosts":[]}' or gzip.decompress(body)
+
+
 async def test_names_select_families(server: Running) -> None:
     """name[] reaches the page; an unknown name is an empty page with 200, 101 names are a 400."""
     for query in ("name[]=nothing", "name%5B%5D=nothing"):

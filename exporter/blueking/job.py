@@ -104,16 +104,15 @@ class _ExecuteObject(Struct, frozen=True, gc=False):
 class ObjectResult(Struct, frozen=True, gc=False, kw_only=True):
     """`HostResult` of v4."""
 
-    execute_object: _ExecuteObject | None = None
+    execute_object: _ExecuteObject
     status: int
     exit_code: int | None = None
     end_time: int | None = None
 
     @property
     def host(self) -> Host | None:
-        target = self.execute_object
-        kind = _number(target.type) if target else None
-        if target is None or kind == _CONTAINER:
+        target, kind = self.execute_object, _number(self.execute_object.type)
+        if kind == _CONTAINER:
             return None
         host = target.host or _Host()
         bk_host_id = _host_id(host.bk_host_id) or (_host_id(target.resource_id) if kind == _HOST else "")
@@ -123,7 +122,7 @@ class ObjectResult(Struct, frozen=True, gc=False, kw_only=True):
 class IpResult(Struct, frozen=True, gc=False, kw_only=True):
     """`HostResult` of v3, which puts the host into the row."""
 
-    bk_host_id: _AnyNumber = None
+    bk_host_id: _AnyNumber
     ip: str | None = None
     bk_cloud_id: _AnyNumber = None
     status: int
@@ -428,7 +427,7 @@ def _host_id(value: _AnyNumber) -> str:
     """The id in the CMDB; 0, -1 and null are none."""
     if not isinstance(value, int):
         value = _whole(value) or 0
-    return str(value) if value > 0 else ""
+    return str(value) if 0 < value < 2**63 else ""
 
 
 STATUS: Sequence[Form[Any, ExecutionStatus]] = (

@@ -267,15 +267,15 @@ class Fold:
                 continue
             self.tally.inc(HOST_FAILURES, self._code_labels(result.status), exemplar=row.id)
             if step_type == "script" and result.exit_code is not None:
-                code = self._bounded(EXIT_CODES, 0, str(result.exit_code))
+                code = self._bounded(EXIT_CODES, 0, code_text(result.exit_code))
                 self.tally.inc(EXIT_CODES, (code,))
 
     def _code_labels(self, code: int) -> Labels:
         reason = host_reason(code)
         if reason != UNKNOWN_CODE:
             return (str(code), reason)
-        self.unknown.append(("job.host.status", str(code)))
-        return (self._bounded(HOST_FAILURES, 0, str(code), reason), reason)
+        self.unknown.append(("job.host.status", code_text(code)))
+        return (self._bounded(HOST_FAILURES, 0, code_text(code), reason), reason)
 
     def _bounded(self, family: str, position: int, value: str, *others: str) -> str:
         """`value`, or `other` when its label already has as many values as it may have."""
@@ -357,8 +357,13 @@ class _LabelsOfCode(dict[int, Labels | None]):
     """The labels of a host status code, None for a success; one tuple per code, however many hosts have it."""
 
     def __missing__(self, code: int) -> Labels | None:
-        self[code] = labels = (str(code), host_reason(code)) if is_failure(code) else None
+        self[code] = labels = (code_text(code), host_reason(code)) if is_failure(code) else None
         return labels
+
+
+def code_text(code: int) -> str:
+    """A status or exit code as a label: no number that a platform can mean has more than 64 bits."""
+    return str(code) if -(2**63) <= code < 2**63 else "other"
 
 
 def is_failure(code: int) -> bool:

@@ -39,6 +39,7 @@ class SQLiteStore:
         self._next: _Batch | None = None
 
     async def open(self) -> None:
+        self._writing, self._next = False, None
         await self._run(self._open)
 
     async def load(self, key: Key) -> bytes | None:
@@ -59,7 +60,6 @@ class SQLiteStore:
 
     def _write(self, batch: _Batch) -> None:
         """Write `batch`, then what has gathered meanwhile: all pollers that wait for a slow disk wait for it once."""
-        self._next, self._writing = None, True
 
         def write() -> None:
             with self._connection as db:
@@ -80,6 +80,7 @@ class SQLiteStore:
                 self._write(self._next)
 
         asyncio.get_running_loop().run_in_executor(self._thread, write).add_done_callback(written)
+        self._next, self._writing = None, True
 
     async def purge(self, keep: Iterable[Key], older_than: float) -> int:
         kept = {_columns(key) for key in keep}
@@ -102,6 +103,8 @@ class SQLiteStore:
         return await self._run(size)
 
     async def close(self) -> None:
+        if self._next:
+            await asyncio.wait([self._next.written])
         await self._run(self._close)
         self._thread.shutdown(wait=True)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")

@@ -282,6 +282,8 @@ class WebServer:
         response = StreamResponse(status=reply.status, headers={**headers, "Content-Type": reply.content_type})
         if reply.length is not None:
             response.content_length = reply.length
+        elif request.version < HttpVersion11:
+            response.force_close()  # what else tells HTTP/1.0 where the body ends
         size = 0
         try:
             async with asyncio.timeout(self._limits.write_timeout):
