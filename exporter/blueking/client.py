@@ -13,7 +13,7 @@ import random
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
@@ -126,25 +126,30 @@ class Client:
         None is left out. What may pass is tried up to `TRIES` times inside `deadline`. Raises ApiError only.
         """
         answered: ApiError | None = None
-        for attempt in range(1, TRIES + 1):
-            try:
-                # Made anew each time: a secret may have been changed meanwhile.
-                return await self._attempt(api, lambda: self._request(method, url, params, identity), forms, deadline)
-            except ApiError as error:
-                error.api = api
-                if error.reason == "timeout" and answered is not None and deadline.remaining() <= 0:
-                    # What the platform said tells more than that no time was left to ask again.
-                    raise answered from None
-                answered = error
-                wait = self._wait_after(error, attempt)
-                if attempt == TRIES or error.reason not in RETRIED or wait >= deadline.remaining():
-                    raise
-                if error.retry_after is not None:
-                    self._observer.throttled(wait)
-                self._log.debug("api_retry", api=api, reason=error.reason, error=str(error), wait=round(wait, 3))
-            self._observer.api_retry(api)
-            await asyncio.sleep(wait)
-        raise AssertionError("the last try returns or raises")
+        try:
+            for attempt in range(1, TRIES + 1):
+                try:
+                    # Made anew each time: a secret may have been changed meanwhile.
+                    request = partial(self._request, method, url, params, identity)
+                    return await self._attempt(api, request, forms, deadline)
+                except ApiError as error:
+                    error.api = api
+                    if error.reason == "timeout" and answered is not None and deadline.remaining() <= 0:
+                        # What the platform said tells more than that no time was left to ask again.
+                        raise answered from None
+                    answered = error
+                    wait = self._wait_after(error, attempt)
+                    if attempt == TRIES or error.reason not in RETRIED or wait >= deadline.remaining():
+                        raise
+                    if error.retry_after is not None:
+                        self._observer.throttled(wait)
+                    self._log.debug("api_retry", api=api, reason=error.reason, error=str(error), wait=round(wait, 3))
+                self._observer.api_retry(api)
+                await asyncio.sleep(wait)
+            raise AssertionError("the last try returns or raises")
+        finally:
+            # Its traceback leads to this frame, and holds the answer: megabytes, until somebody collects garbage.
+            answered = None
 
     def _wait_after(self, error: ApiError, attempt: int) -> float:
         """Seconds to the next try, with full jitter. What the platform asks for holds for all who ask it."""

@@ -174,13 +174,20 @@ async def gather_bounded(calls: Iterable[Coroutine[Any, Any, T]], limit: int) ->
         for index, call in waiting:
             results[index] = await call
 
+    first: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(limit, len(numbered))):
                 group.create_task(work())
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        first = errors.exceptions[0]
     finally:
         for _, call in waiting:
             call.close()
+    try:
+        if first is not None:
+            raise first
+    finally:
+        # Raised outside the handler and forgotten here: in a circle with the group it would hold on to whole answers.
+        first = None
     return [results[index] for index in sorted(results)]
