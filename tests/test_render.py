@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 from hypothesis import given
@@ -154,6 +155,16 @@ def test_F10_F50_any_labels_read_back_identical(values: dict[Labels, float], sco
     assert chunk.series == len(values)
     for form in Format:
         assert samples(GAUGE, chunk, form) == expected
+
+
+def test_rendering_keeps_nothing() -> None:
+    """A month of polls renders each gauge a hundred thousand times."""
+    before = 0
+    for number_of in range(3000):
+        render_gauge(GAUGE, PREFIX, {("a", "b"): float(number_of), ("a", "c"): number_of + 0.5})
+        if number_of == 1000:
+            before = sys.getallocatedblocks()
+    assert sys.getallocatedblocks() - before < 100
 
 
 @given(

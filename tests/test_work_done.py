@@ -5,6 +5,8 @@ The times themselves are measured by bench/, see docs/en/performance.md.
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 import time
 from collections import Counter
@@ -157,6 +159,19 @@ async def test_an_idle_poll_is_one_call_one_commit_and_a_few_lines(tmp_path: Pat
             "watermark_timestamp_seconds",
         }
         assert sum(len(chunk.text) for chunk in one.page.rendered.values()) < 1024
+
+
+async def test_polls_leave_nothing_behind(tmp_path: Path) -> None:
+    """What one poll needed is free before the next: a daemon is as large after a year as after an hour."""
+    async with watched(tmp_path) as one:
+        one.run(1, fails=True)
+        blocks = []
+        for _ in range(3):
+            await one.poll(100)
+            one.forget()
+            gc.collect()
+            blocks.append(sys.getallocatedblocks())
+        assert blocks[2] - blocks[1] < 500
 
 
 async def test_a_failing_execution_costs_one_status_call_and_a_success_none(tmp_path: Path) -> None:
