@@ -64,6 +64,7 @@ class NodemanState(CollectorState, frozen=True, kw_only=True):
 class NodemanCollector(Generic[C, A]):
     """What the collectors have in common: the settings `C` of their scope, the platform's calls `A`."""
 
+    name: ClassVar[str]
     failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
 
     def __init__(self, scope: Scope, config: C, api: A, clock: Clock, hold: float) -> None:

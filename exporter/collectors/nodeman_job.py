@@ -21,35 +21,37 @@ from exporter.blueking.nodeman import PAGE_SIZE, HostRow, Job, NodemanApi, Stati
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import (
-    TRUNCATED,
     Collector,
     FailedExecution,
     Observed,
     Platforms,
     gather_bounded,
 )
-from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     FAMILIES,
     NodemanCollector,
-    NodemanState,
     NodemanView,
-    count_failure,
     ended,
-    is_news,
     name_of,
     read_pages,
     status_label,
+)
+from exporter.collectors.nodeman_job_fold import (
+    DURATION,
+    FINISHED,
+    Fold,
+    NodemanJobRecords,
+    NodemanJobState,
+    TrackedJob,
+    failures,
+    is_new_run,
+    is_past,
 )
 from exporter.config.schema import NodemanJobConfig, ScopeConfig
 from exporter.errors import ApiError
 from exporter.metrics.family import Family, Labels
 from exporter.model import NODEMAN_STATUSES
 
-FINISHED = "blueking_nodeman_jobs_finished_total"
-DURATION = "blueking_nodeman_job_duration_seconds"
-
-DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
 FAILED = ("failed", "part_failed")
 CONCURRENCY = 4
 LEAST_ROWS = 20
@@ -58,68 +60,6 @@ BASELINE_JOBS = 200
 """Jobs that a baseline asks for their hosts, newest first: enough to know who fails, without a flood of calls."""
 LOOK_AGAIN = 300.0
 """Seconds between two looks at the details of an ended job that has a failing host."""
-FUTURE = 86400.0
-
-
-class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is known of a job. `counted`: its present run has been counted as finished. `timed`: its first run has
-    given its duration, or never will. `finished`: when the newest run ended. `failed`: hosts whose failure is known,
-    with its end (0: it has none); `failures`: how many the statistics told when they were asked for. `looked`: when
-    its details were last read for what the list does not show."""
-
-    job_type: str
-    status: str
-    task_ids: tuple[int, ...]
-    start_time: float | None
-    end_time: float | None
-    statistics: Statistics | None
-    counted: bool
-    timed: bool
-    finished: float | None = None
-    failed: dict[str, float] = {}
-    failures: int = 0
-    looked: float = 0.0
-
-
-class NodemanJobState(NodemanState, frozen=True, kw_only=True):
-    """`floor`: a job with an id up to here that is not in `jobs` is over and done with; None before jobs have been
-    discovered. `born`: when the baseline was; a host that failed before is not counted."""
-
-    floor: int | None
-    born: float
-    jobs: dict[int, TrackedJob]
-
-
-class NodemanJobRecords(msgspec.Struct, frozen=True):
-    """What one poll, begun at `watermark`, brought. `floor`: see `NodemanJobState`. `hosts`: host rows by job as far as
-    they were asked for; `unexamined`: jobs whose hosts cannot be had; `gone`: jobs that no longer exist; `looked`: jobs
-    whose details were read instead of the list."""
-
-    now: float
-    watermark: float
-    floor: int | None
-    rows: dict[int, Job]
-    hosts: dict[int, tuple[HostRow, ...]]
-    unexamined: frozenset[int] = frozenset()
-    gone: frozenset[int] = frozenset()
-    looked: frozenset[int] = frozenset()
-    errors: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """See `Records`."""
-        return len(self.rows) + sum(map(len, self.hosts.values()))
-
-
-def is_new_run(known: TrackedJob, row: Job) -> bool:
-    """Whether the row shows another run than the one that is known."""
-    if known.task_ids and not set(row.task_ids) <= set(known.task_ids):
-        return True
-    return known.counted and not ended(row.status, row.end_time)
-
-
-def failures(row: Job) -> int:
-    return row.statistics.failed if row.statistics else 0
 
 
 class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
@@ -358,7 +298,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
     def observe(
         self, state: NodemanJobState | None, records: NodemanJobRecords, now: float
     ) -> Observed[NodemanJobState]:
-        return _Fold(self, state, records, now).result()
+        return Fold(self, state, records, now).result()
 
     # What others read
 
@@ -378,147 +318,6 @@ class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
             for id, job in sorted(state.jobs.items(), reverse=True)
             if job.counted and (job.status in FAILED or job.status not in NODEMAN_STATUSES)
         ]
-
-
-class _Fold:
-    """One application of records to a state; see `exporter.collectors.job`."""
-
-    def __init__(
-        self,
-        collector: NodemanJobCollector,
-        state: NodemanJobState | None,
-        records: NodemanJobRecords,
-        now: float,
-    ) -> None:
-        self.collector = collector
-        self.config = collector.config
-        self.state = state
-        self.records = records
-        self.now = now
-        self.tally = collector.tally(state, now)
-        self.jobs = dict(state.jobs) if state else {}
-        self.born = state.born if state else records.now
-        self.results: list[HostResult] = []
-        self.unknown: list[tuple[str, str]] = []
-
-    def result(self) -> Observed[NodemanJobState]:
-        records, state = self.records, self.state
-        for id in sorted(records.rows):
-            self._count(id, records.rows[id])
-        if records.unexamined:
-            self.tally.inc(TRUNCATED, by=len(records.unexamined))
-        floor = self._forget()
-        hosts = self.collector.fold_hosts(state, self.results, records.now, settled=self.config.max_finished_age)
-        return Observed(
-            NodemanJobState(
-                counts=self.tally.freeze(),
-                last_success=self.now,
-                watermark=records.watermark,
-                floor=floor,
-                born=self.born,
-                jobs=self.jobs,
-                hosts=hosts,
-            ),
-            unknown=tuple(self.unknown),
-            errors=records.errors,
-        )
-
-    def _is_history(self, id: int) -> bool:
-        """Whether a job that is seen for the first time began before jobs were watched."""
-        return self.state is None or self.state.floor is None or id <= self.state.floor
-
-    def _count(self, id: int, row: Job) -> None:
-        known = self.jobs.get(id)
-        if (known is None or known.status != row.status) and row.status not in NODEMAN_STATUSES:
-            self.unknown.append(("nodeman_job.status", row.status))
-        over = ended(row.status, row.end_time)
-        history = known is None and self._is_history(id)
-        if known is None:
-            # An unfinished job with an end has been retried.
-            timed = history if over else row.end_time is not None
-            known = TrackedJob(row.job_type, "", row.task_ids, None, None, None, False, timed)
-        elif is_new_run(known, row):
-            if not known.counted and known.end_time is None and row.end_time is not None:
-                # Between two looks it ended, with hosts that failed, and these were retried.
-                succeeded = row.statistics is not None and row.statistics.success > 0
-                self.tally.inc(FINISHED, (row.job_type, "part_failed" if succeeded else "failed"))
-                if not known.timed:
-                    self._observe_duration(row)
-            failed = {name: end for name, end in known.failed.items() if end}
-            known = msgspec.structs.replace(known, counted=False, timed=True, finished=None, failed=failed, failures=0)
-        if over and not known.counted:
-            if not history:
-                self.tally.inc(FINISHED, (row.job_type, status_label(row.status)))
-            # The platform keeps the end of the first run.
-            end = self._end(row) if row.end_time != known.end_time else None
-            known = msgspec.structs.replace(known, counted=True, finished=end or self.records.now)
-        timed = known.timed
-        if over and not timed and row.end_time is not None:
-            self._observe_duration(row)
-            timed = True
-        asked = id in self.records.hosts or id in self.records.unexamined
-        self.jobs[id] = TrackedJob(
-            row.job_type,
-            row.status,
-            tuple(sorted({*known.task_ids, *row.task_ids})),
-            row.start_time,
-            row.end_time,
-            row.statistics,
-            known.counted,
-            timed,
-            known.finished,
-            known.failed | self._take_hosts(id, row, known, counts=not history),
-            failures(row) if asked else known.failures,
-            self.records.now if id in self.records.looked else known.looked,
-        )
-
-    def _take_hosts(self, id: int, row: Job, known: TrackedJob, *, counts: bool) -> dict[str, float]:
-        """Count the failures of hosts that are not known yet, and learn who fails and who does no longer."""
-        failed: dict[str, float] = {}
-        for result in self.records.hosts.get(id, ()):
-            if result.bk_biz_id not in (None, self.collector.biz):
-                continue
-            status, host, own = result.status, result.host, self._end(result)
-            name = name_of(host) if host else result.instance_id
-            labels = (self.collector.name, row.job_type, result.step, "")
-            if status == "failed":
-                if name in failed or (name in known.failed and (own or 0.0) <= known.failed[name]):
-                    continue
-                failed[name] = own or 0.0
-                if counts and is_news(own, self.born):
-                    count_failure(self.tally, labels)
-            if host and status in ("failed", "success"):
-                end = own or self._end(row) or self.records.now
-                self.results.append(HostResult(host, id, "", end, labels if status == "failed" else None, name))
-        return failed
-
-    def _end(self, row: Job | HostRow) -> float | None:
-        end = row.end_time
-        return None if end is None or end > self.records.now + FUTURE else float(end)
-
-    def _observe_duration(self, row: Job) -> None:
-        if row.start_time is None or row.end_time is None:
-            return
-        duration = row.end_time - row.start_time
-        if duration < 0 or row.end_time > self.records.now + FUTURE:
-            self.unknown.append(("nodeman_job.end_time", str(row.end_time)))
-        else:
-            self.tally.observe(DURATION, (row.job_type,), duration, DURATION_BUCKETS)
-
-    def _forget(self) -> int | None:
-        """Drop jobs that ended too long ago to be retried; the new floor."""
-        floor = self.records.floor
-        for id, job in list(self.jobs.items()):
-            over = is_past(job, self.records.now, self.config)
-            if id in self.records.gone or (over and id not in self.config.job_ids):
-                del self.jobs[id]
-                floor = None if floor is None else max(floor, id)
-        return floor
-
-
-def is_past(job: TrackedJob, now: float, config: NodemanJobConfig) -> bool:
-    """Whether it ended too long ago for a retry to be expected."""
-    return job.counted and job.finished is not None and job.finished < now - config.max_finished_age
 
 
 def unfinished(view: NodemanView) -> Mapping[Labels, float]:
