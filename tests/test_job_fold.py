@@ -28,7 +28,7 @@ from exporter.collectors.job_fold import (
     STEP_FAILURES,
 )
 from exporter.collectors.job_state import JobRecords, JobState, turn
-from exporter.config.schema import JobConfig
+from exporter.config.schema import JobConfig, Watch
 from exporter.metrics.family import Labels
 from exporter.model import JOB_STATUSES, Scope
 
@@ -441,6 +441,17 @@ def test_4_2_exit_codes_are_the_first_64_then_other() -> None:
     shown = counted(state, EXIT_CODES)
     assert len(shown) == 65
     assert (shown["other",], shown["1",]) == (6, 2)
+
+
+@given(st.integers() | st.integers(-(10**400), 10**400))
+def test_F50_a_start_of_any_size_gives_a_duration_or_none(start: int) -> None:
+    """Duration and state stay numbers that can be kept, whatever a platform calls the start."""
+    job = collector(watch=(Watch("all", name="*"),))
+    row = msgspec.structs.replace(execution(1, 3, 1000), start_time=start)
+    state = observed(BASE, records(1, [row]), job).state
+    measured = [one for one in state.counts.histograms.get(DURATION, {}).values() if one.sum or sum(one.counts)]
+    assert len(measured) == (0 <= start <= NOW + 1000)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=JobState) == state
 
 
 @given(st.lists(st.integers() | st.integers(-(10**60), 10**60), min_size=1, max_size=5))

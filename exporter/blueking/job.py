@@ -45,7 +45,7 @@ class Execution(Struct, frozen=True, gc=False, kw_only=True):
     """One row of the history. Times in ms since the epoch as the platform gives them; unknown numbers are kept.
 
     Field names on the wire and their order are the platform's: the usual page decodes straight into these, and fastest
-    where the next member is the next field.
+    where the next member is the next field. `start_time` may be of any size: no state keeps it.
     """
 
     id: Int = field(name="job_instance_id")
@@ -53,7 +53,7 @@ class Execution(Struct, frozen=True, gc=False, kw_only=True):
     raw_name: Raw = field(name="name")
     launch_mode: Int
     status: Int
-    start_time: Int | None = None
+    start_time: int | None = None
     end_time: Int | None = None
     create_time: Int
     task_type: Int = field(name="type")

@@ -206,7 +206,7 @@ class Fold:
         start, end = row.start_time, row.end_time
         if start is None or end is None:
             return
-        if start <= end <= self.records.now + FUTURE:
+        if 0 <= start <= end <= self.records.now + FUTURE:
             labels, value = (task_type_slug(row.task_type),), (end - start) / 1000
             self.tally.observe(DURATION, labels, value, self.config.duration_buckets, row.id)
         else:
@@ -225,7 +225,7 @@ class Fold:
             old = self.watched.get(entry.job_name, Watched())
             ends = old.last_finished | {outcome: max(end, old.last_finished.get(outcome, end))}
             measured_at, duration = old.measured_at, old.duration
-            if first and row.start_time is not None and row.start_time <= end and end >= measured_at:
+            if first and row.start_time is not None and 0 <= row.start_time <= end and end >= measured_at:
                 measured_at, duration = end, end - row.start_time
             self.watched[entry.job_name] = Watched(ends, measured_at, duration)
 
