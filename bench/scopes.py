@@ -97,9 +97,6 @@ def _watch(pid: int, address: str, folder: Path, scopes: int, seconds: float, lo
             failing = [value for value in _values(text, "blueking_exporter_collector_success") if value != 1]
             unsuccessful = max(unsuccessful, len(failing))
     elapsed = time.monotonic() - began
-    took.sort()
-    meanwhile.sort()
-    lags.sort()
     return {
         "seconds": elapsed,
         "series": sum(_values(text, "blueking_exporter_series")),
@@ -109,10 +106,10 @@ def _watch(pid: int, address: str, folder: Path, scopes: int, seconds: float, lo
         "rss_peak_bytes": memory_of(pid, "VmHWM"),
         "rss_after_five_minutes": next((size for at, size in memory if at >= 300), memory[0][1]),
         "scrape_median_seconds": median(took),
-        "scrape_p99_seconds": took[min(len(took) - 1, int(len(took) * 0.99))],
-        "scrape_p99_cpu_seconds": meanwhile[min(len(took) - 1, int(len(took) * 0.99))],
+        "scrape_p99_seconds": _p99(took),
+        "scrape_p99_cpu_seconds": _p99(meanwhile),
         "lag_median_seconds": median(lags),
-        "lag_max_seconds": lags[-1],
+        "lag_max_seconds": max(lags),
         "late_max_seconds": max(behind),
         "unsuccessful_max": unsuccessful,
         "commits_per_second": (_value(text, "blueking_exporter_state_writes_total") - commits) / elapsed,
@@ -121,6 +118,10 @@ def _watch(pid: int, address: str, folder: Path, scopes: int, seconds: float, lo
         "finished": sum(_values(text, "blueking_job_executions_finished_total")),
         "log_lines": len(log.read_text().splitlines()),
     }
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * 0.99))]
 
 
 def _written(pid: int) -> int:

@@ -125,12 +125,12 @@ class Client:
         `api` is the vendor's name of the operation. `params` go into the query of a GET, into the JSON body of a POST;
         None is left out. What may pass is tried up to `TRIES` times inside `deadline`. Raises ApiError only.
         """
+        # Made anew for each try: a secret may have been changed meanwhile.
+        request = partial(self._request, method, url, params, identity)
         answered: ApiError | None = None
         try:
             for attempt in range(1, TRIES + 1):
                 try:
-                    # Made anew each time: a secret may have been changed meanwhile.
-                    request = partial(self._request, method, url, params, identity)
                     return await self._attempt(api, request, forms, deadline)
                 except ApiError as error:
                     error.api = api

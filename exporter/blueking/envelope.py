@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from exporter.blueking.text import clean_text
 from exporter.errors import ApiError, ApiReason
@@ -75,8 +75,17 @@ class WrongShape(ValueError):
     """The JSON is not what the API promises. The message names the path, as `data.data[3].create_time is missing`."""
 
 
+Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""An integer that a state can keep."""
+
+
 class Empty(Struct, forbid_unknown_fields=True, gc=False):
     """`{}`, which BlueKing sends here and there for an empty list."""
+
+
+def listed(given: list[T] | Empty | None) -> list[T]:
+    """The rows, whichever way an empty list was sent."""
+    return given if isinstance(given, list) else []
 
 
 class _Answer(Struct, Generic[W]):

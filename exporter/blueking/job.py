@@ -14,12 +14,12 @@ those of its documents (id, task_status, task_type) are understood. Times are ms
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from msgspec import Meta, Raw, Struct, field
+from msgspec import Raw, Struct, field
 
 from exporter.blueking.client import Client, Deadline, Identity
-from exporter.blueking.envelope import Empty, Form, WrongShape, text_in
+from exporter.blueking.envelope import Empty, Form, Int, WrongShape, listed, text_in
 from exporter.blueking.text import clean_text
 from exporter.config.schema import JobPlatform
 from exporter.model import Host, Scope
@@ -35,7 +35,6 @@ NO_PLAN = -1
 
 _V3_MAX_WINDOW = 30 * 86_400_000
 
-Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _Number = Int | str | None
 _AnyNumber = int | str | None
 """Where nothing is stored but text: to look at bounds costs a tenth of a large answer."""
@@ -275,7 +274,7 @@ class _AnyV3(Struct):
 
 
 def _executions(rows: list[_Row] | Empty | None, path: str) -> tuple[Execution, ...]:
-    return tuple(_execution(row, f"{path}[{index}]") for index, row in enumerate(_listed(rows)))
+    return tuple(_execution(row, f"{path}[{index}]") for index, row in enumerate(listed(rows)))
 
 
 def _execution(row: _Row, path: str) -> Execution:
@@ -380,7 +379,7 @@ def _execution_status(data: _Status) -> ExecutionStatus:
         id=_required(_either(instance.job_instance_id, instance.id), f"{path}.job_instance_id"),
         status=_status(_either(instance.status, instance.task_status), f"{path}.status"),
         end_time=instance.end_time,
-        steps=tuple(_step(step, f"data.step_instance_list[{index}]") for index, step in enumerate(_listed(steps))),
+        steps=tuple(_step(step, f"data.step_instance_list[{index}]") for index, step in enumerate(listed(steps))),
     )
 
 
@@ -394,7 +393,7 @@ def _step(step: _Step, path: str) -> Step:
         status=_status(step.status, f"{path}.status"),
         execute_count=step.execute_count or 0,
         end_time=step.end_time,
-        results=tuple([_result(result, path, name, index) for index, result in enumerate(_listed(results))]),
+        results=tuple([_result(result, path, name, index) for index, result in enumerate(listed(results))]),
     )
 
 
@@ -437,10 +436,6 @@ STATUS: Sequence[Form[Any, ExecutionStatus]] = (
 
 
 # Values.
-
-
-def _listed(values: list[T] | Empty | None) -> Sequence[T]:
-    return values if isinstance(values, list) else ()
 
 
 def _either(value: V, alias: V) -> V:

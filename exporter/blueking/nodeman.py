@@ -20,9 +20,9 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from exporter.blueking.client import Client, Deadline, Identity
-from exporter.blueking.envelope import Empty, Form, WrongShape
+from exporter.blueking.envelope import Empty, Form, Int, WrongShape, listed
 from exporter.blueking.nodeman_steps import OTHER, step_slug
-from exporter.blueking.nodeman_values import Int, Number, Time, host, integer, seconds, status_slug, word
+from exporter.blueking.nodeman_values import Number, Time, host, integer, seconds, status_slug, word
 from exporter.blueking.text import clean_text
 from exporter.config.schema import NodemanPlatform
 from exporter.model import Host
@@ -368,7 +368,7 @@ def job_list_forms(zone: datetime.timezone) -> Sequence[Form[Any, JobPage]]:
     def read(page: _JobPage) -> JobPage:
         jobs: list[Job] = []
         try:
-            for row in _listed(page.rows):
+            for row in listed(page.rows):
                 jobs.append(_job(row, zone))
         except WrongShape as error:
             raise WrongShape(f"data.list[{len(jobs)}].{error}") from None
@@ -385,13 +385,13 @@ def job_details_forms(zone: datetime.timezone) -> Sequence[Form[Any, JobDetails]
             job = _job(data, zone)
         except WrongShape as error:
             raise WrongShape(f"data.{error}") from None
-        rows, plugin = _listed(data.rows), job.job_type.endswith("PLUGIN")
+        rows, plugin = listed(data.rows), job.job_type.endswith("PLUGIN")
         _check(rows)
         hosts = tuple([HostRow(row, zone, plugin) for row in rows])
         return JobDetails(job, sum(not row.filtered for row in hosts) if data.total is None else data.total, hosts)
 
     def odd(data: _JobDetails[Time]) -> JobDetails:
-        rows = _listed(data.rows)
+        rows = listed(data.rows)
         _check_times(rows, zone, "start_time", "end_time")
         return usual(data)
 
@@ -409,9 +409,9 @@ def _job(row: _Job[Any], zone: datetime.timezone) -> Job:
         seconds(row.start_time, zone, "start_time"),
         seconds(row.end_time, zone, "end_time"),
         _statistics(row.statistics),
-        tuple(_listed(row.task_id_list)),
+        tuple(listed(row.task_id_list)),
         row.subscription_id,
-        tuple(_listed(row.bk_biz_scope)),
+        tuple(listed(row.bk_biz_scope)),
     )
 
 
@@ -426,10 +426,6 @@ def _statistics(given: _Statistics | list[None] | None) -> Statistics | None:
         given.ignored_count or 0,
         given.total_count or 0,
     )
-
-
-def _listed(given: list[T] | Empty | None) -> list[T]:
-    return given if isinstance(given, list) else []
 
 
 def _check(rows: Sequence[_HostRow[Any] | _Instance[Any]]) -> None:
@@ -503,11 +499,11 @@ class _Instance(Struct, Generic[When], gc=False):
 
     @property
     def action(self) -> str:
-        return next((step.action or step.actions or "" for step in _listed(self.steps)), "")
+        return next((step.action or step.actions or "" for step in listed(self.steps)), "")
 
     @property
     def is_plugin(self) -> bool:
-        return any(step.type == "PLUGIN" for step in _listed(self.steps)[:1]) or self.action.endswith("PLUGIN")
+        return any(step.type == "PLUGIN" for step in listed(self.steps)[:1]) or self.action.endswith("PLUGIN")
 
 
 class _Page(Struct, Generic[When]):
@@ -525,7 +521,7 @@ def task_result_forms(
         return _task_result(page, zone, with_steps, _USUAL_HOSTS)
 
     def odd(page: _Page[Time]) -> TaskResult:
-        rows = _listed(page.rows)
+        rows = listed(page.rows)
         _check_times(rows, zone, "start_time", "finish_time")
         return _task_result(page, zone, with_steps, _ODD_HOSTS)
 
@@ -543,13 +539,13 @@ def _task_result(
     with_steps: Callable[[Instance], bool],
     hosts: _Hosts,
 ) -> TaskResult:
-    rows, instances = _listed(page.rows), []
+    rows, instances = listed(page.rows), []
     _check(rows)
     for index, row in enumerate(rows):
         instance = Instance(row, zone)
         if with_steps(instance):
             instance = Instance(row, zone, tuple(_sub_steps(row, zone, hosts, f"data.list[{index}].steps")))
-        for step in _listed(row.steps):
+        for step in listed(row.steps):
             step.target_hosts = _NO_HOSTS  # which would keep the whole body as long as the row
         instances.append(instance)
     counter = None
@@ -564,14 +560,14 @@ def _task_result(
 
 def _sub_steps(row: _Instance[Any], zone: datetime.timezone, hosts: _Hosts, path: str) -> Iterator[SubStep]:
     plugin, start, finish = row.is_plugin, f"{path}.start_time", f"{path}.finish_time"
-    for index, step in enumerate(_listed(row.steps)):
+    for index, step in enumerate(listed(row.steps)):
         try:
             targets = hosts.decode(step.target_hosts)
         except msgspec.ValidationError as error:
             what, _, place = str(error).partition(" - at `$")
             raise WrongShape(f"{what} - at `{path}[{index}].target_hosts{place or '`'}") from None
-        for target in _listed(targets):
-            for sub_step in _listed(target.sub_steps):
+        for target in listed(targets):
+            for sub_step in listed(target.sub_steps):
                 yield SubStep(
                     step_slug(sub_step.step_code, sub_step.node_name, plugin=plugin),
                     status_slug(sub_step.status),

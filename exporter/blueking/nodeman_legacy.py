@@ -13,9 +13,9 @@ from typing import Any
 from msgspec import Struct
 
 from exporter.blueking.client import Client, Deadline
-from exporter.blueking.envelope import Empty, Form, WrongShape
+from exporter.blueking.envelope import Empty, Form, Int, WrongShape, listed
 from exporter.blueking.nodeman_steps import step_slug
-from exporter.blueking.nodeman_values import Int, Number, Time, host, integer, seconds, status_slug, word
+from exporter.blueking.nodeman_values import Number, Time, host, integer, seconds, status_slug, word
 from exporter.blueking.text import clean_text
 from exporter.config.schema import LegacyPlatform
 from exporter.model import Host
@@ -92,7 +92,7 @@ def _task(data: _Task, zone: datetime.timezone) -> LegacyTask:
     if data.id is None:
         raise WrongShape("data.id is missing")
     job_type = word(data.job_type)
-    rows = data.hosts if isinstance(data.hosts, list) else []
+    rows = listed(data.hosts)
     plugin = job_type.endswith("PLUGIN")
     return LegacyTask(
         id=data.id,

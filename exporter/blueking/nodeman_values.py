@@ -5,15 +5,11 @@ from __future__ import annotations
 import datetime
 import functools
 import re
-from typing import Annotated
 
-from msgspec import Meta
-
-from exporter.blueking.envelope import WrongShape
+from exporter.blueking.envelope import Int, WrongShape
 from exporter.blueking.text import clean_text
 from exporter.model import UNKNOWN, Host
 
-Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Number = Int | float | str | None
 Time = Int | float | str | None
 

@@ -130,6 +130,11 @@ def ended(status: str, end: float | None) -> bool:
     return end is not None if status not in NODEMAN_STATUSES else status not in NODEMAN_UNFINISHED
 
 
+def known_end(end: int | None, now: float) -> float | None:
+    """When something ended, unless that lies in a future that the platform cannot know of."""
+    return None if end is None or end > now + FUTURE else float(end)
+
+
 def status_label(status: str) -> str:
     return status if status in NODEMAN_STATUSES else UNKNOWN
 
@@ -139,6 +144,8 @@ def name_of(host: Host) -> str:
     return f"{host.bk_cloud_id}:{host.ip}" if host.ip else host.identity
 
 
+FUTURE = 86400.0
+"""Seconds: an end further ahead of the platform's own clock is a broken number, not a time."""
 LATE = 300.0
 """Seconds by which the platform may be late to tell that a host has failed."""
 

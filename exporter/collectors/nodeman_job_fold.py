@@ -10,11 +10,13 @@ from exporter.blueking.nodeman import HostRow, Job, Statistics
 from exporter.collectors.base import TRUNCATED, Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
+    FUTURE,
     NodemanCollector,
     NodemanState,
     count_failure,
     ended,
     is_news,
+    known_end,
     name_of,
     status_label,
 )
@@ -25,8 +27,6 @@ FINISHED = "blueking_nodeman_jobs_finished_total"
 DURATION = "blueking_nodeman_job_duration_seconds"
 
 DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
-FUTURE = 86400.0
-"""s: an end further ahead of the platform's own clock is a broken number, not a time."""
 
 
 class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -160,7 +160,7 @@ class Fold:
             if not history:
                 self.tally.inc(FINISHED, (row.job_type, status_label(row.status)))
             # The platform keeps the end of the first run.
-            end = self._end(row) if row.end_time != known.end_time else None
+            end = known_end(row.end_time, self.records.now) if row.end_time != known.end_time else None
             known = msgspec.structs.replace(known, counted=True, finished=end or self.records.now)
         timed = known.timed
         if over and not timed and row.end_time is not None:
@@ -188,7 +188,7 @@ class Fold:
         for result in self.records.hosts.get(id, ()):
             if result.bk_biz_id not in (None, self.collector.biz):
                 continue
-            status, host, own = result.status, result.host, self._end(result)
+            status, host, own = result.status, result.host, known_end(result.end_time, self.records.now)
             name = name_of(host) if host else result.instance_id
             labels = (self.collector.name, row.job_type, result.step, "")
             if status == "failed":
@@ -198,13 +198,9 @@ class Fold:
                 if counts and is_news(own, self.born):
                     count_failure(self.tally, labels)
             if host and status in ("failed", "success"):
-                end = own or self._end(row) or self.records.now
+                end = own or known_end(row.end_time, self.records.now) or self.records.now
                 self.results.append(HostResult(host, id, "", end, labels if status == "failed" else None, name))
         return failed
-
-    def _end(self, row: Job | HostRow) -> float | None:
-        end = row.end_time
-        return None if end is None or end > self.records.now + FUTURE else float(end)
 
     def _observe_duration(self, row: Job) -> None:
         if row.start_time is None or row.end_time is None:

@@ -20,12 +20,14 @@ from exporter.collectors.base import Collector, FailedExecution, Observed, Platf
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     FAMILIES,
+    FUTURE,
     NodemanCollector,
     NodemanState,
     NodemanView,
     count_failure,
     ended,
     is_news,
+    known_end,
     name_of,
     read_pages,
     status_label,
@@ -45,7 +47,6 @@ FEW = 10
 """Failed instances that are read in every poll: so few cost less than a count that is missing."""
 NEWEST = 100
 """Instances of the newest records that are read for the newest finish."""
-FUTURE = 86400.0
 
 MOVED = ("success", *NODEMAN_UNFINISHED, "removed", "filtered", "ignored", "terminated")
 """What an instance that had failed may have become."""
@@ -253,7 +254,7 @@ class _Fold:
         for row in answer.instances:
             if not self.collector.is_ours(row):
                 continue
-            name, finish = row.instance_id, finish_of(row, now)
+            name, finish = row.instance_id, known_end(row.finish_time, now)
             if finish is not None and ended(row.status, finish):
                 last = max(finish, last or finish)
             # One that runs again has not succeeded yet.
@@ -289,7 +290,7 @@ class _Fold:
             if row.status == "failed":
                 count_failure(self.tally, labels)
         if (host := row.host) is not None:
-            end = finish_of(row, self.records.now) or self.records.now
+            end = known_end(row.finish_time, self.records.now) or self.records.now
             failure = labels if row.status == "failed" else None
             self.results.append(HostResult(host, row.record_id or id, "", end, failure, name_of(host)))
 
@@ -306,17 +307,11 @@ class _Fold:
             )
 
 
-def finish_of(row: Instance, now: float) -> float | None:
-    """When it ended, unless that lies in the future."""
-    finish = row.finish_time
-    return None if finish is None or finish > now + FUTURE else float(finish)
-
-
 def run_of(row: Instance, now: float) -> Run | None:
     """The run that a row shows, None while it has not ended."""
     if row.status not in ("failed", "success"):
         return None
-    return row.record_id or 0, finish_of(row, now) or row.start_time or 0.0
+    return row.record_id or 0, known_end(row.finish_time, now) or row.start_time or 0.0
 
 
 def is_moving(counter: Mapping[str, int]) -> bool:

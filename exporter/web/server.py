@@ -136,7 +136,7 @@ class WebServer:
             async with asyncio.timeout(self._limits.drain):
                 # The end of one answer is no event, and this is short.
                 while any(one.busy for one in running & self._connections.keys()):  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)  # the end of one answer is no event, and this is short
+                    await asyncio.sleep(0.02)
 
     # ---- connections -------------------------------------------------------------------------------------------------
 
