@@ -41,7 +41,7 @@ bench: $(READY)
 	$(BIN)/python -m bench $(ARGS)
 
 image-test: $(READY)  ## build and run the image with buildah on a base made of Debian packages
-	$(BIN)/python -m pytest -m slow tests/test_image.py $(ARGS)
+	$(BIN)/python -m pytest -m slow tests/deploy/test_image.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* build dist

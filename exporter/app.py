@@ -31,8 +31,8 @@ from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import Collector, CollectorState, Platforms
 from exporter.collectors.failing_hosts import Streak
-from exporter.collectors.job import JobCollector
-from exporter.collectors.job_metrics import STATUS_CODE_INFO, status_code_info
+from exporter.collectors.job.collector import JobCollector
+from exporter.collectors.job.metrics import STATUS_CODE_INFO, status_code_info
 from exporter.config.load import Loaded, Override, load
 from exporter.config.schema import BlueKing, Config
 from exporter.errors import ConfigError, StateError

@@ -24,7 +24,7 @@ def healthcheck(url: str, web_config_file: Path | None, environ: Mapping[str, st
     """
     tls = False
     if web_config_file is not None:
-        from exporter.config.web import load_web
+        from exporter.config.web_file import load_web
 
         tls = load_web(web_config_file).tls is not None
     page = urllib.parse.urlsplit(url if "//" in url else f"{'https' if tls else 'http'}://{url}")

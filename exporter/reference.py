@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from exporter.app import catalogue
-from exporter.collectors.job_metrics import STATUS_CODE_INFO
+from exporter.collectors.job.metrics import STATUS_CODE_INFO
 from exporter.metrics.family import SCOPE_LABELS, Family
 from exporter.poller import FAMILIES
 from exporter.telemetry import FAMILIES as PROCESS_FAMILIES

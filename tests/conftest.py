@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.components import Stack
+from tests.support.components import Stack
 
 
 def pytest_configure() -> None:

@@ -21,9 +21,9 @@ from msgspec import Raw, Struct, field
 
 from exporter.blueking.client import Client, Deadline, Identity
 from exporter.blueking.envelope import Empty, Form, Int, WrongShape, listed
-from exporter.blueking.nodeman_steps import OTHER, step_slug
-from exporter.blueking.nodeman_values import Number, Time, host, integer, seconds, status_slug, word
+from exporter.blueking.steps import OTHER, step_slug
 from exporter.blueking.text import clean_text
+from exporter.blueking.values import Number, Time, host, integer, seconds, status_slug, word
 from exporter.config.schema import NodemanPlatform
 from exporter.model import Host
 

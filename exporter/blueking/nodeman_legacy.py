@@ -14,9 +14,9 @@ from msgspec import Struct
 
 from exporter.blueking.client import Client, Deadline
 from exporter.blueking.envelope import Empty, Form, Int, WrongShape, listed
-from exporter.blueking.nodeman_steps import step_slug
-from exporter.blueking.nodeman_values import Number, Time, host, integer, seconds, status_slug, word
+from exporter.blueking.steps import step_slug
 from exporter.blueking.text import clean_text
+from exporter.blueking.values import Number, Time, host, integer, seconds, status_slug, word
 from exporter.config.schema import LegacyPlatform
 from exporter.model import Host
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from exporter.collectors.base import Collector
-from exporter.collectors.job import JobCollector
-from exporter.collectors.nodeman_job import NodemanJobCollector
-from exporter.collectors.nodeman_subscription import NodemanSubscriptionCollector
-from exporter.collectors.nodeman_task import NodemanTaskCollector
+from exporter.collectors.job.collector import JobCollector
+from exporter.collectors.nodeman_job.collector import NodemanJobCollector
+from exporter.collectors.nodeman_subscription.collector import NodemanSubscriptionCollector
+from exporter.collectors.nodeman_task.collector import NodemanTaskCollector
 
 COLLECTORS: tuple[type[Collector], ...] = (
     JobCollector,

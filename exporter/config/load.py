@@ -10,12 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from exporter.config.document import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, clean, parse
-from exporter.config.kinds import StateUrl, reason
 from exporter.config.read import Reader, shown
 from exporter.config.rules import Where, check_budget, check_file, check_scopes, fill_watch
 from exporter.config.schema import Collectors, Config, ConfigFile, ScopeConfig, ScopeEntry, json_schema
 from exporter.config.secret import Secret
+from exporter.config.values import StateUrl, reason
+from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, clean, parse
 from exporter.errors import ConfigError, Problem
 from exporter.model import Scope
 

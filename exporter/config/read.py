@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from exporter.config.document import Mapping, Node, Place, Scalar, Sequence, clean, join
-from exporter.config.kinds import Boolean, Kind, SecretFile, SecretText, Wrong, did_you_mean
 from exporter.config.schema import Items, Key, default, keys
+from exporter.config.values import Boolean, Kind, SecretFile, SecretText, Wrong, did_you_mean
+from exporter.config.yaml import Mapping, Node, Place, Scalar, Sequence, clean, join
 from exporter.errors import Problem
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
-from exporter.config.kinds import (
+from exporter.config.secret import Secret
+from exporter.config.values import (
     Address,
     Boolean,
     Choice,
@@ -33,7 +34,6 @@ from exporter.config.kinds import (
     Timezone,
     Url,
 )
-from exporter.config.secret import Secret
 from exporter.model import Scope, ScopeType
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from exporter import log
-from exporter.config.web import WebFile, load_web
+from exporter.config.web_file import WebFile, load_web
 from exporter.errors import ConfigError, Problem
 from exporter.web.auth import Users
 from exporter.web.limiter import TokenBucket

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from exporter.config.secret import Secret
-from exporter.config.web import CIPHERS, CURVES, VERSIONS, TlsServer
+from exporter.config.web_file import CIPHERS, CURVES, VERSIONS, TlsServer
 
 _VERSIONS = dict(
     zip(

@@ -1,0 +1,432 @@
+"""NodeMan jobs: installs and plugin operations (job_list, job_details).
+
+job_list is the cheap call: it carries status and statistics of every job. Hosts are asked for only where some
+failed, or where a success may clear one that fails. A run is (job id, task ids): a retry appends a task; retrying a
+single node shows only as a return to an unfinished status, and that only after somebody has read the details: so a job
+with a host that fails is looked at every five minutes. Times are unix seconds.
+
+Reading the details of a job whose task is not ready can make the platform end it. So they are read only of jobs that
+have ended, or that run for the first time: RUNNING is then stored by the platform itself, once it saw instances.
+Where there is no job_list nothing tells, and the configured jobs are read as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
+
+import msgspec
+
+from exporter.blueking.nodeman import PAGE_SIZE, HostRow, Job, NodemanApi, Statistics
+from exporter.blueking.pacing import Deadline
+from exporter.clock import Clock
+from exporter.collectors.base import (
+    Collector,
+    FailedExecution,
+    Observed,
+    Platforms,
+    gather_bounded,
+)
+from exporter.collectors.nodeman import (
+    FAMILIES,
+    NodemanCollector,
+    NodemanView,
+    ended,
+    name_of,
+    read_pages,
+    status_label,
+)
+from exporter.collectors.nodeman_job.fold import (
+    DURATION,
+    FINISHED,
+    Fold,
+    NodemanJobRecords,
+    NodemanJobState,
+    TrackedJob,
+    failures,
+    is_new_run,
+    is_past,
+)
+from exporter.config.schema import NodemanJobConfig, ScopeConfig
+from exporter.errors import ApiError
+from exporter.metrics.family import Family, Labels
+from exporter.model import NODEMAN_STATUSES
+
+FAILED = ("failed", "part_failed")
+CONCURRENCY = 4
+LEAST_ROWS = 20
+"""Rows of the first page at least, so that a job that became visible late is still on it."""
+BASELINE_JOBS = 200
+"""Jobs that a baseline asks for their hosts, newest first: enough to know who fails, without a flood of calls."""
+LOOK_AGAIN = 300.0
+"""Seconds between two looks at the details of an ended job that has a failing host."""
+
+
+class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
+    """See `Collector`."""
+
+    name: ClassVar[str] = "nodeman_job"
+    state_type: ClassVar[type[NodemanJobState]] = NodemanJobState
+    families: ClassVar[tuple[Family, ...]]
+
+    @classmethod
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
+        if platforms.nodeman is None or not config.collectors.nodeman_job.enabled:
+            return None
+        return cls(config.scope, config.collectors.nodeman_job, platforms.nodeman, clock, hold)
+
+    # Fetch
+
+    async def fetch(self, state: NodemanJobState | None, deadline: Deadline) -> NodemanJobRecords:
+        """All jobs that may have changed, and the hosts of those that failed anew. Raises `ApiError`."""
+        rows: dict[int, Job] = {}
+        begun = self._clock.platform()
+        floor = state.floor if state else None
+        if self.config.discover and (state is None or state.floor is None):
+            rows, floor = await self._baseline(deadline)
+        elif self.config.discover and state is not None:
+            rows = await self._discover(state, deadline)
+        errors: list[ApiError] = []
+        gone = await self._look_up(state, rows, errors, deadline)
+        now = self._clock.platform()
+        looked = await self._look_again(state, rows, now, errors, deadline) if state else frozenset()
+        hosts, unexamined = await self._examine(state, rows, errors, deadline)
+        self._attempts.forget(rows)
+        return NodemanJobRecords(
+            now, min(begun, now), floor, rows, hosts, unexamined, gone, looked, tuple(error.reason for error in errors)
+        )
+
+    async def _baseline(self, deadline: Deadline) -> tuple[dict[int, Job], int]:
+        """Every unfinished job, however old, and those that began recently enough for a retry or a failing host; the id
+        below which nothing else is new."""
+        rows = await self._pages(deadline, statuses=("pending", "running"), until=lambda page: False)
+        horizon = self._clock.platform() - max(self.config.max_finished_age, self.config.failing_host_ttl)
+
+        def old(page: Sequence[Job]) -> bool:
+            return any(job.start_time is not None and job.start_time < horizon for job in page)
+
+        recent = await self._pages(deadline, until=old)
+        return rows | recent, min(recent, default=1) - 1
+
+    async def _discover(self, state: NodemanJobState, deadline: Deadline) -> dict[int, Job]:
+        """Jobs newest first, back to the newest that is known. One that is over and done with comes back when it
+        runs."""
+        floor = state.floor or 0
+        newest = max(state.jobs, default=floor)
+        size = min(PAGE_SIZE, max(LEAST_ROWS, len(state.jobs) + LEAST_ROWS // 2))
+        rows = await self._pages(deadline, until=lambda page: any(job.id <= newest for job in page), size=size)
+        return {
+            id: job for id, job in rows.items() if id in state.jobs or id > floor or not ended(job.status, job.end_time)
+        }
+
+    async def _pages(
+        self,
+        deadline: Deadline,
+        until: Callable[[Sequence[Job]], bool],
+        statuses: Sequence[str] = (),
+        size: int = PAGE_SIZE,
+    ) -> dict[int, Job]:
+        """Jobs of the business, newest first, up to the page that `until` recognises as the last one wanted."""
+
+        async def ask(page: int) -> tuple[Sequence[Job], int]:
+            answer = await self._api.job_list(
+                bk_biz_id=self.biz, statuses=statuses, page=page, pagesize=size, deadline=deadline
+            )
+            # Where the business is forbidden, the platform drops it from the filter and lists all others instead.
+            if page == 1 and answer.rows and not any(map(self._is_ours, answer.rows)):
+                text = f"job_list gives no job of business {self.biz}, only others"
+                raise ApiError("permission", text, api="job_list")
+            return answer.rows, answer.total
+
+        rows = await read_pages("job_list", ask, lambda job: job.id, size=size, until=until)
+        return {id: job for id, job in rows.items() if self._is_ours(job)}
+
+    def _is_ours(self, job: Job) -> bool:
+        """Whether it touches this business, as far as it says which it touches."""
+        return not job.bk_biz_ids or self.biz in job.bk_biz_ids
+
+    async def _look_up(
+        self, state: NodemanJobState | None, rows: dict[int, Job], errors: list[ApiError], deadline: Deadline
+    ) -> frozenset[int]:
+        """Add to `rows` the known and configured jobs that are not in it; the ids that no longer exist.
+
+        A job that cannot be had is left as it is and told in `errors`, as long as another one can be had.
+        """
+        known = state.jobs if state else {}
+        ids = sorted((set(self.config.job_ids) | known.keys()) - rows.keys())
+        foreign: set[int] = set()
+        if self._api.lists_jobs:
+            for begin in range(0, len(ids), PAGE_SIZE):
+                some = ids[begin : begin + PAGE_SIZE]
+                answer = await self._api.job_list(job_ids=some, pagesize=len(some), deadline=deadline)
+                found = {job.id: job for job in answer.rows if job.id in set(some)}
+                rows |= {id: job for id, job in found.items() if self._is_ours(job)}
+                foreign |= found.keys() - rows.keys()
+        errors += [ApiError("not_found", f"job {id} is none of business {self.biz}") for id in sorted(foreign)]
+        gone: set[int] = set()
+        refused: list[ApiError] = []
+
+        async def look(id: int) -> None:
+            # job_list leaves out what one may not see; the details say which it is: gone, or forbidden.
+            try:
+                rows[id] = (await self._api.job_details(id, deadline=deadline)).job
+            except ApiError as error:
+                if error.reason == "not_found" and id in known:
+                    gone.add(id)
+                elif self._attempts.give_up(id, error):
+                    refused.append(error)
+                    # Of one that has been counted nothing more is to be learnt: do not ask again in every poll.
+                    if id in known and known[id].counted and rows and id not in self.config.job_ids:
+                        gone.add(id)
+                else:
+                    raise
+            if len(refused) >= CONCURRENCY and not rows:
+                raise refused[0]
+
+        await gather_bounded((look(id) for id in ids if id not in rows and id not in foreign), CONCURRENCY)
+        errors += refused
+        # An id that does not exist is a mistake in the configuration, which must not hide that all else is well.
+        fatal = [error for error in errors if error.reason != "not_found" or not self.config.discover]
+        if fatal and not rows:
+            raise fatal[0]
+        return frozenset(gone)
+
+    async def _look_again(
+        self, state: NodemanJobState, rows: dict[int, Job], now: float, errors: list[ApiError], deadline: Deadline
+    ) -> frozenset[int]:
+        """Replace in `rows` ended jobs with failing hosts by what their details say; which they were."""
+        if not self._api.lists_jobs:
+            return frozenset()
+        failing = {run for streak in state.hosts.streaks.values() for run, _ in streak.runs}
+
+        def due(id: int) -> bool:
+            known, row = state.jobs[id], rows.get(id)
+            settled = row is not None and known.counted and not is_new_run(known, row)
+            return settled and now - max(known.looked, known.finished or 0.0) >= LOOK_AGAIN
+
+        looked: set[int] = set()
+
+        async def look(id: int) -> None:
+            try:
+                job = (await self._api.job_details(id, deadline=deadline)).job
+            except ApiError as error:
+                if not self._attempts.give_up(id, error):
+                    raise
+                errors.append(error)
+            else:
+                row = rows[id]
+                rows[id] = msgspec.structs.replace(job, task_ids=row.task_ids, bk_biz_ids=row.bk_biz_ids)
+            looked.add(id)
+
+        await gather_bounded((look(id) for id in sorted(failing & state.jobs.keys()) if due(id)), CONCURRENCY)
+        return frozenset(looked)
+
+    async def _examine(
+        self, state: NodemanJobState | None, rows: Mapping[int, Job], errors: list[ApiError], deadline: Deadline
+    ) -> tuple[dict[int, tuple[HostRow, ...]], frozenset[int]]:
+        """Host rows of the jobs that failed anew or may clear a host that fails; the jobs that refuse them."""
+        jobs = state.jobs if state else {}
+        hosts: dict[int, tuple[HostRow, ...]] = {}
+        unexamined: set[int] = set()
+        readable = {id: row for id, row in rows.items() if self._is_readable(jobs.get(id), row)}
+        failed = {id for id, row in readable.items() if self._has_news(jobs.get(id), row)}
+        # A success before all failures clears nothing.
+        first = min((rows[id].start_time or 0 for id in failed), default=None)
+        if state and state.hosts.streaks:
+            first = 0
+
+        async def examine(id: int, statuses: Sequence[str]) -> None:
+            try:
+                hosts[id] = await self._hosts(id, statuses, deadline)
+            except ApiError as error:
+                if not self._attempts.give_up(id, error):
+                    raise
+                errors.append(error)
+                unexamined.add(id)
+
+        def statuses(id: int, row: Job) -> tuple[str, ...]:
+            known = jobs.get(id)
+            # Retrying a single node may show in nothing but the statistics.
+            news = known is None or not known.counted or is_new_run(known, row) or row.statistics != known.statistics
+            over = ended(row.status, row.end_time) and news
+            clears = over and first is not None and row.statistics is not None and row.statistics.success > 0
+            # After a retry the end is still that of the first run.
+            if clears and first and row.end_time is not None and len(row.task_ids) < 2:
+                clears = row.end_time >= first
+            return (*(("failed",) if id in failed else ()), *(("success",) if clears else ()))
+
+        candidates = sorted(readable)
+        if state is None:
+            candidates = candidates[-BASELINE_JOBS:]
+        asked = {id: statuses(id, readable[id]) for id in candidates}
+        await gather_bounded((examine(id, wanted) for id, wanted in asked.items() if wanted), CONCURRENCY)
+        return hosts, frozenset(unexamined)
+
+    @staticmethod
+    def _is_readable(known: TrackedJob | None, row: Job) -> bool:
+        """Whether reading the details changes nothing: see above."""
+        if ended(row.status, row.end_time):
+            return True
+        tasks = row.task_ids or (known.task_ids if known else ())
+        return row.status != "pending" and len(tasks) <= 1
+
+    @staticmethod
+    def _has_news(known: TrackedJob | None, row: Job) -> bool:
+        """Whether the job has failed hosts that have not been asked for."""
+        if not failures(row):
+            return False
+        if known is None or is_new_run(known, row) or failures(row) != known.failures:
+            return True
+        return not known.counted and ended(row.status, row.end_time)
+
+    async def _hosts(self, id: int, statuses: Sequence[str], deadline: Deadline) -> tuple[HostRow, ...]:
+        """The executed hosts of a job in these statuses. Filtered hosts come back on every page and are no results."""
+
+        async def ask(page: int) -> tuple[Sequence[HostRow], int]:
+            answer = await self._api.job_details(
+                id, statuses=statuses, page=page, pagesize=PAGE_SIZE, deadline=deadline
+            )
+            return [row for row in answer.hosts if not row.filtered], answer.total
+
+        def key(row: HostRow) -> str:
+            return row.instance_id or (name_of(row.host) if row.host else "")
+
+        return tuple((await read_pages("job_details", ask, key)).values())
+
+    # Observe
+
+    def observe(
+        self, state: NodemanJobState | None, records: NodemanJobRecords, now: float
+    ) -> Observed[NodemanJobState]:
+        return Fold(self, state, records, now).result()
+
+    # What others read
+
+    async def probe(self, state: NodemanJobState, deadline: Deadline) -> float:
+        """A call per interval, one per job with a failing host every five minutes; the details of a job as a trial."""
+        finished = [id for id, job in state.jobs.items() if job.counted and job.statistics]
+        if finished:
+            await self._api.job_details(max(finished), deadline=deadline)
+        lists = self._api.lists_jobs
+        calls = int(self.config.discover) + (1 if lists and self.config.job_ids else len(self.config.job_ids))
+        failing = {streak.run for streak in state.hosts.streaks.values()} if lists else set()
+        return 86400.0 * (calls / self.interval + len(failing) / max(LOOK_AGAIN, self.interval))
+
+    def failed_executions(self, state: NodemanJobState) -> list[FailedExecution]:
+        return [
+            FailedExecution(id, job.job_type, status_label(job.status), job.end_time)
+            for id, job in sorted(state.jobs.items(), reverse=True)
+            if job.counted and (job.status in FAILED or job.status not in NODEMAN_STATUSES)
+        ]
+
+
+def unfinished(view: NodemanView) -> Mapping[Labels, float]:
+    return _summed(
+        ((job.job_type, status_label(job.status)), 1.0) for job in view.state.jobs.values() if not job.counted
+    )
+
+
+def oldest_unfinished(view: NodemanView) -> Mapping[Labels, float]:
+    starts = [job.start_time for job in view.state.jobs.values() if not job.counted and job.start_time is not None]
+    return {(): min(starts)} if starts else {}
+
+
+def instances(view: NodemanView) -> Mapping[Labels, float]:
+    return _summed(
+        ((job.job_type, status), count)
+        for job in view.state.jobs.values()
+        if not is_past(job, view.state.watermark, view.config)
+        for status, count in _statuses(job.statistics)
+    )
+
+
+def watched_instances(view: NodemanView) -> Mapping[Labels, float]:
+    return {
+        (str(id), job.job_type, status): count
+        for id, job in _watched(view)
+        for status, count in _statuses(job.statistics)
+    }
+
+
+def watched_status(view: NodemanView) -> Mapping[Labels, float]:
+    return {(str(id), job.job_type, status_label(job.status)): 1.0 for id, job in _watched(view)}
+
+
+def _watched(view: NodemanView) -> list[tuple[int, TrackedJob]]:
+    return [(id, view.state.jobs[id]) for id in view.config.job_ids if id in view.state.jobs]
+
+
+def _statuses(statistics: Statistics | None) -> list[tuple[str, float]]:
+    """Instances by status; what the total has beyond the five is `other`."""
+    if statistics is None:
+        return []
+    named = {name: getattr(statistics, name) for name in ("pending", "running", "success", "failed", "ignored")}
+    other = statistics.total - sum(named.values())
+    return [(name, float(count)) for name, count in (*named.items(), *((("other", other),) if other > 0 else ()))]
+
+
+def _summed(samples: Iterable[tuple[Labels, float]]) -> Mapping[Labels, float]:
+    total: dict[Labels, float] = {}
+    for labels, value in samples:
+        total[labels] = total.get(labels, 0.0) + value
+    return total
+
+
+NodemanJobCollector.families = (
+    Family(
+        FINISHED,
+        "counter",
+        ("job_type", "status"),
+        "NodeMan jobs that reached a terminal status, once per run.",
+        "进入终态的节点管理任务数，每次运行只计一次。",
+    ),
+    Family(
+        "blueking_nodeman_jobs_unfinished",
+        "gauge",
+        ("job_type", "status"),
+        "NodeMan jobs that have not ended.",
+        "尚未结束的节点管理任务数。",
+        sticky=True,
+        gauge=unfinished,
+    ),
+    Family(
+        "blueking_nodeman_oldest_unfinished_timestamp_seconds",
+        "gauge",
+        (),
+        "Start of the oldest unfinished NodeMan job.",
+        "最早的未结束节点管理任务的开始时间。",
+        gauge=oldest_unfinished,
+    ),
+    Family(
+        "blueking_nodeman_job_instances",
+        "gauge",
+        ("job_type", "status"),
+        "Instances of unfinished and recently finished jobs by status; they move back when a job is retried.",
+        "未结束及近期结束任务的实例数，按状态统计；任务重试时会回退。",
+        gauge=instances,
+    ),
+    Family(
+        "blueking_nodeman_watched_job_instances",
+        "gauge",
+        ("job_id", "job_type", "status"),
+        "Instances of each of the configured job_ids by status.",
+        "配置的 job_ids 中各任务的实例数，按状态统计。",
+        gauge=watched_instances,
+    ),
+    Family(
+        "blueking_nodeman_watched_job_status",
+        "gauge",
+        ("job_id", "job_type", "status"),
+        "1 for the present status of each of the configured job_ids.",
+        "配置的 job_ids 中各任务的当前状态，值恒为 1。",
+        gauge=watched_status,
+    ),
+    Family(
+        DURATION,
+        "histogram",
+        ("job_type",),
+        "Start to end of NodeMan jobs, first run only.",
+        "节点管理任务首次运行从开始到结束的耗时。",
+    ),
+    *FAMILIES,
+)

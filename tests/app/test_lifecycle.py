@@ -1,0 +1,345 @@
+"""Start, readiness, stop: a real process and its signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from exporter.app import App, Options, catalogue, platforms
+from exporter.clock import Clock
+from exporter.collectors.job.collector import JobCollector
+from exporter.config.load import load
+from exporter.config.schema import Auth, Collectors, JobPlatform, ScopeConfig
+from exporter.config.secret import Secret
+from exporter.metrics.family import Chunk
+from exporter.metrics.page import Page
+from exporter.model import Key, Scope
+from exporter.poller import Poller
+from exporter.simulator.faults import Fault
+from exporter.simulator.platform import Platform
+from exporter.simulator.server import SimulatorServer
+from exporter.simulator.world import StepScript, target
+from exporter.state.memory import MemoryStore
+from exporter.telemetry import Telemetry
+from tests.support import upstream
+from tests.support.components import eventually, free_port
+from tests.support.process import BIZ, Daemon, Simulated, configuration, daemon, scope_entry, select, total
+
+OTHER = Scope("biz", "3")
+SUCCESS = "blueking_exporter_collector_success"
+
+
+@pytest.fixture
+def simulated() -> Iterator[Simulated]:
+    with Simulated(BIZ, OTHER) as running:
+        yield running
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_F42_a_signal_ends_it_with_0(tmp_path: Path, simulated: Simulated, number: signal.Signals) -> None:
+    """SIGTERM and SIGINT: exit 0 at once when nothing is under way, and the log says so."""
+    with daemon(tmp_path, simulated) as running:
+        running.wait_success()
+        begun = time.monotonic()
+        running.signal(number)
+        assert running.exit_code() == 0
+        assert time.monotonic() - begun < 3
+        assert "event=stopping" in running.log
+        assert "level=error" not in running.log
+
+
+def names() -> list[dict[str, object]]:
+    """Scopes that are only named: a page that outlasts every buffer."""
+    off = {"job": {"enabled": False}}
+    return [
+        {"bk_scope_type": "biz", "bk_scope_id": str(number), "name": "x" * 120, "collectors": off}
+        for number in range(10_000, 16_000)
+    ]
+
+
+class SlowReader:
+    """A scraper that asks for the page and reads a byte now and then."""
+
+    def __init__(self, url: str) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        self.socket.connect((host, int(port)))
+        self.socket.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert self.socket.recv(1)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def test_F42_a_stop_waits_neither_for_blueking_nor_for_scrapers(tmp_path: Path, simulated: Simulated) -> None:
+    """During a hanging poll and a scrape that does not read, SIGTERM ends it with 0 within 5 seconds; it is unready
+    at once and what was committed is there in the next life."""
+    simulated.fault("blackhole", bk_scope_type="biz", bk_scope_id="3")
+    config = configuration(simulated.url, [BIZ, OTHER], blueking={"request_timeout": "30s"})
+    config["scopes"] += names()
+    running = Daemon(tmp_path, config)
+    with running:
+        running.wait_success()
+        simulated.start(steps=[StepScript(duration=0.0, results={target(1): 9})])
+        running.wait_success()
+        reader = SlowReader(running.url)
+        with contextlib.closing(reader):
+            begun = time.monotonic()
+            running.signal(signal.SIGTERM)
+            eventually(lambda: running.get("/-/ready")[0] == 503, 2, 0.02)
+            assert running.exit_code() == 0
+            seconds = time.monotonic() - begun
+            assert 1 < seconds < 5, "the scrape is given its time, and no more"
+    with daemon(tmp_path, simulated) as again:
+        assert total(again.metrics(), "blueking_job_executions_finished_total") == 1
+
+
+def test_F42_a_second_signal_ends_it_on_the_spot(tmp_path: Path, simulated: Simulated) -> None:
+    """While it is stopping, another SIGTERM is the end: exit 1 at once."""
+    config = configuration(simulated.url)
+    config["scopes"] += names()
+    with Daemon(tmp_path, config) as running:
+        running.wait_success()
+        with contextlib.closing(SlowReader(running.url)):
+            running.signal(signal.SIGTERM)
+            eventually(lambda: "event=stopping" in running.log, 5, 0.01)
+            begun = time.monotonic()
+            running.signal(signal.SIGTERM)
+            assert running.exit_code() == 1
+            assert time.monotonic() - begun < 1
+
+
+def test_F42_a_scrape_under_way_is_finished(tmp_path: Path, simulated: Simulated) -> None:
+    """A reader that began before the stop gets its whole answer."""
+    config = configuration(simulated.url)
+    config["scopes"] += names()
+    with Daemon(tmp_path, config) as running:
+        running.wait_success()
+        reader = SlowReader(running.url)
+        body = b"H"
+        with contextlib.closing(reader):
+            running.signal(signal.SIGTERM)
+            eventually(lambda: "event=stopping" in running.log, 5, 0.01)
+            while piece := reader.socket.recv(65536):
+                body += piece
+        head, _, page = body.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        assert length
+        assert len(page) == int(length[1]) > 1_000_000
+        assert running.exit_code() == 0
+
+
+def test_F42_a_stop_during_a_reload_ends_it(tmp_path: Path, simulated: Simulated) -> None:
+    """A reload that is under way at SIGTERM starts nothing that would go on for ever."""
+    config = configuration(simulated.url)
+    config["scopes"] += names()
+    with Daemon(tmp_path, config) as running:
+        running.wait_success()
+        with contextlib.closing(SlowReader(running.url)):
+            config["scopes"].append(scope_entry(OTHER))
+            running.write(config)
+            running.signal(signal.SIGHUP)
+            time.sleep(0.1)
+            assert "event=reloaded" not in running.log, "the reload was too fast for this test"
+            running.signal(signal.SIGTERM)
+            assert running.exit_code(5) == 0
+        assert "level=error" not in running.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_ends_it(tmp_path: Path, simulated: Simulated, number: signal.Signals) -> None:
+    """A stop at any moment of the start, from the first line of ours on, ends the process with 0."""
+    for wait in (0.0, 0.2, 0.4):
+        running = Daemon(tmp_path, configuration(simulated.url))
+        running.spawn()
+        # SIGINT has a handler of Python's from the beginning; ours come together.
+        _wait_for_handler(running, signal.SIGTERM)
+        time.sleep(wait)
+        running.signal(number)
+        assert running.exit_code() == 0
+        assert "Traceback" not in running.log
+
+
+def test_a_reload_during_the_start_does_not_end_it(tmp_path: Path, simulated: Simulated) -> None:
+    """SIGHUP while it starts: what it reads is what it was to read."""
+    running = Daemon(tmp_path, configuration(simulated.url))
+    running.spawn()
+    try:
+        _wait_for_handler(running, signal.SIGHUP)
+        running.signal(signal.SIGHUP)
+        running.url = eventually(running.address, 20, 0.01)
+        running.wait_success()
+    finally:
+        running.kill()
+
+
+def _wait_for_handler(running: Daemon, number: signal.Signals) -> None:
+    """Until the process catches or ignores the signal (Linux)."""
+    assert running.process is not None
+    status = Path(f"/proc/{running.process.pid}/status")
+
+    def has_handler() -> bool:
+        masks = [int(text, 16) for text in re.findall(r"Sig(?:Ign|Cgt):\s*([0-9a-f]+)", status.read_text())]
+        return any(mask >> (number - 1) & 1 for mask in masks)
+
+    eventually(has_handler, 10, 0.001)
+
+
+def test_ready_once_every_poller_has_tried(tmp_path: Path, simulated: Simulated) -> None:
+    """503 while one scope has not finished its first attempt, 200 afterwards, even if the attempt has failed."""
+    simulated.fault("latency", value=1.5, bk_scope_type="biz", bk_scope_id="3")
+    simulated.fault("permission", bk_scope_type="biz", bk_scope_id="2")
+    with daemon(tmp_path, simulated, scopes=[BIZ, OTHER], blueking={"request_timeout": "1s"}) as running:
+        running.wait(lambda page: (SUCCESS, frozenset(_owner(BIZ).items())) in page)
+        assert running.get("/-/ready")[0] == 503
+        assert running.get("/-/healthy")[0] == 200
+        running.wait_ready()
+        page = running.metrics()
+        assert total(page, SUCCESS, **_owner(BIZ)) == total(page, SUCCESS, **_owner(OTHER)) == 0
+
+
+def _owner(scope: Scope) -> dict[str, str]:
+    return {"collector": "job", "bk_scope_type": scope.bk_scope_type, "bk_scope_id": scope.bk_scope_id}
+
+
+async def test_ready_after_a_minute_all_the_same(tmp_path: Path) -> None:
+    """A platform that never answers keeps it from being ready for 60 seconds, no longer; a stop takes it back."""
+    ahead = 0.0
+    clock = Clock(time.time, lambda: time.monotonic() + ahead)
+    platform = Platform()
+    platform.faults.add(Fault("blackhole"))
+    async with SimulatorServer(platform) as server:
+        file = tmp_path / "config.yaml"
+        file.write_text(json.dumps(configuration(server.url, blueking={"request_timeout": "5m"})))
+        app = App(Options(file), load(file), clock)
+        listening = asyncio.Event()
+        running = asyncio.create_task(app.run(lambda addresses: listening.set()))
+        await listening.wait()
+        assert not app.ready
+        ahead = 59.0
+        assert not app.ready
+        ahead = 60.1
+        assert app.ready
+        app.stop()
+        assert not app.ready
+        await running
+
+
+def test_not_ready_while_the_state_is_being_loaded(tmp_path: Path, simulated: Simulated) -> None:
+    """From the first answer on it is 503, also while thousands of scopes are still being set up; and the first page
+    has all of them."""
+    simulated.fault("blackhole")
+    scopes = [Scope("biz", str(number)) for number in range(20_000, 21_500)]
+    port = free_port()
+    running = Daemon(tmp_path, configuration(simulated.url, scopes), f"--web.listen-address=127.0.0.1:{port}")
+    running.spawn()
+    try:
+        running.url = f"http://127.0.0.1:{port}"
+        answers = [eventually(lambda: running.get("/-/ready")[0], 20, 0.005)]
+        page = running.metrics()
+        answers += [running.get("/-/ready")[0] for _ in range(20)]
+        assert set(answers) == {503}
+        assert len(select(page, "blueking_exporter_collector_interval_seconds")) == len(scopes)
+    finally:
+        running.kill()
+
+
+def test_no_scope_collects_nothing_and_is_ready(tmp_path: Path, simulated: Simulated) -> None:
+    """With every collector switched off it is ready at once, and asks BlueKing for nothing."""
+    with daemon(tmp_path, simulated, collectors={"job": {"enabled": False}}) as running:
+        running.wait_ready()
+        assert simulated.calls() == 0
+
+
+def test_the_first_poll_is_at_once_and_then_the_phase_holds(tmp_path: Path, simulated: Simulated) -> None:
+    """Each scope is asked right after the start; from then on at moments an interval apart, spread over it."""
+    with daemon(tmp_path, simulated, scopes=[BIZ, OTHER], collectors={"job": {"interval": "1s"}}) as running:
+        begun = time.time()
+        running.wait_success()
+        time.sleep(max(0.0, begun + 4.2 - time.time()))
+        running.kill()
+        # A baseline takes several calls; afterwards there is one call a poll.
+        calls = simulated.do(lambda platform: [(call.scope, call.at) for call in platform.calls])
+        phases = {}
+        for scope in (BIZ, OTHER):
+            times = [at for asked, at in calls if asked == str(scope)]
+            assert times[0] < begun + 0.7
+            polls = [at for at in times if at > times[0] + 0.5] or times
+            gaps = [later - earlier for earlier, later in pairwise(polls[1:])]
+            assert gaps
+            assert all(0.7 < gap < 1.3 for gap in gaps), times
+            phases[scope] = polls[-1] % 1
+        apart = abs(phases[BIZ] - phases[OTHER])
+        assert 0.05 < apart < 0.95, "polls of different scopes are spread"
+
+
+def test_one_scope_is_never_polled_twice_at_once(tmp_path: Path, simulated: Simulated) -> None:
+    """Polls that take longer than the interval delay the next one and do not pile up."""
+    simulated.fault("latency", value=0.35)
+    flying: list[tuple[float, int]] = []
+    lock = threading.Lock()
+
+    with daemon(tmp_path, simulated, collectors={"job": {"interval": "100ms"}}) as running:
+        running.wait_success()
+        first = simulated.calls()
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            inflight = total(running.metrics(), "blueking_exporter_api_inflight_requests")
+            with lock:
+                flying.append((time.monotonic(), int(inflight)))
+            time.sleep(0.02)
+        asked = simulated.calls() - first
+    assert max(count for _, count in flying) == 1
+    assert 4 <= asked <= 8, "one call of 0.35 s after another, in the phase of the interval"
+
+
+class Torn(Page):
+    """A page that takes nothing from one scope."""
+
+    def put(self, key: Key | None, chunks: Mapping[str, Chunk]) -> None:
+        if key is not None and key.scope == OTHER:
+            raise ValueError("two families of the same name")
+        super().put(key, chunks)
+
+
+async def test_a_page_that_breaks_stops_no_poller() -> None:
+    """What one poller cannot show is counted as internal, and polling goes on, counts included."""
+    platform = Platform(scopes=[OTHER])
+    async with SimulatorServer(platform) as server:
+        config = upstream.config(
+            job=JobPlatform(f"{server.url}/api/bk-job/prod"), auth=Auth("blueking-exporter", Secret("simulated"))
+        )
+        clock, telemetry, store = Clock(), Telemetry(), MemoryStore()
+        async with platforms(config, clock, telemetry) as apis:
+            collector = JobCollector.build(ScopeConfig(OTHER, "", Collectors()), apis, clock, 0.0)
+            assert collector is not None
+            poller = Poller(
+                collector, store=store, page=Torn(catalogue()), telemetry=telemetry, clock=clock, hold=0.0,
+                stale_after=5, request_timeout=2.0,
+            )  # fmt: skip
+            await poller.poll()
+            assert (poller.success, poller.reason) == (False, "internal")
+            assert await store.load(poller.key) is not None
+            poller.cancel_timer()
+
+
+def test_process_starts_fast_enough_to_be_looked_at(tmp_path: Path, simulated: Simulated) -> None:
+    """The page answers as soon as the log says so, with what is known: the process itself."""
+    simulated.fault("blackhole")
+    with daemon(tmp_path, simulated) as running:
+        page = running.metrics()
+        assert total(page, "blueking_exporter_build_info") == 1
+        assert total(page, "blueking_exporter_collector_interval_seconds") == pytest.approx(0.2)
+        assert not [name for name, _ in page if name == SUCCESS], "nothing is said of a poll that has not ended"

@@ -1,0 +1,108 @@
+"""`probe`: is everything reachable and permitted, and what will it cost?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.errors import ApiError
+from exporter.model import Scope
+from exporter.probe import explain
+from exporter.simulator.world import StepScript, target
+from tests.support.process import BIZ, Simulated, command, configuration
+
+OTHER = Scope("biz", "3")
+
+
+@pytest.fixture
+def simulated() -> Iterator[Simulated]:
+    with Simulated(BIZ, OTHER) as running:
+        yield running
+
+
+def probe(folder: Path, config: dict[str, Any]) -> tuple[int, list[str], str]:
+    """Exit code, lines, standard error."""
+    file = folder / "config.yaml"
+    file.write_text(json.dumps(config))
+    done = command("probe", f"--config.file={file}")
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def test_probe_tells_cost_and_quota(tmp_path: Path, simulated: Simulated) -> None:
+    """One line per scope with series and calls per day, what the gateway says is left, a sum; exit 0. No state."""
+    simulated.do(lambda platform: setattr(platform, "rate_limit", 500))
+    simulated.start(steps=[StepScript(duration=0.0, results={target(1): 310})])
+    config = configuration(simulated.url, [BIZ, OTHER], collectors={"job": {"interval": "1m"}})
+    code, lines, err = probe(tmp_path, config)
+    assert (code, err) == (0, "")
+    first, second, *quotas, last = lines
+    assert first.startswith("ok    job biz/2: about ")
+    assert second.startswith("ok    job biz/3: about ")
+    # 1,440 polls a day; in the first scope also the failed execution and its watch.
+    assert " 1440 API calls per day" in second
+    assert int(first.split(", ")[1].split()[0]) > 1440
+    assert {line.split()[1] for line in quotas} == {"get_job_instance_list:", "get_job_instance_status:"}
+    for line in quotas:
+        assert 480 <= int(line.split()[2]) < 500, line
+    assert last.startswith("total about ")
+    assert not (tmp_path / "state.db").exists()
+
+
+def test_probe_says_nothing_of_a_quota_that_nobody_told(tmp_path: Path, simulated: Simulated) -> None:
+    """Without the gateway's headers there is no quota line."""
+    code, lines, _ = probe(tmp_path, configuration(simulated.url))
+    assert code == 0
+    assert not [line for line in lines if line.startswith("quota")]
+
+
+def test_probe_names_the_missing_permission(tmp_path: Path, simulated: Simulated) -> None:
+    """A scope that may not be read fails with the action by name, the other is fine; exit 1."""
+    simulated.do(lambda platform: platform.denied.add(OTHER))
+    code, lines, _ = probe(tmp_path, configuration(simulated.url, [BIZ, OTHER]))
+    assert code == 1
+    assert lines[0].startswith("ok    job biz/2")
+    assert lines[1].startswith("FAIL  job biz/3: get_job_instance_list: permission; code ")
+    assert "missing permission: access_business" in lines[1]
+
+
+def test_probe_asks_for_host_results_too(tmp_path: Path, simulated: Simulated) -> None:
+    """view_history is another permission than the list's: it is found out before the first failure is."""
+    simulated.start(steps=[StepScript(duration=0.0, results={target(1): 9})])
+    simulated.do(lambda platform: platform.denied_history.add(BIZ))
+    code, lines, _ = probe(tmp_path, configuration(simulated.url))
+    assert code == 1
+    assert "get_job_instance_status: permission" in lines[0]
+    assert "view_history" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("bad_credentials", "auth"), ("html_200", "decode"), ("blackhole", "timeout")]
+)
+def test_probe_tells_the_reason(tmp_path: Path, simulated: Simulated, fault: str, reason: str) -> None:
+    """What the platform answers instead is classified as the metric would; exit 1."""
+    simulated.fault(fault)
+    config = configuration(simulated.url, blueking={"request_timeout": "300ms"})
+    code, lines, _ = probe(tmp_path, config)
+    assert code == 1
+    assert lines[0].startswith(f"FAIL  job biz/2: get_job_instance_list: {reason}; ")
+
+
+def test_probe_explains_the_vague_code_of_the_esb() -> None:
+    """1306201 hides many causes, the removed route of NodeMan 1.x among them: the line says so."""
+    text = explain(ApiError("http_5xx", "Component request error", api="get_task_info", code="1306201"))
+    assert text.startswith("get_task_info: http_5xx; code 1306201; Component request error; ")
+    assert "NodeMan 2.x no longer has" in text
+
+
+def test_probe_of_an_unreachable_platform(tmp_path: Path) -> None:
+    """Nobody listens: reason connect, exit 1, and the secret is nowhere."""
+    config = configuration("http://127.0.0.1:1", blueking={"auth": {"app_secret": "canary-secret-value"}})
+    code, lines, err = probe(tmp_path, config)
+    assert code == 1
+    assert ": connect; " in lines[0]
+    assert "canary" not in "".join(lines) + err

@@ -1,0 +1,561 @@
+"""The web server seen from outside: raw bytes on sockets, patient and rude clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gzip
+import io
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import structlog
+
+from exporter import log, systemd
+from exporter.errors import ConfigError, ExporterError
+from exporter.web.connection import Limits
+from exporter.web.server import WATCH, listen
+from exporter.web.status import FailingExecution, FailingHost, Failures, Status, Watch
+from tests.support.components import eventually
+from tests.support.paths import ROOT
+from tests.support.web import Running, expose, parsed, resident, running
+
+OPENMETRICS = "Accept: application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+LINE = (
+    b'blueking_job_host_failing_since_timestamp_seconds{bk_scope_type="biz",bk_scope_id="2",ip="10.0.0.1"} 1.78e+09\n'
+)
+BIG = [LINE * 500 for _ in range(200)]
+SIZE = len(LINE) * 500 * 200
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """What is logged meanwhile, as JSON lines."""
+    stream = io.StringIO()
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    log.configure("info", "json", stream=stream)
+    yield stream
+    structlog.reset_defaults()
+    root.handlers[:], root.level = before
+
+
+@pytest.fixture
+async def server(lines: io.StringIO) -> AsyncIterator[Running]:
+    async with running() as run:
+        yield run
+
+
+# ---- what is answered ------------------------------------------------------------------------------------------------
+
+
+async def test_formats_by_negotiation(server: Running) -> None:
+    """Classic text unless OpenMetrics is liked as much, one gzip member when asked, an exact length otherwise."""
+    status, headers, body = await server.get("/metrics")
+    assert (status, body) == (200, b"up 1\n")
+    assert headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert headers["content-length"] == "5"
+    _, headers, body = await server.get("/metrics", OPENMETRICS)
+    assert headers["content-type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert body == b"up 1\n# EOF\n"
+    _, headers, body = await server.get("/metrics", "Accept-Encoding: deflate, gzip;q=0.5")
+    assert headers["content-encoding"] == "gzip"
+    assert gzip.decompress(body) == b"up 1\n"
+    assert "accept-encoding" in headers["vary"].lower()
+
+
+async def test_HEAD_has_the_headers_and_no_body(server: Running) -> None:
+    """HEAD answers like GET without the body, on every page."""
+    for path in ("/metrics", "/", "/-/healthy", "/-/ready", "/api/v1/status", "/api/v1/failures"):
+        status, headers, body = await server.get(path, method="HEAD")
+        assert (status, body) == (200, b"")
+        # The size of the failures is known when they have been sent, as that of what is compressed.
+        assert int(headers.get("content-length", 0)) > 0 or path == "/api/v1/failures"
+
+
+async def test_an_HTTP_1_0_client_sees_where_the_body_ends(server: Running) -> None:
+    """What has no length ends with the connection, also for one that asked to keep it."""
+    for path, header in (("/api/v1/failures", ""), ("/metrics", "Accept-Encoding: gzip\r\n")):
+        answer = await server.raw(f"GET {path} HTTP/1.0\r\nConnection: keep-alive\r\n{header}\r\n".encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.0 200")
+        assert body == b'{"executions":[],"hosts":[]}' or gzip.decompress(body)
+
+
+async def test_names_select_families(server: Running) -> None:
+    """name[] reaches the page; an unknown name is an empty page with 200, 101 names are a 400."""
+    for query in ("name[]=nothing", "name%5B%5D=nothing"):
+        status, _, body = await server.get(f"/metrics?{query}")
+        assert (status, body) == (200, b"")
+    assert (await server.get("/metrics?" + "&".join(["name[]=a"] * 100)))[0] == 200
+    assert (await server.get("/metrics?" + "&".join(["name[]=a"] * 101)))[0] == 400
+
+
+async def test_methods_and_paths(server: Running) -> None:
+    """Pages are for GET and HEAD, the reload for POST; other paths do not exist, whatever the method."""
+    for path in ("/metrics", "/", "/-/healthy", "/-/ready", "/api/v1/status", "/api/v1/failures"):
+        for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+            status, headers, _ = await server.get(path, method=method)
+            assert (status, headers["allow"]) == (405, "GET, HEAD")
+    for path in ("/metrics/", "/favicon.ico", "/..%2fetc/passwd", "/-/", "/API/v1/status"):
+        status, headers, body = await server.get(path)
+        assert (status, body) == (404, b"Not Found\n")
+        assert headers["content-type"] == "text/plain; charset=utf-8"
+
+
+async def test_headers_that_protect(server: Running) -> None:
+    """No version of the library, no sniffing, no caching of what changes, and no script in HTML."""
+    for path in ("/metrics", "/", "/-/ready", "/api/v1/status", "/nothing"):
+        _, headers, _ = await server.get(path)
+        assert headers["server"] == "blueking-exporter"
+        assert headers["x-content-type-options"] == "nosniff"
+        if path != "/metrics":
+            assert headers["cache-control"] == "no-store"
+    _, headers, _ = await server.get("/")
+    policy = headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "script" not in policy
+
+
+async def test_ready_follows_the_daemon(lines: io.StringIO) -> None:
+    """200 or 503 by what the daemon says; healthy either way."""
+    async with running(ready=lambda: False) as server:
+        assert (await server.get("/-/ready"))[0] == 503
+        assert (await server.get("/-/healthy"))[0] == 200
+
+
+async def test_other_telemetry_path(lines: io.StringIO) -> None:
+    """The page moves, and the landing page links to where it went."""
+    async with running(telemetry_path="/other/metrics") as server:
+        assert (await server.get("/other/metrics"))[2] == b"up 1\n"
+        assert (await server.get("/metrics"))[0] == 404
+        assert b'href="/other/metrics"' in (await server.get("/"))[2]
+
+
+async def test_status_and_failures_as_json(lines: io.StringIO) -> None:
+    """The API gives what the daemon knows, filtered by scope; secrets of the platform's texts are redacted."""
+    log.redact_values(["t0ps3cret-value"])
+    watch = Watch(
+        collector="job", bk_scope_type="biz", bk_scope_id="2", name="a", state="failing", message="no t0ps3cret-value"
+    )
+    asked: list[tuple[str | None, str | None]] = []
+
+    def failures(scope_type: str | None, scope_id: str | None) -> Failures:
+        asked.append((scope_type, scope_id))
+        one = FailingExecution(
+            collector="job", bk_scope_type="biz", bk_scope_id="2", status="failed", job_instance_id=7
+        )
+        host = FailingHost(
+            collector="job", bk_scope_type="biz", bk_scope_id="2", bk_cloud_id="0", bk_host_id="3", ip="10.0.0.1",
+            code="104", reason="script_nonzero_exit", since=1.0, consecutive=2, job_instance_id=7,
+        )  # fmt: skip
+        return Failures((one,), (host,))
+
+    status = Status(version="1", started=1.0, uptime=2.0, ready=True, watches=(watch,))
+    async with running(status=lambda: status, failures=failures) as server:
+        _, headers, body = await server.get("/api/v1/status")
+        assert headers["content-type"] == "application/json; charset=utf-8"
+        assert json.loads(body)["watches"][0]["message"] == "no ***"
+        document = json.loads((await server.get("/api/v1/failures?bk_scope_type=biz&bk_scope_id=2"))[2])
+        assert document["executions"][0]["job_instance_id"] == 7
+        assert document["hosts"][0]["consecutive"] == 2
+        await server.get("/api/v1/failures?bk_scope_type=&bk_scope_id=")
+        assert asked == [("biz", "2"), (None, None)]
+        for query in (
+            "bk_scope_type=planet",
+            "bk_scope_id=0",
+            "bk_scope_id=2;drop",
+            "bk_scope_id=1&bk_scope_id=2",
+            "x=1",
+        ):
+            assert (await server.get(f"/api/v1/failures?{query}"))[0] == 400
+        assert len(asked) == 2
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000, 1001, 25_000])
+async def test_a_flood_of_failures_comes_in_pieces(count: int, lines: io.StringIO) -> None:
+    """Tens of thousands of failing hosts are one JSON document, read off while it is sent: no more than a few thousand
+    rows are ever taken without anything having been sent."""
+    taken = 0
+
+    def hosts() -> Iterator[FailingHost]:
+        nonlocal taken
+        for taken in range(1, count + 1):
+            yield FailingHost(
+                collector="job", bk_scope_type="biz", bk_scope_id="2", bk_cloud_id="0", bk_host_id=str(taken),
+                ip="10.0.0.1", code="104", reason="script_nonzero_exit", since=1.0, consecutive=2,
+            )  # fmt: skip
+
+    async with running(failures=lambda scope_type, scope_id: Failures((), hosts())) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /api/v1/failures HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.read(1)
+        assert taken <= min(count, 5000)
+        writer.close()
+        document = json.loads((await server.get("/api/v1/failures"))[2])
+    assert [host["bk_host_id"] for host in document["hosts"]] == [str(number) for number in range(1, count + 1)]
+    assert document["executions"] == []
+
+
+async def test_F36_reload_is_off_unless_enabled(lines: io.StringIO) -> None:
+    """403 when off, POST only when on, 500 with every error; quit and debug pages do not exist."""
+    calls: list[int] = []
+    errors = ["config.yaml:1:1: scopes: is required"]
+
+    async def reload() -> list[str]:
+        calls.append(1)
+        return errors
+
+    async with running(reload=reload) as server:
+        assert (await server.get("/-/reload", method="POST"))[0] == 403
+        assert not calls
+    async with running(reload=reload, enable_lifecycle=True) as server:
+        assert (await server.get("/-/reload"))[0] == 405
+        assert not calls
+        status, _, body = await server.get("/-/reload", "Content-Length: 0", method="POST")
+        assert (status, body) == (500, b"config.yaml:1:1: scopes: is required\n")
+        errors.clear()
+        assert (await server.get("/-/reload", "Content-Length: 0", method="POST"))[0] == 200
+        for path in ("/-/quit", "/debug/pprof/", "/debug/vars", "/-/config"):
+            assert (await server.get(path, method="POST"))[0] == 404
+
+
+async def test_a_bug_is_a_500_and_one_line(lines: io.StringIO) -> None:
+    """An exception in a handler shows its text in the log, with its traceback, and not to the client."""
+
+    def status() -> Status:
+        raise RuntimeError("internal words")
+
+    async with running(status=status) as server:
+        code, headers, body = await server.get("/api/v1/status")
+        assert (code, body) == (500, b"Internal Server Error\n")
+        assert headers["server"] == "blueking-exporter"
+        assert (await server.get("/metrics"))[0] == 200
+    (line,) = map(json.loads, lines.getvalue().splitlines())
+    assert line["event"] == "request_failed"
+    assert "internal words" in line["traceback"]
+
+
+# ---- rude clients ----------------------------------------------------------------------------------------------------
+
+SMUGGLING = {
+    "both lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nX",
+    "two lengths": b"GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "negative length": b"GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+    "signed length": b"GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\na",
+    "folded header": b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n",
+    "space before colon": b"GET /metrics HTTP/1.1\r\nHost : a\r\n\r\n",
+    "bare CR": b"GET /metrics HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
+    "NUL in header": b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n",
+    "unknown coding": b"POST /metrics HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "unknown method": b"BREW /metrics HTTP/1.1\r\nHost: a\r\n\r\n",
+    "no version": b"GET /metrics\r\n\r\n",
+    "wrong version": b"GET /metrics HTTP/9.9\r\nHost: a\r\n\r\n",
+    "huge header": b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+    "huge URL": b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    "many headers": b"GET /metrics HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 5000 + b"\r\n",
+    "TLS on a plain port": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 32,
+    "binary": bytes(range(256)) * 4 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", SMUGGLING)
+async def test_F32_malformed_requests(server: Running, lines: io.StringIO, name: str) -> None:
+    """A 4xx without details and the end of the connection; nothing in the log, and the next client is served."""
+    answer = await server.raw(SMUGGLING[name])
+    status, headers, body = parsed(answer)
+    assert 400 <= status < 500
+    assert answer.count(b"HTTP/") == 1, "nothing behind the bad request is answered"
+    assert headers["server"] == "blueking-exporter"
+    assert len(body) < 40
+    assert (await server.get("/-/healthy"))[0] == 200
+    assert lines.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "accept", ["\xff\xfe", "application/openmetrics-text;version=9", ";q=;;,,", "text/html;q=x", "*/*;q=0", "a" * 8000]
+)
+async def test_F32_senseless_accept_is_classic_text(server: Running, accept: str) -> None:
+    """Whatever Accept and Accept-Encoding say, there is a page."""
+    status, headers, body = await server.get("/metrics", f"Accept: {accept}", "Accept-Encoding: ;;q=,\xff")
+    assert (status, body) == (200, b"up 1\n")
+    assert headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+async def test_F32_pipelined_requests_are_answered_in_order(server: Running) -> None:
+    """Several requests in one packet get their answers, and a CONNECT or upgrade does not become a tunnel."""
+    two = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\nGET /-/healthy HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    answer = await server.raw(two)
+    assert answer.index(b"up 1") < answer.index(b"healthy")
+    assert parsed(await server.raw(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))[0] in (
+        400,
+        404,
+        405,
+    )
+    status, _, _ = await server.get("/metrics", "Upgrade: websocket", "Sec-WebSocket-Key: eA==")
+    assert status == 200
+
+
+async def test_F31_slow_heads_are_cut(lines: io.StringIO) -> None:
+    """Clients that never finish a request head are cut in time, whether they drip or are silent; others are served."""
+    assert Limits().head_timeout + WATCH <= 10
+
+    async def drip(port: int) -> float:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        begin = time.monotonic()
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\n")
+        while not reader.at_eof():
+            try:
+                writer.write(b"X")
+                await asyncio.wait_for(reader.read(100), 0.1)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        writer.close()
+        return time.monotonic() - begin
+
+    async with running(limits=Limits(head_timeout=0.5)) as server:
+        rude = asyncio.gather(*(drip(server.port) for _ in range(50)), server.raw(b""), server.raw(b"GET"))
+        begin = time.monotonic()
+        assert (await server.get("/metrics"))[2] == b"up 1\n"
+        assert time.monotonic() - begin < 0.5
+        await rude
+        took = [one for one in rude.result() if isinstance(one, float)]
+        assert max(took) < 0.5 + WATCH + 1
+
+
+async def test_F31_a_later_head_on_the_same_connection_is_timed_too(lines: io.StringIO) -> None:
+    """Keep-alive is for whole requests: half a second one is cut as well, an idle connection is not."""
+    async with running(limits=Limits(head_timeout=0.4)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for _ in range(2):
+            writer.write(b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await reader.readuntil(b"healthy\n")).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(1.6)
+        writer.write(b"GET /-/hea")
+        assert await asyncio.wait_for(reader.read(), 3) == b""
+        writer.close()
+
+
+async def test_F31_silent_clients_make_room(lines: io.StringIO) -> None:
+    """When all connections are taken by silent clients, the oldest gives way, and a scrape is served at once."""
+    async with running(limits=Limits(connections=8)) as server:
+        silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(8)]
+        for _ in range(3):
+            assert (await asyncio.wait_for(server.get("/metrics"), 1))[0] == 200
+        assert await asyncio.wait_for(silent[0][0].read(), 1) == b""
+        for _, writer in silent:
+            writer.close()
+
+
+async def _unread(port: int, request: bytes) -> socket.socket:
+    """A client that asks and does not read, with a small receive buffer."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+    await asyncio.get_running_loop().sock_sendall(client, request)
+    return client
+
+
+async def test_F30_slow_readers_cost_little_and_end(lines: io.StringIO) -> None:
+    """Forty clients that read nothing of a 10 MB page cost under 1 MiB each, hold up nobody, and are cut in time."""
+    assert SIZE > 10_000_000
+    ask = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
+    async with running(exposition=expose(BIG), limits=Limits(write_timeout=1.5)) as server:
+        await server.get("/metrics")
+        before = resident()
+        clients = [await _unread(server.port, ask) for _ in range(40)]
+        await asyncio.sleep(0.5)
+        assert (resident() - before) / 40 < 1 << 20
+        begin = time.monotonic()
+        assert len((await server.get("/metrics"))[2]) == SIZE
+        assert time.monotonic() - begin < 1
+        # The last one takes a little at a time, which does not help it.
+        assert await _drip(clients.pop()) < SIZE
+        await asyncio.gather(*map(_until_cut, clients))
+        assert (await server.get("/metrics"))[0] == 200
+    assert [json.loads(line)["event"] for line in lines.getvalue().splitlines()] == ["client_too_slow"]
+
+
+async def _drip(client: socket.socket) -> int:
+    """Bytes until the end: one by one at first, then all that still comes."""
+    size, begin, loop = 0, time.monotonic(), asyncio.get_running_loop()
+    with client, contextlib.suppress(ConnectionError):
+        while data := await loop.sock_recv(client, 1 if time.monotonic() - begin < 2 else 1 << 20):
+            size += len(data)
+            await asyncio.sleep(0.01)
+    return size
+
+
+async def _until_cut(client: socket.socket) -> None:
+    """Waits for the reset, without reading."""
+    with client:
+        await asyncio.to_thread(
+            eventually, lambda: client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET, 4
+        )
+
+
+async def test_F33_fifty_scrapes_at_once(lines: io.StringIO) -> None:
+    """Fifty scrapes of a 10 MB page are the same bytes; the loop is never held for 100 ms, memory stays bounded."""
+    worst = 0.0
+
+    async def watch_loop() -> None:
+        nonlocal worst
+        while True:
+            # In time of this thread: what other processes take of the machine is not ours.
+            at = time.thread_time()
+            await asyncio.sleep(0.005)
+            worst = max(worst, time.thread_time() - at)
+
+    script = (
+        "import sys,urllib.request,concurrent.futures as f\n"
+        "get=lambda _: len(urllib.request.urlopen(sys.argv[1]).read())\n"
+        "with f.ThreadPoolExecutor(50) as pool: print(set(pool.map(get, range(50))))\n"
+    )
+    async with running(exposition=expose(BIG)) as server:
+        await server.get("/metrics")
+        before = resident()
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, f"{server.url}/metrics", stdout=asyncio.subprocess.PIPE
+        )
+        task = asyncio.create_task(watch_loop())
+        output, _ = await client.communicate()
+        task.cancel()
+        assert output.decode().strip() == f"{{{SIZE}}}"
+        assert worst < 0.1
+        assert resident() - before < 50 << 20
+
+
+FEW_FILES = """
+import asyncio, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from exporter import log
+from tests.support.web import running
+async def main():
+    log.configure("info", "logfmt")
+    asyncio.get_running_loop().set_exception_handler(log.on_loop_exception)
+    async with running() as server:
+        print(server.port, flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            files = [open("/dev/null") for _ in range(12)]
+            print(len(files), flush=True)
+            [one.close() for one in files]
+asyncio.run(main())
+"""
+
+
+def test_F34_a_flood_with_64_descriptors() -> None:
+    """With 64 descriptors a flood leaves enough for pollers and state, a few log lines, and a server that works."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", FEW_FILES], stdin=-1, stdout=-1, stderr=-1, text=True, env=environment
+    )
+    assert process.stdin
+    assert process.stdout
+    try:
+        port = int(process.stdout.readline())
+        flood = []
+        for _ in range(300):
+            client = socket.socket()
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+            flood.append(client)
+        time.sleep(0.5)
+        process.stdin.write("open\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "12\n"
+        assert eventually(lambda: _healthy(port), 5)
+        for client in flood:
+            client.close()
+        assert eventually(lambda: _healthy(port), 5)
+        _, errors = process.communicate("", timeout=10)
+        assert errors.count("\n") <= 2
+        assert "Traceback" not in errors
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _healthy(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), 2) as client:
+        client.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+        return client.recv(100).startswith(b"HTTP/1.0 200")
+
+
+# ---- the end ---------------------------------------------------------------------------------------------------------
+
+
+async def test_F42_stop_lets_a_running_scrape_finish(lines: io.StringIO) -> None:
+    """A reader in the middle of the page gets the rest; a new client is refused; an idle one does not delay the end."""
+    async with running(exposition=expose(BIG)) as server:
+        idle = await asyncio.open_connection("127.0.0.1", server.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        begin = time.monotonic()
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0.3)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", server.port)
+        assert len(await reader.read()) == SIZE
+        await stopping
+        assert time.monotonic() - begin < 2
+        assert await idle[0].read() == b""
+        for one in (idle[1], writer):
+            one.close()
+
+
+async def test_F42_stop_does_not_wait_for_ever(lines: io.StringIO) -> None:
+    """A client that reads nothing is cut once the time is up."""
+    async with running(exposition=expose(BIG), limits=Limits(drain=0.5)) as server:
+        client = await _unread(server.port, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        await asyncio.sleep(0.2)
+        begin = time.monotonic()
+        await server.stop()
+        assert 0.4 < time.monotonic() - begin < 1.5
+        client.close()
+    assert Limits().drain == 3.0
+
+
+# ---- listeners -------------------------------------------------------------------------------------------------------
+
+
+def test_listen_addresses() -> None:
+    """A name, an IPv4, an IPv6 address and all addresses; one that is taken is an error that names it."""
+    listeners = listen(["127.0.0.1:0", "localhost:0", ":0", "[::1]:0"])
+    try:
+        families = [listener.family for listener in listeners]
+        assert families == [socket.AF_INET, socket.AF_INET, socket.AF_INET6, socket.AF_INET6]
+        everywhere = listeners[2].getsockname()[1]
+        with socket.create_connection(("127.0.0.1", everywhere), 1), socket.create_connection(("::1", everywhere), 1):
+            pass
+        taken = f"127.0.0.1:{listeners[0].getsockname()[1]}"
+        with pytest.raises(ExporterError, match=f"cannot listen on {taken}"):
+            listen(["127.0.0.1:0", taken])
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_systemd_words() -> None:
+    """No manager, no message; a watchdog only for this very process; no passed socket is an error."""
+    assert not systemd.notify("READY=1", environ={})
+    assert not systemd.notify("READY=1", environ={"NOTIFY_SOCKET": "/nonexistent/notify"})
+    assert systemd.watchdog_interval({"WATCHDOG_USEC": "30000000"}) == 15.0
+    assert systemd.watchdog_interval({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}) is None
+    assert systemd.watchdog_interval({"WATCHDOG_USEC": "soon"}) is None
+    for environ in ({}, {"LISTEN_PID": "1", "LISTEN_FDS": "1"}, {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "x"}):
+        with pytest.raises(ConfigError, match="systemd passed no socket"):
+            systemd.sockets(environ)
