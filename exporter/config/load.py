@@ -101,8 +101,8 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
 
     if file:
         warnings = check_file(reader, file) + warnings
-        entries = check_scopes(reader, file.blueking, scopes)
-        warnings += check_budget(reader, file.blueking, entries)
+        entries, found = check_scopes(reader, file.blueking, scopes)
+        warnings += found + check_budget(reader, file.blueking, entries)
     readers = [reader, *(part.reader for part in parts.values())]
     problems = [problem for each in readers for problem in sorted(each.problems, key=_position)]
     if problems or file is None:

@@ -20,6 +20,10 @@ _PLATFORMS = {
     "nodeman_task": "nodeman_legacy",
 }
 """Which platform of `blueking` each collector asks."""
+_ESB_DETAILS = (
+    "over the ESB a job is watched by reading its details only; while its task is not ready and a host is filtered, "
+    "that makes the platform store the job as successful: give jobs that have begun, or use the gateway"
+)
 
 
 class Where(msgspec.Struct, frozen=True):
@@ -103,10 +107,14 @@ def fill_watch(reader: Reader, collectors: Collectors, path: str) -> Collectors:
     return msgspec.structs.replace(collectors, job=msgspec.structs.replace(collectors.job, watch=tuple(watch)))
 
 
-def check_scopes(defaults: Reader, blueking: BlueKing, scopes: Sequence[Where]) -> list[ScopeEntry]:
-    """Rules about each scope and between scopes. Returns the scopes, without collectors that have no platform."""
+def check_scopes(
+    defaults: Reader, blueking: BlueKing, scopes: Sequence[Where]
+) -> tuple[list[ScopeEntry], list[Problem]]:
+    """Rules about each scope and between scopes. Returns the scopes, without collectors that have no platform, and
+    the warnings."""
     known: dict[Scope, Where] = {}
     checked: list[ScopeEntry] = []
+    warnings: list[Problem] = []
     told: set[tuple[str, str]] = set()
     for where in scopes:
         scope = Scope(where.entry.bk_scope_type, where.entry.bk_scope_id)
@@ -114,28 +122,34 @@ def check_scopes(defaults: Reader, blueking: BlueKing, scopes: Sequence[Where]) 
         if first is not where:
             where.reader.problem(where.path, f"scope {scope} is given twice, first at {first.reader.place(first.path)}")
             continue
-        checked.append(_check_collectors(defaults, blueking, where, scope, told))
-    return checked
+        checked.append(_check_collectors(defaults, blueking, where, scope, told, warnings))
+    return checked, warnings
 
 
 def _check_collectors(
-    defaults: Reader, blueking: BlueKing, where: Where, scope: Scope, told: set[tuple[str, str]]
+    defaults: Reader,
+    blueking: BlueKing,
+    where: Where,
+    scope: Scope,
+    told: set[tuple[str, str]],
+    warnings: list[Problem],
 ) -> ScopeEntry:
-    """`told`: problems of the defaults that another scope has already brought up."""
+    """`told`: problems of the defaults that another scope has already brought up. Adds to `warnings`."""
     entry = where.entry
     for name, platform in _PLATFORMS.items():
         config = getattr(entry.collectors, name)
         if not config.enabled:
             continue
 
-        def problem(key: str, message: str, name: str = name) -> None:
-            path = f"collectors.{name}.{key}"
-            own = f"{where.path}.{path}"
+        def problem(key: str, message: str, name: str = name, *, warning: bool = False) -> None:
+            reader, path = defaults, f"collectors.{name}.{key}"
             if f"{where.path}.collectors.{name}" in where.reader.places:
-                where.reader.problem(own, message)
-            elif (path, message) not in told:
+                reader, path = where.reader, f"{where.path}.{path}"
+            elif (path, message) in told:
+                return
+            else:
                 told.add((path, message))
-                defaults.problem(path, message)
+            (warnings if warning else reader.problems).append(reader.place(path).problem(path, message))
 
         if name != "job" and scope.bk_scope_type != "biz":
             path = f"{where.path}.collectors.{name}.enabled"
@@ -154,6 +168,8 @@ def _check_collectors(
                 problem("discover", "the ESB publishes no job_list: with api: esb give discover: false and job_ids")
             elif not config.discover and not config.job_ids:
                 problem("job_ids", "discover: false needs job_ids")
+            elif blueking.nodeman.api == "esb":
+                problem("job_ids", _ESB_DETAILS, warning=True)
         elif name == "nodeman_subscription" and not config.subscription_ids:
             problem("subscription_ids", "an enabled nodeman_subscription needs subscription_ids")
         elif name == "nodeman_task" and not config.job_ids:

@@ -553,6 +553,32 @@ scopes: [{bk_scope_type: biz, bk_scope_id: 2}, {bk_scope_type: biz, bk_scope_id:
     ]
 
 
+@pytest.mark.parametrize(
+    ("defaults", "scope", "place"),
+    [
+        ("{enabled: true, discover: false, job_ids: [181]}", "{}", "4:92: collectors.nodeman_job.job_ids"),
+        (
+            "{enabled: false}",
+            "{nodeman_job: {enabled: true, discover: false, job_ids: [181]}}",
+            "5:115: scopes[0].collectors.nodeman_job.job_ids",
+        ),
+    ],
+)
+def test_job_ids_over_the_esb_are_warned_about(write: Write, defaults: str, scope: str, place: str) -> None:
+    """4.3: over the ESB the details of a job are the only look at it, and reading them too early damages it."""
+    path = write(f"""blueking:
+  nodeman: {{url: "http://127.0.0.1:1", api: esb}}
+  auth: {{app_code: a, app_secret: s}}
+collectors: {{job: {{enabled: false}}, nodeman_job: {defaults}}}
+scopes: [{{bk_scope_type: biz, bk_scope_id: 2, collectors: {scope}}}, {{bk_scope_type: biz, bk_scope_id: 3}}]
+""")
+    (warning,) = warned(load(path, environ={}), path)
+    assert warning.startswith(f"config.yaml:{place}: over the ESB")
+    assert "store the job as successful" in warning
+    gateway = path.read_text().replace("api: esb", "api: gateway")
+    assert load(write(gateway), environ={}).warnings == ()
+
+
 @pytest.mark.parametrize("auth", ["access_token: t", "app_code: a, app_secret: s, bk_token: t"])
 def test_user_type_auth(write: Write, auth: str) -> None:
     """With a user's token, app_type: false is neither an error nor warned about."""
