@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SOURCE := exporter tests scripts deploy mixin
 
-.PHONY: demo test coverage check format docs soak bench image-test clean
+.PHONY: demo test coverage check format docs soak bench image-test findings clean
 
 demo: $(READY)  ## a simulated BlueKing and the exporter watching it
 	$(BIN)/blueking-exporter demo $(ARGS)
@@ -42,6 +42,9 @@ bench: $(READY)
 
 image-test: $(READY)  ## build and run the image with buildah on a base made of Debian packages
 	$(BIN)/python -m pytest -m slow tests/deploy/test_image.py $(ARGS)
+
+findings:  ## run every script of findings/; each fails when what it found has changed
+	for script in findings/*.sh; do sh $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* build dist
