@@ -10,11 +10,12 @@ from pathlib import Path
 
 import msgspec
 
+from exporter.config.files import read_file, reason, stamp
 from exporter.config.read import Reader, shown
 from exporter.config.rules import Where, check_budget, check_file, check_scopes, fill_watch
 from exporter.config.schema import Collectors, Config, ConfigFile, ScopeConfig, ScopeEntry, json_schema
 from exporter.config.secret import Secret
-from exporter.config.values import StateUrl, reason
+from exporter.config.values import StateUrl
 from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, clean, parse
 from exporter.errors import ConfigError, Problem
 from exporter.model import Scope
@@ -53,14 +54,8 @@ class Loaded(msgspec.Struct, frozen=True):
 
         Reads directories, so it is not for the event loop.
         """
-        stamp: list[object] = []
-        for name in sorted({name for pattern in self.scope_globs for name in glob.glob(pattern)}):
-            try:
-                stat = os.stat(name)
-            except OSError:
-                continue  # removed since the directory was read
-            stamp.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
-        return tuple(stamp)
+        names = {name for pattern in self.scope_globs for name in glob.glob(pattern)}
+        return tuple((name, stamp(name)) for name in sorted(names))
 
 
 def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[str, str] = os.environ) -> Loaded:
@@ -73,7 +68,7 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     here = Place(str(path), 1, 1, directory)
     contents = hashlib.sha256()
     try:
-        data = _bytes(path)
+        data = read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         raise ConfigError([here.problem("", f"cannot be read: {reason(error)}")]) from None
     _feed(contents, data)
@@ -161,7 +156,7 @@ def _scope_files(reader: Reader, directory: Path, patterns: tuple[str, ...]) -> 
             if absolute in parts:
                 continue
             try:
-                data = _bytes(absolute)
+                data = read_file(absolute, MAX_BYTES)
             except (OSError, ValueError) as error:
                 reader.problem(at, f"{clean(name, 120)} cannot be read: {reason(error)}")
                 continue
@@ -203,11 +198,6 @@ def _override(root: Node, path: list[str], override: Override) -> Node:
         return root
     below = root.get(path[0]) or Mapping(place, ())
     return root.replace(path[0], _override(below, path[1:], override))
-
-
-def _bytes(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(MAX_BYTES + 1)
 
 
 def _feed(digest: hashlib._Hash, data: bytes) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NoReturn
+
+from exporter.config.files import read_file, stamp
 
 MAX_BYTES = 64 * 1024
 
@@ -28,7 +29,7 @@ class Secret:
         """Read `file`, without its trailing line break. Raises OSError, or ValueError when its content is no secret."""
         secret = cls("")
         secret._file = file
-        secret._stamp = _stamp(file)
+        secret._stamp = stamp(file)
         secret._value = _read(file)
         return secret
 
@@ -44,10 +45,10 @@ class Secret:
         """
         if self._file is not None:
             try:
-                stamp = _stamp(self._file)
-                if stamp != self._stamp:
+                found = stamp(self._file)
+                if found != self._stamp:
                     self._value = _read(self._file)
-                    self._stamp = stamp
+                    self._stamp = found
             except (OSError, ValueError):
                 pass  # a file that is being replaced must not take a working token away
         return self._value
@@ -74,16 +75,8 @@ class Secret:
         raise TypeError("a secret is not serialised")
 
 
-def _stamp(file: Path) -> tuple[int, ...]:
-    stat = os.stat(file)
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_dev
-
-
 def _read(file: Path) -> str:
-    if not file.is_file() and file.exists():
-        raise ValueError("is no regular file")  # reading a pipe would wait for its writer
-    with file.open("rb") as stream:
-        data = stream.read(MAX_BYTES + 1)
+    data = read_file(file, MAX_BYTES)
     if len(data) > MAX_BYTES:
         raise ValueError("is larger than 64 KiB")
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from exporter.config.files import open_file, reason
 from exporter.config.secret import Secret
 
 VARIABLE = r"\$\{"
@@ -309,9 +310,7 @@ class File(Text):
     def parse(self, value: object, directory: Path) -> Path:
         file: Path = directory / super().parse(value, directory)
         try:
-            if not file.is_file() and file.exists():
-                raise ValueError("is no regular file")
-            with file.open("rb") as stream:
+            with open_file(file) as stream:
                 stream.read(1)
         except (OSError, ValueError) as error:
             raise Wrong(f"cannot be read: {reason(error)}", shown=False) from None
@@ -345,8 +344,3 @@ class SecretFile(Text):
             raise Wrong(f"cannot be read: {reason(error)}", shown=False) from None
         except ValueError as error:
             raise Wrong(f"the file {error}", shown=False) from None
-
-
-def reason(error: OSError | ValueError) -> str:
-    """Why a file could not be read, without its name."""
-    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)

@@ -13,11 +13,12 @@ from typing import Annotated, Any
 
 import msgspec
 
+from exporter.config.files import read_file, reason
 from exporter.config.read import Reader
 from exporter.config.schema import Items, Key
 from exporter.config.secret import Secret
-from exporter.config.values import Boolean, Choice, File, Kind, Number, Text, Wrong, reason
-from exporter.config.yaml import Mapping, Node, Place, Scalar, Sequence, join, parse
+from exporter.config.values import Boolean, Choice, File, Kind, Number, Text, Wrong
+from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, join, parse
 from exporter.errors import ConfigError, Problem
 
 CIPHERS = {
@@ -188,7 +189,7 @@ def load_web(path: Path) -> WebFile:
     directory = Path(os.path.abspath(path.parent))
     here = Place(str(path), 1, 1, directory)
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         raise ConfigError([here.problem("", f"cannot be read: {reason(error)}")]) from None
     root, problems = parse(data, str(path), directory)

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -650,11 +651,45 @@ def test_unusable_secret_file(write: Write, content: bytes | None, message: str)
     assert lines == [f"config.yaml:4:40: blueking.auth.app_secret_file: {message}"]
 
 
-def test_pipe_is_no_secret_file(write: Write, tmp_path: Path) -> None:
-    """A pipe would block the start until somebody writes."""
-    os.mkfifo(tmp_path / "token")
-    lines = refused(write(MINIMAL.replace("app_secret: hunter2canary", "app_secret_file: token")))
-    assert lines == ["config.yaml:4:40: blueking.auth.app_secret_file: the file is no regular file"]
+def plant(path: Path, kind: str) -> str:
+    """Put something that is no regular file at `path`; the words it is refused with."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif kind == "directory":
+        path.mkdir()
+        return "Is a directory"
+    else:
+        path.symlink_to("/dev/zero")
+    return "is no regular file"
+
+
+NOT_REGULAR = ("pipe", "socket", "directory", "device")
+
+
+@pytest.mark.parametrize("kind", NOT_REGULAR)
+@pytest.mark.parametrize("secret", [True, False], ids=["secret", "certificate"])
+def test_F56_only_regular_files_are_read(write: Write, tmp_path: Path, kind: str, secret: bool) -> None:
+    """Anything else as a file of a secret or certificate is an error at its key; a pipe is not waited for."""
+    words = plant(tmp_path / "odd", kind)
+    text = MINIMAL.replace("app_secret: hunter2canary", "app_secret_file: odd")
+    if not secret:
+        text = MINIMAL.replace("  auth:", "  tls: {ca_file: odd}\n  auth:")
+    place = "4:40: blueking.auth.app_secret_file" if secret else "4:18: blueking.tls.ca_file"
+    verb = "the file" if secret and kind != "directory" else "cannot be read:"
+    assert refused(write(text)) == [f"config.yaml:{place}: {verb} {words}"]
+
+
+@pytest.mark.parametrize("kind", NOT_REGULAR)
+def test_F56_configuration_and_scope_files_are_regular_files(write: Write, tmp_path: Path, kind: str) -> None:
+    """Anything else in their place is an error at its place, at once."""
+    words = plant(tmp_path / "odd", kind)
+    path = write(MINIMAL + "scope_files: [ok, odd]\n")
+    write("[]\n", "ok")
+    assert refused(path) == [f"config.yaml:6:19: scope_files[1]: odd cannot be read: {words}"]
+    assert refused(tmp_path / "odd") == [f"odd:1:1: cannot be read: {words}"]
 
 
 def test_null_secret_is_absent(write: Write) -> None:
