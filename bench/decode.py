@@ -17,9 +17,9 @@ import msgspec
 
 from bench import pages
 from bench.measure import MIB, ROOT, Row, environment, forget_peak, memory_of, python
-from exporter.blueking.envelope import Form, Reply, read
+from exporter.blueking.envelope import Reply, ResponseDecoder, read
 from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
-from exporter.blueking.nodeman import job_details_forms, job_list_forms, task_result_forms
+from exporter.blueking.nodeman import job_details_decoders, job_list_decoders, task_result_decoders
 
 BASE = 1_789_000_000_000
 KNOWN = "nodeman task_result, 500 known instances"
@@ -204,21 +204,21 @@ def _v3(listed: list[dict[str, object]]) -> bytes:
     return json.dumps({"code": 0, "result": True, "data": data}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def cases() -> dict[str, tuple[bytes, Sequence[Form[Any, Any]], int]]:
-    """The body, its forms, and how often one measurement decodes it."""
+def cases() -> dict[str, tuple[bytes, Sequence[ResponseDecoder[Any, Any]], int]]:
+    """The body, its decoders, and how often one measurement decodes it."""
     return {
         "list of v4, 200 rows": (pages.body(pages.rows(200, BASE, 20_000_000_000)), LIST_V4, 50),
         "list of v3, 1,000 rows": (_v3(pages.rows(1000, BASE, 20_000_000_000)), LIST_V3, 10),
         "status of v4, 10,000 hosts": (_status(10_000, v4=True), STATUS, 1),
         "status of v4, 50,000 hosts": (_status(50_000, v4=True), STATUS, 1),
         "status of v3, 10,000 hosts": (_status(10_000, v4=False), STATUS, 1),
-        KNOWN: (_task_result(500), task_result_forms(datetime.UTC, lambda instance: False), 5),
-        "nodeman job_details, 500 hosts": (_job_details(500), job_details_forms(datetime.UTC), 10),
-        "nodeman job_list, 500 jobs": (_job_list(500), job_list_forms(datetime.UTC), 10),
+        KNOWN: (_task_result(500), task_result_decoders(datetime.UTC, lambda instance: False), 5),
+        "nodeman job_details, 500 hosts": (_job_details(500), job_details_decoders(datetime.UTC), 10),
+        "nodeman job_list, 500 jobs": (_job_list(500), job_list_decoders(datetime.UTC), 10),
         # Not only decoded: the sub-steps are made into what is counted, which is done once for each run.
         "every sub-step of nodeman task_result, 500 new instances": (
             _task_result(500),
-            task_result_forms(datetime.UTC, lambda instance: True),
+            task_result_decoders(datetime.UTC, lambda instance: True),
             5,
         ),
     }
@@ -233,12 +233,12 @@ def _timed(work: Callable[[], object], times: int) -> float:
 
 def measure(rounds: int = 9) -> list[Row]:
     found = []
-    for name, (body, forms, times) in cases().items():
+    for name, (body, decoders, times) in cases().items():
         ours, theirs = [], []
         for number in range(rounds + 1):
             gc.collect()
             anchor = _timed(lambda body=body: json.loads(body), times)  # type: ignore[misc]
-            mine = _timed(lambda body=body, forms=forms: read(Reply(200, body, {}), forms), times)  # type: ignore[misc]
+            mine = _timed(lambda body=body, decoders=decoders: read(Reply(200, body, {}), decoders), times)  # type: ignore[misc]
             if number:
                 theirs.append(anchor)
                 ours.append(mine)
@@ -276,13 +276,13 @@ def _peak(case: str, which: str) -> float:
 def _measure_peak(case: str, which: str) -> None:
     import os
 
-    body, forms, _ = cases()[case]
+    body, decoders, _ = cases()[case]
     small = msgspec.json.encode({"data": {}})
     json.loads(small)
     gc.collect()
     before = memory_of(os.getpid())
     forget_peak(os.getpid())
-    kept = json.loads(body) if which == "json" else read(Reply(200, body, {}), forms)
+    kept = json.loads(body) if which == "json" else read(Reply(200, body, {}), decoders)
     print(memory_of(os.getpid(), "VmHWM") - before)
     del kept
 

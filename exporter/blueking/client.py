@@ -22,7 +22,7 @@ import msgspec
 from yarl import URL
 
 from exporter import __version__
-from exporter.blueking.envelope import Form, Reply, read
+from exporter.blueking.envelope import Reply, ResponseDecoder, read
 from exporter.blueking.inflate import read_body
 from exporter.blueking.pacing import Deadline, Gate
 from exporter.blueking.text import clean_text
@@ -115,12 +115,12 @@ class Client:
         method: Literal["GET", "POST"],
         url: str,
         params: Mapping[str, object],
-        forms: Sequence[Form[Any, T]],
+        decoders: Sequence[ResponseDecoder[Any, T]],
         *,
         identity: Identity,
         deadline: Deadline,
     ) -> T:
-        """The data of an answer, read by the first of `forms` that fits.
+        """The data of an answer, read by the first of `decoders` that fits.
 
         `api` is the vendor's name of the operation. `params` go into the query of a GET, into the JSON body of a POST;
         None is left out. What may pass is tried up to `TRIES` times inside `deadline`. Raises ApiError only.
@@ -131,7 +131,7 @@ class Client:
         try:
             for attempt in range(1, TRIES + 1):
                 try:
-                    return await self._attempt(api, request, forms, deadline)
+                    return await self._attempt(api, request, decoders, deadline)
                 except ApiError as error:
                     error.api = api
                     if error.reason == "timeout" and answered is not None and deadline.remaining() <= 0:
@@ -161,7 +161,11 @@ class Client:
         return wait
 
     async def _attempt(
-        self, api: str, request: Callable[[], dict[str, Any]], forms: Sequence[Form[Any, T]], deadline: Deadline
+        self,
+        api: str,
+        request: Callable[[], dict[str, Any]],
+        decoders: Sequence[ResponseDecoder[Any, T]],
+        deadline: Deadline,
     ) -> T:
         async with self._gate.turn(deadline):
             seconds = min(self._config.request_timeout, deadline.remaining())
@@ -169,7 +173,7 @@ class Client:
                 raise ApiError("timeout", "no time was left in this poll")
             reply = await self._exchange(api, request(), seconds)
         try:
-            return read(reply, forms)
+            return read(reply, decoders)
         except ApiError as error:
             error.retry_after = self._asked_wait(error.reason, reply.headers)
             raise
@@ -184,7 +188,7 @@ class Client:
         try:
             async with asyncio.timeout(seconds), self._session.request(**request) as response:
                 status, headers = response.status, response.headers
-                self._hear(api, headers)
+                self._read_headers(api, headers)
                 if (response.content_length or 0) > limit:
                     raise ApiError("too_large", f"{response.content_length} bytes announced, {limit} are allowed")
                 body = await read_body(response.content.iter_any(), headers.get("Content-Encoding", ""), limit)
@@ -248,7 +252,7 @@ class Client:
             redact_values([value, in_query, password or ""])
         return value
 
-    def _hear(self, api: str, headers: Mapping[str, str]) -> None:
+    def _read_headers(self, api: str, headers: Mapping[str, str]) -> None:
         """Take what the headers of any answer tell: the platform's time and the quota."""
         if (date := _date(headers.get("Date"))) is not None:
             self._clock.learn(date)

@@ -97,7 +97,7 @@ class _Answer(Struct, Generic[W]):
     error: Raw | None = None
 
 
-class Form(Generic[W, T]):
+class ResponseDecoder(Generic[W, T]):
     """One form in which an API may answer: the wire type of `data`, and what is made of it.
 
     `strict` False takes numbers written as text and whole floats for integers.
@@ -117,40 +117,40 @@ class Form(Generic[W, T]):
         return self._build(answer.data)
 
 
-def read(reply: Reply, forms: Sequence[Form[Any, T]]) -> T:
-    """The value of an answer, by the first of `forms` that fits. Raises ApiError and nothing else."""
+def read(reply: Reply, decoders: Sequence[ResponseDecoder[Any, T]]) -> T:
+    """The value of an answer, by the first of `decoders` that fits. Raises ApiError and nothing else."""
     if not 200 <= reply.status < 300:
         raise failure(reply)
     body = reply.body
-    for form in forms:
+    for decoder in decoders:
         try:
-            return form.read(body)
+            return decoder.read(body)
         except (msgspec.ValidationError, WrongShape) as error:
             odd: Exception = error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             odd = error
             repaired = _repair(body)
             if repaired != body:
-                return read(msgspec.structs.replace(reply, body=repaired), forms)
+                return read(msgspec.structs.replace(reply, body=repaired), decoders)
             break
     raise failure(reply, odd)
 
 
 def failure(reply: Reply, odd: Exception | None = None) -> ApiError:
     """Why an answer is none. `odd` is what was wrong with it, should it call itself a success."""
-    told = _told(reply.body)
-    codes = list(told.codes()) if told else []
+    error_body = _error_body(reply.body)
+    codes = list(error_body.codes()) if error_body else []
     code = codes[0] if codes else ""
     known = [known for known in map(_reason_of_code, codes) if known]
     reason: ApiReason | None = known[0] if known else _reason_of_status(reply)
-    text = told.text() if told else ""
-    if reason is None and told and told.failed and (reply.status < 300 or code not in SUCCESS):
+    text = error_body.text() if error_body else ""
+    if reason is None and error_body and error_body.failed and (reply.status < 300 or code not in SUCCESS):
         reason = "api_error"
     if reason is None and reply.status >= 400:
         reason = "http_4xx"
     if reason is None:
         reason, text = "decode", _what_is_odd(reply, odd)
-    actions = tuple(told.actions()) if told and reason == "permission" else ()
+    actions = tuple(error_body.actions()) if error_body and reason == "permission" else ()
     if reason == "permission" and not code.startswith("1640"):
         text = ""  # IAM's text names the user; the missing action is what helps
     code = clean_text(redact(code), 64)
@@ -183,7 +183,7 @@ def _is_login(location: str) -> bool:
         return False
 
 
-class _Told(Struct):
+class _ErrorBody(Struct):
     """What an envelope says of a failure, read without any expectation of `data`."""
 
     result: Raw = Raw(b"")
@@ -235,11 +235,11 @@ class _Told(Struct):
                     yield name
 
 
-def _told(body: bytes | bytearray) -> _Told | None:
+def _error_body(body: bytes | bytearray) -> _ErrorBody | None:
     """The envelope of a body, None unless it is a JSON object."""
     for text in (body, _repair(body)):
         try:
-            return msgspec.json.decode(text, type=_Told)
+            return msgspec.json.decode(text, type=_ErrorBody)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
     return None

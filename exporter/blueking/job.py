@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from msgspec import Raw, Struct, field
 
 from exporter.blueking.client import Client, Deadline, Identity
-from exporter.blueking.envelope import Empty, Form, Int, WrongShape, listed, text_in
+from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed, text_in
 from exporter.blueking.text import clean_text
 from exporter.config.schema import JobPlatform
 from exporter.model import Host, Scope
@@ -223,13 +223,15 @@ class JobApi:
         }
         return await self._ask("get_job_instance_status", params, STATUS, deadline)
 
-    async def _ask(self, api: str, params: dict[str, object], forms: Sequence[Form[Any, T]], deadline: Deadline) -> T:
+    async def _ask(
+        self, api: str, params: dict[str, object], decoders: Sequence[ResponseDecoder[Any, T]], deadline: Deadline
+    ) -> T:
         return await self._client.call(
             api,
             "POST" if self._identity == "esb" else "GET",
             self._url.format(api=api),
             params,
-            forms,
+            decoders,
             identity=self._identity,
             deadline=deadline,
         )
@@ -291,17 +293,17 @@ def _execution(row: _Row, path: str) -> Execution:
     )
 
 
-LIST_V4: Sequence[Form[Any, ExecutionPage]] = (
-    Form(_UsualV4, lambda page: ExecutionPage(tuple(page.job_instance_list), None)),
-    Form(
+LIST_V4: Sequence[ResponseDecoder[Any, ExecutionPage]] = (
+    ResponseDecoder(_UsualV4, lambda page: ExecutionPage(tuple(page.job_instance_list), None)),
+    ResponseDecoder(
         _AnyV4,
         lambda page: ExecutionPage(_executions(page.job_instance_list, "data.job_instance_list"), None),
         strict=False,
     ),
 )
-LIST_V3: Sequence[Form[Any, ExecutionPage]] = (
-    Form(_UsualV3, lambda page: ExecutionPage(tuple(page.data), page.total)),
-    Form(_AnyV3, lambda page: ExecutionPage(_executions(page.data, "data.data"), page.total), strict=False),
+LIST_V3: Sequence[ResponseDecoder[Any, ExecutionPage]] = (
+    ResponseDecoder(_UsualV3, lambda page: ExecutionPage(tuple(page.data), page.total)),
+    ResponseDecoder(_AnyV3, lambda page: ExecutionPage(_executions(page.data, "data.data"), page.total), strict=False),
 )
 
 
@@ -429,9 +431,9 @@ def _host_id(value: _AnyNumber) -> str:
     return str(value) if 0 < value < 2**63 else ""
 
 
-STATUS: Sequence[Form[Any, ExecutionStatus]] = (
-    Form(_UsualStatus, _usual_status),
-    Form(_Status, _execution_status, strict=False),
+STATUS: Sequence[ResponseDecoder[Any, ExecutionStatus]] = (
+    ResponseDecoder(_UsualStatus, _usual_status),
+    ResponseDecoder(_Status, _execution_status, strict=False),
 )
 
 

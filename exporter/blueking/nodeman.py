@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from exporter.blueking.client import Client, Deadline, Identity
-from exporter.blueking.envelope import Empty, Form, Int, WrongShape, listed
+from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed
 from exporter.blueking.steps import OTHER, step_slug
 from exporter.blueking.text import clean_text
 from exporter.blueking.values import Number, Time, host, integer, seconds, status_slug, word
@@ -208,8 +208,8 @@ class NodemanApi:
         """Whether `job_list` can be asked."""
         prefix = {"esb": "/api/c/compapi/v2/nodeman", "app": "/system", "user": ""}[self._identity]
         self._url = platform.url + prefix
-        self._job_list = job_list_forms(zone)
-        self._job_details = job_details_forms(zone)
+        self._job_list = job_list_decoders(zone)
+        self._job_details = job_details_decoders(zone)
         self._zone = zone
 
     async def job_list(
@@ -287,13 +287,18 @@ class NodemanApi:
             "pagesize": _page_size(pagesize),
         }
         path = "/backend/api/subscription/task_result/"
-        return await self._ask("task_result", path, params, task_result_forms(self._zone, with_steps), deadline)
+        return await self._ask("task_result", path, params, task_result_decoders(self._zone, with_steps), deadline)
 
     async def _ask(
-        self, api: str, path: str, params: dict[str, object], forms: Sequence[Form[Any, T]], deadline: Deadline
+        self,
+        api: str,
+        path: str,
+        params: dict[str, object],
+        decoders: Sequence[ResponseDecoder[Any, T]],
+        deadline: Deadline,
     ) -> T:
         url = self._url + path
-        return await self._client.call(api, "POST", url, params, forms, identity=self._identity, deadline=deadline)
+        return await self._client.call(api, "POST", url, params, decoders, identity=self._identity, deadline=deadline)
 
 
 def _upper(statuses: Sequence[str]) -> list[str] | None:
@@ -362,8 +367,8 @@ class _JobDetails(_Job[When], Generic[When]):
     total: Int | None = None
 
 
-def job_list_forms(zone: datetime.timezone) -> Sequence[Form[Any, JobPage]]:
-    """The forms of an answer of job_list."""
+def job_list_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, JobPage]]:
+    """The decoders of an answer of job_list."""
 
     def read(page: _JobPage) -> JobPage:
         jobs: list[Job] = []
@@ -374,11 +379,11 @@ def job_list_forms(zone: datetime.timezone) -> Sequence[Form[Any, JobPage]]:
             raise WrongShape(f"data.list[{len(jobs)}].{error}") from None
         return JobPage(tuple(jobs), len(jobs) if page.total is None else page.total)
 
-    return (Form(_JobPage, read, strict=False),)
+    return (ResponseDecoder(_JobPage, read, strict=False),)
 
 
-def job_details_forms(zone: datetime.timezone) -> Sequence[Form[Any, JobDetails]]:
-    """The forms of an answer of job_details."""
+def job_details_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, JobDetails]]:
+    """The decoders of an answer of job_details."""
 
     def usual(data: _JobDetails[Any]) -> JobDetails:
         try:
@@ -395,7 +400,10 @@ def job_details_forms(zone: datetime.timezone) -> Sequence[Form[Any, JobDetails]
         _check_times(rows, zone, "start_time", "end_time")
         return usual(data)
 
-    return (Form(_JobDetails[datetime.datetime], usual), Form(_JobDetails[Time], odd, strict=False))
+    return (
+        ResponseDecoder(_JobDetails[datetime.datetime], usual),
+        ResponseDecoder(_JobDetails[Time], odd, strict=False),
+    )
 
 
 def _job(row: _Job[Any], zone: datetime.timezone) -> Job:
@@ -512,10 +520,10 @@ class _Page(Struct, Generic[When]):
     status_counter: dict[str, Int | None] | None = None
 
 
-def task_result_forms(
+def task_result_decoders(
     zone: datetime.timezone, with_steps: Callable[[Instance], bool]
-) -> Sequence[Form[Any, TaskResult]]:
-    """The forms of an answer of task_result; see `NodemanApi.task_result`."""
+) -> Sequence[ResponseDecoder[Any, TaskResult]]:
+    """The decoders of an answer of task_result; see `NodemanApi.task_result`."""
 
     def usual(page: _Page[datetime.datetime]) -> TaskResult:
         return _task_result(page, zone, with_steps, _USUAL_HOSTS)
@@ -526,10 +534,10 @@ def task_result_forms(
         return _task_result(page, zone, with_steps, _ODD_HOSTS)
 
     return (
-        Form(_Page[datetime.datetime], usual),
+        ResponseDecoder(_Page[datetime.datetime], usual),
         # Without pagesize and return_all the platform answers a bare list.
-        Form(list[_Instance[Time]], lambda rows: odd(_Page(rows)), strict=False),
-        Form(_Page[Time], odd, strict=False),
+        ResponseDecoder(list[_Instance[Time]], lambda rows: odd(_Page(rows)), strict=False),
+        ResponseDecoder(_Page[Time], odd, strict=False),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from exporter.blueking.client import Client, Deadline
-from exporter.blueking.envelope import Empty, Form, Int, WrongShape, listed
+from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed
 from exporter.blueking.steps import step_slug
 from exporter.blueking.text import clean_text
 from exporter.blueking.values import Number, Time, host, integer, seconds, status_slug, word
@@ -54,13 +54,15 @@ class NodemanLegacyApi:
     def __init__(self, client: Client, platform: LegacyPlatform, zone: datetime.timezone) -> None:
         self._client = client
         self._url = f"{platform.url}/api/c/compapi/v2/nodeman/get_task_info/"
-        self._form: Sequence[Form[Any, LegacyTask]] = (Form(_Task, lambda data: _task(data, zone), strict=False),)
+        self._decoders: Sequence[ResponseDecoder[Any, LegacyTask]] = (
+            ResponseDecoder(_Task, lambda data: _task(data, zone), strict=False),
+        )
 
     async def get_task_info(self, bk_biz_id: int, job_id: int, *, deadline: Deadline) -> LegacyTask:
         """A task of a business with all its hosts; the platform has no paging here."""
         params = {"bk_biz_id": bk_biz_id, "job_id": job_id}
         return await self._client.call(
-            "get_task_info", "GET", self._url, params, self._form, identity="esb", deadline=deadline
+            "get_task_info", "GET", self._url, params, self._decoders, identity="esb", deadline=deadline
         )
 
 

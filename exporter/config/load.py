@@ -113,7 +113,7 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
         counter_birth_hold=file.counter_birth_hold,
         stale_after=file.stale_after,
         max_series=file.max_series,
-        scopes=tuple(ScopeConfig(Scope(e.bk_scope_type, e.bk_scope_id), e.name, e.collectors) for e in entries),
+        scopes=tuple(ScopeConfig(Scope(e.bk_scope_type, e.bk_scope_id), e.name, e.collectors, e.auth) for e in entries),
         sha256=contents.hexdigest(),
     )
     secrets = [secret for each in readers for secret in each.secret_files]

@@ -27,6 +27,7 @@ from exporter.config.values import (
     ScopeId,
     SecretFile,
     SecretText,
+    Share,
     Size,
     StateUrl,
     TelemetryPath,
@@ -194,7 +195,7 @@ class Tls(msgspec.Struct, frozen=True):
 
 
 class BlueKing(msgspec.Struct, frozen=True):
-    """The platform that is watched, and how politely."""
+    """Platform endpoints, credentials and rate limits."""
 
     job: Annotated[JobPlatform | None, Key(JobPlatform, "The JOB platform; absent: not watched.", null=True)] = None
     nodeman: Annotated[NodemanPlatform | None, Key(NodemanPlatform, "NodeMan 2.x; absent: not watched.", null=True)] = (
@@ -208,6 +209,10 @@ class BlueKing(msgspec.Struct, frozen=True):
     requests_per_second: Annotated[
         float, Key(Number(above=0), "Requests per second, one budget for everything this process asks of BlueKing.")
     ] = 10.0
+    retry_budget: Annotated[
+        float,
+        Key(Share(), "Share of the calls of the last ten minutes that may be retries; ten retries are always allowed."),
+    ] = 0.2
     max_concurrency: Annotated[int, Key(_COUNT, "Requests under way at once.")] = 8
     max_response_bytes: Annotated[
         int, Key(Size(), "Size of the largest answer accepted, after decompression; bounds the memory of a request.")
@@ -328,6 +333,17 @@ class Collectors(msgspec.Struct, frozen=True):
     nodeman_task: Annotated[NodemanTaskConfig, Key(NodemanTaskConfig, "Tasks of NodeMan 1.x.")] = NodemanTaskConfig()
 
 
+class ScopeAuth(msgspec.Struct, frozen=True):
+    """Who asks for one scope, where this differs from blueking.auth. Null keys are inherited."""
+
+    username: Annotated[
+        str | None, Key(_TEXT, "User the application acts for in this scope; null: as in blueking.auth.", null=True)
+    ] = None
+    tenant_id: Annotated[
+        str | None, Key(_TEXT, "Tenant of this scope, sent as X-Bk-Tenant-Id; null: as in blueking.auth.", null=True)
+    ] = None
+
+
 class ScopeEntry(msgspec.Struct, frozen=True):
     """A scope as it is written."""
 
@@ -337,6 +353,7 @@ class ScopeEntry(msgspec.Struct, frozen=True):
     bk_scope_id: Annotated[str, Key(ScopeId(), "Its number in the CMDB, as number or text.")]
     name: Annotated[str, Key(Text("text", r".*"), "For people; shown in blueking_scope_info only.")] = ""
     collectors: Annotated[Collectors, Key(Collectors, "What differs from the defaults in this scope.")] = Collectors()
+    auth: Annotated[ScopeAuth, Key(ScopeAuth, "What differs from blueking.auth in this scope.")] = ScopeAuth()
 
 
 class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -375,6 +392,7 @@ class ScopeConfig(msgspec.Struct, frozen=True):
     scope: Scope
     name: str
     collectors: Collectors
+    auth: ScopeAuth = ScopeAuth()
 
 
 class Config(msgspec.Struct, frozen=True):

@@ -190,6 +190,28 @@ class Size(Text):
         return f"{value // self._UNITS[unit]}{unit}"
 
 
+class Share(Text):
+    """`20%`; a number, 1.0 for 100%."""
+
+    LARGEST = 200
+
+    def __init__(self) -> None:
+        super().__init__("a share like 20%", r"[0-9]{1,3}(?:\.[0-9]{1,3})?%")
+
+    def parse(self, value: object, directory: Path) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            percent = value * 100 if isinstance(value, float) else value
+            near = f"{percent:g}%" if 0 <= percent <= self.LARGEST else ""
+            raise Wrong("a share needs a percent sign", near, shown=False)
+        percent = float(super().parse(value, directory).removesuffix("%"))
+        if percent > self.LARGEST:
+            raise Wrong(f"want a share of at most {self.LARGEST}%")
+        return percent / 100
+
+    def write(self, value: Any) -> str:
+        return f"{value * 100:g}%"
+
+
 class Timezone(Text):
     """`+08:00`."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from exporter.app import catalogue, collectors, platforms
-from exporter.blueking.envelope import Form, Reply, read
+from exporter.blueking.envelope import Reply, ResponseDecoder, read
 from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
 from exporter.clock import Clock
 from exporter.collectors.base import MANY, fold
@@ -243,7 +243,7 @@ async def test_a_changed_scope_renders_its_own_lines_only(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("fixture", "forms"),
+    ("fixture", "decoders"),
     [
         ("job_v4_list__ok_mixed_statuses_nulls_omitted.json", LIST_V4),
         ("job_v3_list__ok_total_larger_than_page.json", LIST_V3),
@@ -251,9 +251,9 @@ async def test_a_changed_scope_renders_its_own_lines_only(tmp_path: Path) -> Non
         ("job_v3_status__ok_failed_with_ip_results.json", STATUS),
     ],
 )
-def test_usual_answers_are_decoded_once(fixture: str, forms: tuple[Form[object, object], ...]) -> None:
+def test_usual_answers_are_decoded_once(fixture: str, decoders: tuple[ResponseDecoder[object, object], ...]) -> None:
     """What the platform usually sends fits the first and cheapest form."""
-    assert read(Reply(200, (FIXTURES / fixture).read_bytes(), {}), forms[:1])
+    assert read(Reply(200, (FIXTURES / fixture).read_bytes(), {}), decoders[:1])
 
 
 async def test_many_rows_are_folded_beside_the_event_loop(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from msgspec import Struct
 
 from exporter import log
 from exporter.blueking.client import MAX_PAUSE, TRIES, Client, Deadline, Identity
-from exporter.blueking.envelope import Form
+from exporter.blueking.envelope import ResponseDecoder
 from exporter.blueking.inflate import read_body
 from exporter.blueking.pacing import Gate
 from exporter.clock import Clock
@@ -47,7 +47,7 @@ class Page(Struct):
     job_instance_list: list[object]
 
 
-FORMS = [Form(Page, lambda page: len(page.job_instance_list))]
+DECODERS = [ResponseDecoder(Page, lambda page: len(page.job_instance_list))]
 
 
 async def ask(
@@ -61,7 +61,7 @@ async def ask(
 ) -> int:
     """One call: the number of rows."""
     deadline = Deadline(seconds, Clock())
-    return await asking.call(API, method, url + "/path", params or {}, FORMS, identity=identity, deadline=deadline)
+    return await asking.call(API, method, url + "/path", params or {}, DECODERS, identity=identity, deadline=deadline)
 
 
 async def refusal(asking: Client, url: str, seconds: float = 5.0, **how: Any) -> ApiError:

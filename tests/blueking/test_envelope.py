@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from exporter.blueking.envelope import Form, Reply, WrongShape, read
+from exporter.blueking.envelope import Reply, ResponseDecoder, WrongShape, read
 from exporter.blueking.text import clean_text
 from exporter.errors import API_REASONS, ApiError
 from exporter.log import redact_values
@@ -22,13 +22,16 @@ class Page(Struct):
     rows: list[int]
 
 
-FORMS = [Form(Page, lambda page: tuple(page.rows)), Form(Page, lambda page: tuple(page.rows), strict=False)]
+DECODERS = [
+    ResponseDecoder(Page, lambda page: tuple(page.rows)),
+    ResponseDecoder(Page, lambda page: tuple(page.rows), strict=False),
+]
 
 
 def answer(body: object, status: int = 200, **headers: str) -> tuple[int, ...]:
     """Read `body`, given as bytes or as what is to be JSON."""
     raw = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
-    return read(Reply(status, raw, {name.replace("_", "-"): value for name, value in headers.items()}), FORMS)
+    return read(Reply(status, raw, {name.replace("_", "-"): value for name, value in headers.items()}), DECODERS)
 
 
 def refusal(body: object, status: int = 200, **headers: str) -> ApiError:
@@ -267,7 +270,7 @@ class Names(Struct):
 def test_F09_what_is_no_unicode_is_replaced(text: bytes, expected: str) -> None:
     """Invalid UTF-8 and lone surrogates cost one character, not the page."""
     body = b'{"data":{"names":["' + text + b'"]}}'
-    assert read(Reply(200, body, {}), [Form(Names, lambda data: data.names)]) == [expected]
+    assert read(Reply(200, body, {}), [ResponseDecoder(Names, lambda data: data.names)]) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -292,7 +295,7 @@ def test_F12_the_error_names_the_path() -> None:
         raise WrongShape("data.rows[0] is odd")
 
     with pytest.raises(ApiError, match=r"data\.rows\[0\] is odd"):
-        read(Reply(200, b'{"data":{"rows":[1]}}', {}), [Form(Page, build)])
+        read(Reply(200, b'{"data":{"rows":[1]}}', {}), [ResponseDecoder(Page, build)])
 
 
 @settings(deadline=None)

@@ -23,7 +23,7 @@ from exporter.blueking.nodeman import (
     Statistics,
     SubStep,
     TaskResult,
-    task_result_forms,
+    task_result_decoders,
 )
 from exporter.blueking.nodeman_legacy import LegacyTask, NodemanLegacyApi
 from exporter.blueking.steps import step_slug
@@ -559,7 +559,7 @@ async def test_steps_are_read_of_the_instances_that_are_asked_for(canned: Canned
 def test_instances_do_not_keep_the_answer(asked: bool) -> None:
     """Megabytes of sub-steps that nobody asked for are not kept by the rows that they came with."""
     body = bytearray(json.dumps({"data": {"total": 1, "list": [INSTANCE]}}).encode())
-    kept = read(Reply(200, body, {}), task_result_forms(CHINA, lambda instance: asked))
+    kept = read(Reply(200, body, {}), task_result_decoders(CHINA, lambda instance: asked))
     body.clear()  # which is a BufferError while anything refers to it
     assert kept.instances[0].job_type == "INSTALL_AGENT"
 
@@ -603,7 +603,7 @@ def test_F05_odd_text_in_a_sub_step_is_repaired(text: bytes) -> None:
     """Invalid UTF-8 and lone surrogates, which show only when the sub-steps are read, cost a character each."""
     row = json.dumps(instance_with("step", "status", "TEXT")).encode().replace(b"TEXT", text)
     body = b'{"result": true, "data": {"total": 1, "list": [' + row + b"]}}"
-    (instance,) = read(Reply(200, body, {}), task_result_forms(CHINA, lambda instance: True)).instances
+    (instance,) = read(Reply(200, body, {}), task_result_decoders(CHINA, lambda instance: True)).instances
     (step,) = instance.steps or ()
     assert step.step == "install"
     assert step.status == status_slug(json.loads(b'"' + text.decode("utf-8", "replace").encode() + b'"'))
@@ -716,8 +716,8 @@ def test_hosts(arguments: tuple[Any, ...], expected: Host | None) -> None:
 def reason_of(body: bytes, form: str) -> str:
     """Why the answer cannot be read, "" if it can."""
     try:
-        forms = task_result_forms(CHINA, lambda instance: True) if form == "task_result" else getattr(API, form)
-        answer = read(Reply(200, body, {}), forms)
+        decoders = task_result_decoders(CHINA, lambda instance: True) if form == "task_result" else getattr(API, form)
+        answer = read(Reply(200, body, {}), decoders)
     except ApiError as error:
         return error.reason
     if isinstance(answer, JobDetails):

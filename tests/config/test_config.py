@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exporter.config.load import Loaded, Override, json_schema, load
+from exporter.config.schema import ScopeAuth
 from exporter.config.secret import Secret
-from exporter.config.values import Duration, Size
+from exporter.config.values import Duration, Share, Size
 from exporter.config.yaml import MAX_BYTES, Node, Scalar, parse
 from exporter.config.yaml import Mapping as MappingNode
 from exporter.config.yaml import Sequence as SequenceNode
@@ -67,6 +68,7 @@ blueking:
     username: admin
   request_timeout: 30s
   requests_per_second: 10
+  retry_budget: 20%
   max_concurrency: 8
   max_response_bytes: 64MiB
   timezone: "+08:00"
@@ -113,6 +115,7 @@ scopes:
     bk_scope_id: "2"
     name: Demo business
     collectors: {nodeman_job: {enabled: true}}
+    auth: {username: null, tenant_id: null}
 scope_files: []
 """
 
@@ -182,7 +185,15 @@ def test_defaults_are_those_of_the_contract(write: Write) -> None:
     minimal = load(write(MINIMAL), environ={}).config
     for name in ("server", "state", "log", "counter_birth_hold", "stale_after", "max_series"):
         assert getattr(minimal, name) == getattr(documented, name)
-    for name in ("request_timeout", "requests_per_second", "max_concurrency", "max_response_bytes", "timezone", "tls"):
+    for name in (
+        "request_timeout",
+        "requests_per_second",
+        "retry_budget",
+        "max_concurrency",
+        "max_response_bytes",
+        "timezone",
+        "tls",
+    ):
         assert getattr(minimal.blueking, name) == getattr(documented.blueking, name)
     theirs, ours = documented.scopes[0].collectors, minimal.scopes[0].collectors
     assert (ours.job, ours.nodeman_task) == (theirs.job, theirs.nodeman_task)
@@ -353,6 +364,29 @@ def test_durations_read_back(seconds: int) -> None:
 def test_sizes_read_back(size: int) -> None:
     """What is written for a default reads back as the same size."""
     assert Size().parse(Size().write(size), ROOT) == size
+
+
+@pytest.mark.parametrize(("text", "share"), [("20%", 0.2), ("0%", 0.0), ("12.5%", 0.125), ("200%", 2.0)])
+def test_shares(text: str, share: float) -> None:
+    """A share is written with a percent sign, and a default reads back as the same share."""
+    assert Share().parse(text, ROOT) == share
+    assert Share().parse(Share().write(share), ROOT) == share
+
+
+def test_a_scope_may_have_its_own_user_and_tenant(write: Write) -> None:
+    """Keys that a scope leaves out, or sets to null, are inherited."""
+    scopes = """
+scopes:
+  - {bk_scope_type: biz, bk_scope_id: 2, auth: {username: ops02, tenant_id: t2}}
+  - {bk_scope_type: biz, bk_scope_id: 3, auth: {tenant_id: t3, username: null}}
+  - {bk_scope_type: biz, bk_scope_id: 4}
+"""
+    loaded = load(write(MINIMAL.partition("scopes:")[0] + scopes), environ={})
+    assert [one.auth for one in loaded.config.scopes] == [
+        ScopeAuth("ops02", "t2"),
+        ScopeAuth(None, "t3"),
+        ScopeAuth(),
+    ]
 
 
 @pytest.mark.parametrize("address", [":0", "127.0.0.1:10071", "[::1]:10071", "exporter.example:80", "[::]:1"])
