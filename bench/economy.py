@@ -11,11 +11,12 @@ from collections import Counter
 from bench.measure import Row, scratch
 from bench.platform import config, scopes
 from exporter import log
-from exporter.app import catalogue, collectors, platforms
 from exporter.clock import Clock
 from exporter.config.load import load
+from exporter.exposed import page_families
+from exporter.fleet import platforms, pollers
 from exporter.metrics.page import Page
-from exporter.poller import Poller
+from exporter.poller import Poller, Services
 from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer
 from exporter.simulator.world import StepScript, target
@@ -90,11 +91,8 @@ async def _measure() -> list[Row]:
             loaded = load(file).config
             store = open_store("memory:")
             async with platforms(loaded.blueking, clock, telemetry) as apis:
-                (collector,) = collectors(loaded, apis, clock)
-                poller = Poller(
-                    collector, store=store, page=Page(catalogue()), telemetry=telemetry, clock=clock, hold=0,
-                    stale_after=3, request_timeout=30,
-                )  # fmt: skip
+                services = Services(store, Page(page_families()), telemetry, clock)
+                (poller,) = pollers(loaded, apis, services)
                 one = Watched(platform, poller, at)
                 await one.poll(2)
                 one.calls()

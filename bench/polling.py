@@ -19,11 +19,12 @@ from pathlib import Path
 from bench.pages import ROWS
 from bench.platform import config
 from exporter import log
-from exporter.app import catalogue, collectors, platforms
 from exporter.clock import Clock
 from exporter.config.load import load
+from exporter.exposed import page_families
+from exporter.fleet import platforms, pollers
 from exporter.metrics.page import Page
-from exporter.poller import Poller
+from exporter.poller import Poller, Services
 from exporter.state.base import open_store
 from exporter.telemetry import Telemetry
 
@@ -39,31 +40,20 @@ async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, fl
         "requests_per_second": 1e6,
         "max_concurrency": CONCURRENCY,
     }
+    settings["counter_birth_hold"] = "0s"
     file.write_text(json.dumps(settings))
     loaded = load(file).config
     clock, telemetry = Clock(), Telemetry()
     store = open_store(f"sqlite:{folder}/state.db")
     await store.open()
-    page = Page(catalogue())
+    page = Page(page_families())
     try:
         async with platforms(loaded.blueking, clock, telemetry) as apis:
-            pollers = [
-                Poller(
-                    one,
-                    store=store,
-                    page=page,
-                    telemetry=telemetry,
-                    clock=clock,
-                    hold=0,
-                    stale_after=3,
-                    request_timeout=30,
-                )
-                for one in collectors(loaded, apis, clock)
-            ]
+            built = pollers(loaded, apis, Services(store, page, telemetry, clock))
 
             async def round_of() -> float:
                 began = time.process_time()
-                await _all(pollers)
+                await _all(built)
                 return (time.process_time() - began) / count
 
             await round_of()
@@ -78,7 +68,7 @@ async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, fl
                 pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(30)
             known = await round_of()
             finished = "blueking_job_executions_finished_total"
-            for poller in pollers:
+            for poller in built:
                 counted = (
                     sum(one.value for one in poller.state.counts.counters[finished].values()) if poller.state else 0
                 )

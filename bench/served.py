@@ -17,7 +17,7 @@ from bench import series
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Exposition
 from exporter.web.server import Backend, WebServer, listen
-from exporter.web.status import Failures, Status
+from exporter.status import Failures, Status
 
 BEAT = 0.001
 STALL = "bench_stall_seconds"

@@ -17,12 +17,13 @@ import aiohttp
 
 from bench.platform import SUBSCRIPTION, config
 from exporter import log
-from exporter.app import catalogue, collectors, platforms
 from exporter.clock import Clock
 from exporter.config.load import load
+from exporter.exposed import page_families
+from exporter.fleet import platforms, pollers
 from exporter.metrics.page import Page
 from exporter.model import Scope
-from exporter.poller import Poller
+from exporter.poller import Poller, Services
 from exporter.state.base import open_store
 from exporter.telemetry import Telemetry
 
@@ -55,19 +56,15 @@ async def run(url: str, folder: Path, sizes: list[int]) -> list[dict[str, object
     clock, telemetry = Clock(), Telemetry()
     store = open_store(f"sqlite:{folder}/stalls.db")
     await store.open()
-    page = Page(catalogue())
+    page = Page(page_families())
     found: list[dict[str, object]] = []
     try:
         async with platforms(loaded.blueking, clock, telemetry) as apis, aiohttp.ClientSession() as session:
-            shared = {"store": store, "page": page, "telemetry": telemetry, "clock": clock}
-            pollers = [
-                Poller(one, **shared, hold=0, stale_after=3, request_timeout=30)  # type: ignore[arg-type]
-                for one in collectors(loaded, apis, clock)
-            ]
-            (other,) = [poller for poller in pollers if poller.key.collector != "job"]
+            built = pollers(loaded, apis, Services(store, page, telemetry, clock))
+            (other,) = [poller for poller in built if poller.key.collector != "job"]
             found.append({"what": "subscription", **await _watch(other)})
-            pollers.remove(other)
-            for poller, size in zip(pollers, sizes, strict=True):
+            built.remove(other)
+            for poller, size in zip(built, sizes, strict=True):
                 await poller.poll()
                 await _start(session, url, poller.key.scope, size)
                 await asyncio.sleep(0.2)

@@ -4,8 +4,12 @@ Where things are, from the outside in:
 
     cli          sub-commands, flags, exit codes
     once probe demo healthcheck reference     one command each, without a daemon or around it
-    app          builds everything from a configuration, starts, reloads and stops it
+    app          start, signals, stop
+    reload       the configuration while the daemon runs: reload, files that are followed
+    status       what the landing page and the JSON APIs show
+    fleet        all pollers: one locked `apply(config)` starts, changes and stops them
     poller       one poll as a transaction, and the loop around it
+    exposed      what /metrics shows of one poller: state to chunks, birth hold, timers
     web          /metrics, landing page, JSON, web configuration file
     state        what has been counted: SQLite, memory
     metrics      a family as one row (family), its samples as bytes (render), the page made of them (page)

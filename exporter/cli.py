@@ -92,7 +92,8 @@ def _run(flags: argparse.Namespace, environ: Environ) -> int:
     # What is imported stays: looking for garbage in it would delay the start, and later every full collection.
     gc.disable()
     from exporter import log
-    from exporter.app import Options, run
+    from exporter.app import run
+    from exporter.reload import Options
 
     overrides = _overrides(flags, environ)
     loaded = _load(flags, environ, overrides)

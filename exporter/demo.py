@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from exporter import log
-from exporter.app import Options, run
+from exporter.app import run
 from exporter.config.load import Override, load
+from exporter.reload import Options
 from exporter.simulator.server import SimulatorServer, create_platform, sample_config
 
 SPEED = 10.0

@@ -8,12 +8,13 @@ import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from exporter.app import catalogue, collectors, platforms, show_static
 from exporter.clock import Clock
 from exporter.config.schema import Config
+from exporter.exposed import page_families, show_scope, show_status_codes
+from exporter.fleet import platforms, pollers
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Page
-from exporter.poller import Poller
+from exporter.poller import Poller, Services
 from exporter.state.base import open_store
 from exporter.telemetry import Telemetry
 
@@ -25,37 +26,26 @@ async def once(config: Config) -> tuple[bytes, bool]:
     metrics are left out: beside node_exporter's they would be duplicates. Raises `StateError`, `ConfigError`.
     """
     clock, telemetry = Clock(), Telemetry()
-    page = Page(catalogue(), config.max_series)
+    page = Page(page_families(), config.max_series)
     async with AsyncExitStack() as stack:
         store = open_store(config.state.url)
         await store.open()
         stack.push_async_callback(store.close)
         apis = await stack.enter_async_context(platforms(config.blueking, clock, telemetry))
-        pollers = [
-            Poller(
-                collector,
-                store=store,
-                page=page,
-                telemetry=telemetry,
-                clock=clock,
-                hold=config.counter_birth_hold,
-                stale_after=config.stale_after,
-                request_timeout=config.blueking.request_timeout,
-            )
-            for collector in collectors(config, apis, clock)
-        ]
-        await asyncio.gather(*(poll_completely(poller) for poller in pollers))
-        show_static(page, config)
+        polled = pollers(config, apis, Services(store, page, telemetry, clock))
+        await asyncio.gather(*(poll_completely(poller) for poller in polled))
+        show_status_codes(page)
+        for scope in config.scopes:
+            show_scope(page, scope)
         body = b"".join(page.exposition(Format.TEXT))
-    return body, all(poller.success for poller in pollers)
+    return body, all(poller.success for poller in polled)
 
 
 async def poll_completely(poller: Poller) -> None:
     """Poll until there is no history left to read, and show everything as it is."""
     while await poller.poll():
         pass
-    poller.render(final=True)
-    poller.cancel_timer()
+    poller.show(final=True)
 
 
 def write_atomically(path: Path, body: bytes) -> None:

@@ -7,15 +7,15 @@ from contextlib import aclosing
 
 import msgspec
 
-from exporter.app import catalogue, collectors, platforms
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import Collector
 from exporter.config.schema import Config
 from exporter.errors import ApiError
+from exporter.exposed import page_families
+from exporter.fleet import platforms, pollers
 from exporter.metrics.page import Page
 from exporter.model import Key
-from exporter.poller import Poller
+from exporter.poller import Poller, Services
 from exporter.state.memory import MemoryStore
 from exporter.telemetry import Telemetry
 
@@ -54,22 +54,14 @@ class Quotas(Telemetry):
 async def probe(config: Config, telemetry: Telemetry) -> AsyncGenerator[Finding, None]:
     """One finding per poller, in the order of the configuration. Nothing is stored; BlueKing is only read."""
     clock = Clock()
+    services = Services(MemoryStore(), Page(page_families(), config.max_series), telemetry, clock)
     async with platforms(config.blueking, clock, telemetry) as apis:
-        for collector in collectors(config, apis, clock):
-            yield await _probe(collector, config, clock, telemetry)
+        for poller in pollers(config, apis, services):
+            yield await _probe(poller, config, clock)
 
 
-async def _probe(collector: Collector, config: Config, clock: Clock, telemetry: Telemetry) -> Finding:
-    poller = Poller(
-        collector,
-        store=MemoryStore(),
-        page=Page(catalogue(), config.max_series),
-        telemetry=telemetry,
-        clock=clock,
-        hold=0.0,
-        stale_after=config.stale_after,
-        request_timeout=config.blueking.request_timeout,
-    )
+async def _probe(poller: Poller, config: Config, clock: Clock) -> Finding:
+    collector = poller.collector
     seconds = max(collector.interval, 2 * config.blueking.request_timeout)
     try:
         records = await collector.fetch(None, Deadline(seconds, clock))
@@ -78,8 +70,8 @@ async def _probe(collector: Collector, config: Config, clock: Clock, telemetry: 
     except ApiError as error:
         return Finding(poller.key, explain(error), 0, 0.0)
     finally:
-        poller.cancel_timer()
-    return Finding(poller.key, "", poller.series, calls)
+        poller.close()
+    return Finding(poller.key, "", poller.exposed.series, calls)
 
 
 def explain(error: ApiError) -> str:

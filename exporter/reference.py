@@ -1,15 +1,14 @@
-"""The metric reference as Markdown, in English and Chinese, made from the catalogue that the page is made from."""
+"""The metric reference as Markdown, in English and Chinese, made from the families of the page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Literal
 
-from exporter.app import catalogue
 from exporter.collectors.job.metrics import STATUS_CODE_INFO
+from exporter.exposed import COLLECTOR_FAMILIES, page_families
 from exporter.metrics.family import SCOPE_LABELS, Family
-from exporter.poller import FAMILIES
-from exporter.telemetry import FAMILIES as PROCESS_FAMILIES
+from exporter.telemetry import PROCESS_FAMILIES
 
 Language = Literal["en", "zh"]
 
@@ -39,13 +38,13 @@ def reference(language: Language) -> str:
     """One Markdown document that ends with a newline."""
     texts = TEXTS[language]
     unscoped = {STATUS_CODE_INFO.name}
-    watched = [family for family in catalogue() if family not in FAMILIES]
+    watched = [family for family in page_families() if family not in COLLECTOR_FAMILIES]
     parts = [
         f"# {texts['title']}",
         f"## {texts['watched']}",
         _table(((family, () if family.name in unscoped else SCOPE_LABELS) for family in watched), language),
         f"## {texts['pollers']}",
-        _table(((family, ("collector", *SCOPE_LABELS)) for family in FAMILIES), language),
+        _table(((family, ("collector", *SCOPE_LABELS)) for family in COLLECTOR_FAMILIES), language),
         f"## {texts['process']}",
         _table(((family, ()) for family in PROCESS_FAMILIES), language),
         str(texts["more"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Mapping
@@ -33,6 +34,15 @@ def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
     except ValueError:
         return None
     return microseconds / 2e6 if microseconds > 0 and mine else None
+
+
+async def feed_watchdog(environ: Mapping[str, str] = os.environ) -> None:
+    """Send `WATCHDOG=1` at half of what the manager waits for, as long as the event loop runs. Returns at once when the
+    manager does not wait for any."""
+    interval = watchdog_interval(environ)
+    while interval is not None:
+        notify("WATCHDOG=1", environ=environ)
+        await asyncio.sleep(interval)
 
 
 def sockets(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:

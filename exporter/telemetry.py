@@ -1,25 +1,31 @@
 """The exporter's own metrics that belong to the process; those of a collector and scope are on the page.
 
-A row of `FAMILIES` is all there is to say about a metric: prometheus_client keeps its values, the reference is made of
-the row. A gauge whose value is not known yet is absent, never 0.
+A row of `PROCESS_FAMILIES` defines a metric; prometheus_client keeps its values, and the reference is generated from
+the rows. A gauge whose value is not known yet is absent, never 0.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import platform
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 
+from exporter.clock import Clock
+from exporter.errors import StateError
 from exporter.metrics.family import Family
 from exporter.metrics.render import encode, header, label_text, number, sample_names
 
 _PREFIX = "blueking_exporter_"
 _REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+PERIOD = 1.0
+"""Seconds between two measurements of the event loop and of the state."""
 MOST_FIELDS = 64
 """Distinct values of the label `field`; further ones are counted as `other`."""
 
@@ -30,7 +36,7 @@ def _row(
     return Family(_PREFIX + name, kind, labels, text, text_zh)
 
 
-FAMILIES = (
+PROCESS_FAMILIES = (
     _row(
         "counter",
         "api_requests_total",
@@ -155,7 +161,7 @@ class Telemetry:
         self._registry = registry or CollectorRegistry()
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
-        for family in FAMILIES:
+        for family in PROCESS_FAMILIES:
             name = family.name.removeprefix(_PREFIX)
             if family.kind == "counter":
                 self._counters[name] = Counter(family.name, family.help, family.labels, registry=self._registry)
@@ -165,7 +171,7 @@ class Telemetry:
                 self._durations = Histogram(
                     family.name, family.help, family.labels, registry=self._registry, buckets=_REQUEST_BUCKETS
                 )
-        self._unknown = {family.name for family in FAMILIES if family.kind == "gauge"}
+        self._unknown = {family.name for family in PROCESS_FAMILIES if family.kind == "gauge"}
         self._fields: set[str] = set()
         self._series: Mapping[str, int] = {}
         self._inflight = 0
@@ -239,6 +245,20 @@ class Telemetry:
     def loop_lag(self, seconds: float) -> None:
         """The event loop woke up this late."""
         self._set("event_loop_lag_seconds", seconds)
+
+    async def measure_loop_lag(self, clock: Clock) -> None:
+        """Find out once a second how late the event loop runs what is due."""
+        while True:
+            due = clock.monotonic() + PERIOD
+            await asyncio.sleep(PERIOD)
+            self.loop_lag(max(0.0, clock.monotonic() - due))
+
+    async def measure_state(self, size: Callable[[], Awaitable[int | None]]) -> None:
+        """Ask once a second for the size of the state. A store that fails is reported by the polls."""
+        while True:
+            with contextlib.suppress(StateError):
+                self.state_size(await size())
+            await asyncio.sleep(PERIOD)
 
     def config_loaded(self, sha256: str, at: float) -> None:
         """This configuration is in use since this unix time."""

@@ -12,8 +12,8 @@ from aiohttp.web_request import BaseRequest
 
 from exporter.log import redact
 from exporter.model import ScopeType
+from exporter.status import Failures, Status
 from exporter.web.reply import NO_STORE, Reply, text, whole
-from exporter.web.status import Failures, Status
 
 JSON = "application/json; charset=utf-8"
 ROWS = 1000

@@ -15,8 +15,8 @@ from urllib.parse import quote
 from aiohttp.web_request import BaseRequest
 
 from exporter import log
+from exporter.status import PollerStatus, State, Status
 from exporter.web.reply import NO_STORE, Reply, whole
-from exporter.web.status import State, Status, Watch
 
 Language = Literal["en", "zh"]
 MOST_ROWS = 500
@@ -174,9 +174,9 @@ def preferred(accept_language: str) -> Language:
 def page(status: Status, language: Language, telemetry_path: str) -> str:
     """The whole document. Everything that comes from outside is redacted, stripped of controls and escaped."""
     text = _TEXTS[language]
-    watches = sorted(status.watches, key=_urgency)
-    counts = Counter(watch.state for watch in watches)
-    hosts = sum(watch.failing_hosts or 0 for watch in watches)
+    pollers = sorted(status.pollers, key=_urgency)
+    counts = Counter(watch.state for watch in pollers)
+    hosts = sum(watch.failing_hosts or 0 for watch in pollers)
     tiles = [
         *(_tile(str(counts[state]), text[state], state if counts[state] else "") for state in _ORDER),
         _tile(f"{hosts:,}", text["hosts"], "failing" if hosts else ""),
@@ -204,7 +204,7 @@ def page(status: Status, language: Language, telemetry_path: str) -> str:
 <main>
 <ul class="tiles">{"".join(tiles)}</ul>
 <h2>{text["watched"]}<small>{_process(status, text)}</small></h2>
-<div class="box">{_table(watches, text, language)}</div>
+<div class="box">{_table(pollers, text, language)}</div>
 </main>
 <nav>
 <a href="{escape(telemetry_path)}">{text["metrics"]}</a>
@@ -223,7 +223,7 @@ def _process(status: Status, text: dict[str, str]) -> str:
     return f"{text['ready' if status.ready else 'not_ready']} · {text['uptime']} {_duration(status.uptime, text)}"
 
 
-def _urgency(watch: Watch) -> tuple[int, str, int, str, str]:
+def _urgency(watch: PollerStatus) -> tuple[int, str, int, str, str]:
     # Ids are numbers written as text: 2 comes before 10.
     scope_id = watch.bk_scope_id
     return _ORDER.index(watch.state), watch.bk_scope_type, len(scope_id), scope_id, watch.collector
@@ -240,13 +240,13 @@ def _switch(language: Language, label: str, current: Language) -> str:
     return f'<a href="?lang={language}" lang="{tag}" hreflang="{tag}">{label}</a>'
 
 
-def _table(watches: list[Watch], text: dict[str, str], language: Language) -> str:
-    if not watches:
+def _table(pollers: list[PollerStatus], text: dict[str, str], language: Language) -> str:
+    if not pollers:
         return f'<p class="empty">{text["nothing"]}</p>'
     titles = ("state", "scope", "collector", "age", "reason", "next", "hosts")
     head = "".join(f'<th scope="col"{_numeric(name)}>{text[f"col_{name}"]}</th>' for name in titles)
-    rows = "".join(_row(watch, text, language) for watch in watches[:MOST_ROWS])
-    more = len(watches) - MOST_ROWS
+    rows = "".join(_row(watch, text, language) for watch in pollers[:MOST_ROWS])
+    more = len(pollers) - MOST_ROWS
     note = ""
     if more > 0:
         link = '<a href="/api/v1/status">/api/v1/status</a>'
@@ -258,7 +258,7 @@ def _numeric(column: str) -> str:
     return ' class="num"' if column == "hosts" else ""
 
 
-def _row(watch: Watch, text: dict[str, str], language: Language) -> str:
+def _row(watch: PollerStatus, text: dict[str, str], language: Language) -> str:
     scope = f"{watch.bk_scope_type}/{watch.bk_scope_id}"
     below = f'<span class="sub">{_clean(scope)}</span>' if watch.name else ""
     cells = [
@@ -273,7 +273,7 @@ def _row(watch: Watch, text: dict[str, str], language: Language) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _age(watch: Watch, text: dict[str, str]) -> str:
+def _age(watch: PollerStatus, text: dict[str, str]) -> str:
     if watch.age is None:
         return f'<span class="quiet">{text["never"]}</span>'
     ago = text["ago"].format(_duration(watch.age, text))
@@ -286,7 +286,7 @@ def _age(watch: Watch, text: dict[str, str]) -> str:
     return f'<time datetime="{moment}" title="{moment}">{ago}</time>'
 
 
-def _why(watch: Watch, text: dict[str, str], language: Language) -> str:
+def _why(watch: PollerStatus, text: dict[str, str], language: Language) -> str:
     if not watch.reason:
         return f'<td class="why none"><span class="quiet">{text["unknown"]}</span></td>'
     meaning = _REASONS.get(watch.reason, ("", ""))[language == "zh"]
@@ -296,7 +296,7 @@ def _why(watch: Watch, text: dict[str, str], language: Language) -> str:
     return f'<td class="why" data-label="{text["col_reason"]}">{meaning} <code>{_clean(watch.reason)}</code>{sub}</td>'
 
 
-def _next(watch: Watch, text: dict[str, str]) -> str:
+def _next(watch: PollerStatus, text: dict[str, str]) -> str:
     every = (
         f'<span class="sub">{text["every"].format(_duration(watch.interval, text))}</span>' if watch.interval else ""
     )
@@ -305,7 +305,7 @@ def _next(watch: Watch, text: dict[str, str]) -> str:
     return (text["in"].format(_duration(watch.next_poll, text)) if watch.next_poll >= 1 else text["now"]) + every
 
 
-def _hosts(watch: Watch, text: dict[str, str]) -> str:
+def _hosts(watch: PollerStatus, text: dict[str, str]) -> str:
     if watch.failing_hosts is None:
         return f'<span class="quiet">{text["unknown"]}</span>'
     return f'<span class="{"hot" if watch.failing_hosts else "quiet"}">{watch.failing_hosts:,}</span>'

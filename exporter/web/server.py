@@ -22,6 +22,7 @@ from aiohttp.web_server import Server
 
 from exporter import log
 from exporter.errors import ExporterError
+from exporter.status import Failures, Status
 from exporter.web import api
 from exporter.web.auth import Busy
 from exporter.web.config import WebConfig
@@ -29,7 +30,6 @@ from exporter.web.connection import Connection, Limits
 from exporter.web.landing import landing
 from exporter.web.metrics import Exposition, metrics
 from exporter.web.reply import SECURITY_HEADERS, WRITE, WRITE_TLS, Reply, text, writes
-from exporter.web.status import Failures, Status
 
 RESERVED_FILES = 32
 """Descriptors kept for pollers, state and logs, however many clients come."""

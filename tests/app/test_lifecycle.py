@@ -16,16 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from exporter.app import App, Options, catalogue, platforms
+from exporter.app import App
 from exporter.clock import Clock
 from exporter.collectors.job.collector import JobCollector
 from exporter.config.load import load
 from exporter.config.schema import Auth, Collectors, JobPlatform, ScopeConfig
 from exporter.config.secret import Secret
+from exporter.exposed import page_families
+from exporter.fleet import platforms
 from exporter.metrics.family import Chunk
 from exporter.metrics.page import Page
 from exporter.model import Key, Scope
-from exporter.poller import Poller
+from exporter.poller import Poller, Services, Settings
+from exporter.reload import Options
 from exporter.simulator.faults import Fault
 from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer
@@ -325,14 +328,11 @@ async def test_a_page_that_breaks_stops_no_poller() -> None:
         async with platforms(config, clock, telemetry) as apis:
             collector = JobCollector.build(ScopeConfig(OTHER, "", Collectors()), apis, clock, 0.0)
             assert collector is not None
-            poller = Poller(
-                collector, store=store, page=Torn(catalogue()), telemetry=telemetry, clock=clock, hold=0.0,
-                stale_after=5, request_timeout=2.0,
-            )  # fmt: skip
+            services = Services(store, Torn(page_families()), telemetry, clock)
+            poller = Poller(collector, Settings(hold=0.0, stale_after=5, request_timeout=2.0), services)
             await poller.poll()
             assert (poller.success, poller.reason) == (False, "internal")
             assert await store.load(poller.key) is not None
-            poller.cancel_timer()
 
 
 def test_process_starts_fast_enough_to_be_looked_at(tmp_path: Path, simulated: Simulated) -> None:

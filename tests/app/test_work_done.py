@@ -16,18 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from exporter.app import catalogue, collectors, platforms
 from exporter.blueking.envelope import Reply, ResponseDecoder, read
 from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
 from exporter.clock import Clock
 from exporter.collectors.base import MANY, fold
 from exporter.config.load import load
+from exporter.exposed import page_families
+from exporter.fleet import platforms, pollers
 from exporter.metrics.family import Chunk, Family, Labels
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import PIECE, Page
 from exporter.metrics.render import render_gauge, scope_prefix
 from exporter.model import Key, Scope
-from exporter.poller import Poller
+from exporter.poller import Poller, Services
 from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer
 from exporter.simulator.world import StepScript, target
@@ -55,7 +56,7 @@ class CountingPage(Page):
     """Notes which chunks are other objects than before: those have been rendered."""
 
     def __init__(self) -> None:
-        super().__init__(catalogue())
+        super().__init__(page_families())
         self.rendered: dict[str, Chunk] = {}
         self._last: dict[str, Chunk] = {}
 
@@ -122,9 +123,11 @@ blueking:
   job: {{url: "{server.url}/api/bk-job/prod"}}
   auth: {{app_code: blueking-exporter, app_secret: simulated, username: admin}}
   requests_per_second: 10000
+  request_timeout: 5s
 collectors:
   job: {{interval: 30s, lookback: 10m, reopen_window: 24h}}
 counter_birth_hold: 0s
+stale_after: 3
 scopes: [{{bk_scope_type: biz, bk_scope_id: "2", name: a}}]
 """
         )
@@ -132,16 +135,12 @@ scopes: [{{bk_scope_type: biz, bk_scope_id: "2", name: a}}]
         clock, telemetry = Clock(now, now), Telemetry()
         store, page = CountingStore(), CountingPage()
         async with platforms(config.blueking, clock, telemetry) as apis:
-            (collector,) = collectors(config, apis, clock)
-            poller = Poller(
-                collector, store=store, page=page, telemetry=telemetry, clock=clock, hold=0.0, stale_after=3,
-                request_timeout=5.0,
-            )  # fmt: skip
+            (poller,) = pollers(config, apis, Services(store, page, telemetry, clock))
             one = Watched(platform, poller, store, page)
             await one.poll(2)
             one.forget()
             yield one
-            poller.cancel_timer()
+            poller.close()
 
 
 async def test_an_idle_poll_is_one_call_one_commit_and_a_few_lines(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from exporter.app import catalogue
+from exporter.exposed import page_families
 from exporter.metrics.family import SCOPE_LABELS, Family
 from exporter.metrics.negotiate import Format
 from exporter.reference import reference
 from exporter.simulator.world import Outcome, StepScript, Target, target
-from exporter.telemetry import FAMILIES as PROCESS
+from exporter.telemetry import PROCESS_FAMILIES as PROCESS
 from tests.support.parsers import parse
 from tests.support.process import BIZ, Daemon, Simulated, configuration
 
@@ -125,7 +125,7 @@ def declared(families: tuple[Family, ...], *owner: str) -> dict[str, Row]:
 
 def test_the_catalogue_is_that_of_the_contract() -> None:
     """Names, types and labels of everything that can be on the page, no more and no less."""
-    of_page = {family.name: family for family in catalogue()}
+    of_page = {family.name: family for family in page_families()}
     unscoped = table(UNSCOPED)
     assert of_page.keys() == CONTRACT.keys() - table(PROCESS_WIDE).keys()
     for name, family in of_page.items():
@@ -137,7 +137,7 @@ def test_the_catalogue_is_that_of_the_contract() -> None:
 
 def test_every_family_explains_itself_in_both_languages() -> None:
     """Help texts are there, English has no Chinese in it and the other way round."""
-    for family in (*catalogue(), *PROCESS):
+    for family in (*page_families(), *PROCESS):
         assert family.help, family.name
         assert not re.search(r"[一-鿿]", family.help)
         assert re.search(r"[一-鿿]", family.help_zh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exporter.metrics.negotiate import Format
-from exporter.telemetry import FAMILIES, MOST_FIELDS, Telemetry
+from exporter.telemetry import MOST_FIELDS, PROCESS_FAMILIES, Telemetry
 from tests.support.parsers import parse
 
 
@@ -46,7 +46,7 @@ def test_every_row_is_shown_once_something_happened() -> None:
     """No metric of the table is forgotten, and both formats give the same values."""
     telemetry = busy()
     text = telemetry.render(openmetrics=False).decode()
-    for family in FAMILIES:
+    for family in PROCESS_FAMILIES:
         assert text.count(f"# TYPE {family.name} {family.kind}\n") == 1
     classic, openmetrics = samples(telemetry), samples(telemetry, Format.OPENMETRICS)
     changing = ("process_", "python_")

@@ -15,11 +15,12 @@ from typing import Any
 
 import yaml
 
-from exporter.app import App, Options
+from exporter.app import App
 from exporter.clock import Clock
 from exporter.config.load import load
 from exporter.metrics.negotiate import Format
 from exporter.model import Scope
+from exporter.reload import Options
 from exporter.simulator.platform import LoggedCall, Platform
 from exporter.simulator.server import SimulatorServer
 from exporter.simulator.world import JobWorld
@@ -191,7 +192,7 @@ class Daemon:
     def _waits(self) -> list[float]:
         """Seconds until the next poll of each scope."""
         assert self.app is not None
-        return [watch.next_poll or 0.0 for watch in self.app.status().watches]
+        return [watch.next_poll or 0.0 for watch in self.app.status().pollers]
 
     async def ask(self, path: str, *headers: str, method: str = "GET") -> tuple[int, bytes]:
         """Status and body of one request to the exporter."""

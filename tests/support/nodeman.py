@@ -97,7 +97,7 @@ class Nodeman(Daemon):
 
     async def reload(self) -> None:
         assert self.app is not None
-        assert await self.app.reload() == []
+        assert await self.app.configuration.reload() == []
 
     async def poll_at(self, moment: float) -> Metrics:
         """The page after a poll that saw the platform exactly at that moment of loop time."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Exposition, Piece, Snapshot
+from exporter.status import Failures, Status
 from exporter.web.config import WebConfig
 from exporter.web.connection import Limits
 from exporter.web.server import Backend, WebServer, listen
-from exporter.web.status import Failures, Status
 
 
 def no_failures(scope_type: str | None, scope_id: str | None) -> Failures:

@@ -15,8 +15,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from exporter.status import PollerStatus, Status
 from exporter.web.landing import MOST_ROWS, page, preferred
-from exporter.web.status import Status, Watch
 from tests.support.components import require
 from tests.support.web import running
 
@@ -35,7 +35,7 @@ FLAGS = (
 )
 
 
-def watch(**changes: Any) -> Watch:
+def watch(**changes: Any) -> PollerStatus:
     plain: dict[str, Any] = {
         "collector": "job",
         "bk_scope_type": "biz",
@@ -49,11 +49,11 @@ def watch(**changes: Any) -> Watch:
         "failing_hosts": 0,
         "series": 120,
     }
-    return Watch(**plain | changes)
+    return PollerStatus(**plain | changes)
 
 
-def status(*watches: Watch) -> Status:
-    return Status(version="0.1.0", started=NOW - 93784, uptime=93784.0, ready=True, series=84213, watches=watches)
+def status(*pollers: PollerStatus) -> Status:
+    return Status(version="0.1.0", started=NOW - 93784, uptime=93784.0, ready=True, series=84213, pollers=pollers)
 
 
 PERMISSION = {"reason": "permission", "message": "JOB 9900403: 没有业务访问权限 access_business", "age": 700.0}

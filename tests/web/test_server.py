@@ -21,9 +21,9 @@ import structlog
 
 from exporter import log, systemd
 from exporter.errors import ConfigError, ExporterError
+from exporter.status import FailingExecution, FailingHost, Failures, PollerStatus, Status
 from exporter.web.connection import Limits
 from exporter.web.server import WATCH, listen
-from exporter.web.status import FailingExecution, FailingHost, Failures, Status, Watch
 from tests.support.components import eventually
 from tests.support.paths import ROOT
 from tests.support.web import Running, expose, parsed, resident, running
@@ -144,7 +144,7 @@ async def test_other_telemetry_path(lines: io.StringIO) -> None:
 async def test_status_and_failures_as_json(lines: io.StringIO) -> None:
     """The API gives what the daemon knows, filtered by scope; secrets of the platform's texts are redacted."""
     log.redact_values(["t0ps3cret-value"])
-    watch = Watch(
+    watch = PollerStatus(
         collector="job", bk_scope_type="biz", bk_scope_id="2", name="a", state="failing", message="no t0ps3cret-value"
     )
     asked: list[tuple[str | None, str | None]] = []
@@ -160,7 +160,7 @@ async def test_status_and_failures_as_json(lines: io.StringIO) -> None:
         )  # fmt: skip
         return Failures((one,), (host,))
 
-    status = Status(version="1", started=1.0, uptime=2.0, ready=True, watches=(watch,))
+    status = Status(version="1", started=1.0, uptime=2.0, ready=True, pollers=(watch,))
     async with running(status=lambda: status, failures=failures) as server:
         _, headers, body = await server.get("/api/v1/status")
         assert headers["content-type"] == "application/json; charset=utf-8"

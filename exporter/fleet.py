@@ -1,0 +1,197 @@
+"""All pollers of the process: what starts, changes and stops them.
+
+config ─┐
+        ├─► apply (one at a time) ─► exactly one running poller per wanted (collector, scope)
+assigned┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+from exporter import log
+from exporter.blueking.client import Client
+from exporter.blueking.job import JobApi
+from exporter.blueking.nodeman import NodemanApi
+from exporter.blueking.nodeman_legacy import NodemanLegacyApi
+from exporter.clock import Clock
+from exporter.collectors import COLLECTORS
+from exporter.collectors.base import Collector, Platforms
+from exporter.config.schema import BlueKing, Config, ScopeConfig
+from exporter.errors import StateError
+from exporter.exposed import scope_key, show_scope, show_status_codes
+from exporter.model import Key
+from exporter.poller import Poller, Services, Settings
+from exporter.telemetry import Telemetry
+
+KEEP = 7 * 86400.0
+"""Seconds for which the state of a removed scope is kept, so that it continues when the scope comes back."""
+PROCESS_SERIES = 200
+"""Series of `max_series` that are reserved for the metrics of the process."""
+
+Assignment = Callable[[Key], bool]
+"""Whether this process polls a (collector, scope). The key of a scope itself has an empty collector."""
+
+
+@asynccontextmanager
+async def platforms(config: BlueKing, clock: Clock, telemetry: Telemetry) -> AsyncIterator[Platforms]:
+    """The APIs of the configured platforms. They share one client and so one rate limit."""
+    async with Client(config, clock, telemetry, log.get()) as client:
+        yield Platforms(
+            job=JobApi(client, config.job) if config.job else None,
+            nodeman=NodemanApi(client, config.nodeman, config.timezone) if config.nodeman else None,
+            nodeman_legacy=(
+                NodemanLegacyApi(client, config.nodeman_legacy, config.timezone) if config.nodeman_legacy else None
+            ),
+        )
+
+
+def collectors(config: Config, apis: Platforms, clock: Clock) -> list[Collector]:
+    """One collector per enabled (collector, scope), in the order of the configuration."""
+    built = (
+        collector.build(scope, apis, clock, config.counter_birth_hold)
+        for scope in config.scopes
+        for collector in COLLECTORS
+    )
+    return [collector for collector in built if collector is not None]
+
+
+def pollers(config: Config, apis: Platforms, services: Services) -> list[Poller]:
+    """One poller per enabled (collector, scope), none of them loaded or running."""
+    settings = Settings.of(config)
+    return [Poller(collector, settings, services) for collector in collectors(config, apis, services.clock)]
+
+
+def series_limit(config: Config) -> int:
+    """Series that the page may have beside the metrics of the process."""
+    return max(0, config.max_series - PROCESS_SERIES)
+
+
+class Fleet:
+    """Runs the pollers that configuration and assignment ask for, until the context is left.
+
+    `apply` is the only way to change them, at the start, at a reload and later.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self.pollers: dict[Key, Poller] = {}
+        self.scopes: tuple[ScopeConfig, ...] = ()
+        self._services = services
+        self._config: Config | None = None
+        self._assigned: Assignment = lambda key: True
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._group = asyncio.TaskGroup()
+        self._lock = asyncio.Lock()
+        self._stopped = False
+        self._client = AsyncExitStack()
+        self._platforms = Platforms()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stopped = True
+        for task in self._tasks.values():
+            task.cancel()
+        try:
+            await self._group.__aexit__(kind, error, traceback)
+        finally:
+            for poller in self.pollers.values():
+                poller.exposed.cancel_timer()
+            await self._client.aclose()
+
+    @property
+    def attempted(self) -> bool:
+        """Whether there is a configuration and every poller has ended a poll, complete or not."""
+        return self._config is not None and all(poller.attempted.is_set() for poller in self.pollers.values())
+
+    async def apply(self, config: Config | None = None, *, assigned: Assignment | None = None) -> bool:
+        """Run exactly one poller per (collector, scope) that the configuration enables and that is assigned here.
+
+        An argument that is not given stays what it was; everything is assigned at first. Pollers that stay keep their
+        state and go on. Raises `ConfigError` for TLS files and `StateError` for states that cannot be loaded; then
+        nothing has changed. False, and nothing has changed, after `stop`.
+        """
+        async with self._lock:
+            config, assigned = config or self._config, assigned or self._assigned
+            if self._stopped or config is None:
+                return False
+            await self._apply(config, assigned)
+            return True
+
+    async def stop(self) -> None:
+        """Stop all polls for good, at the latest when an `apply` that is running has ended. The page stays as it is."""
+        async with self._lock:
+            self._stopped = True
+            await self._stop(self._tasks)
+
+    async def purge(self) -> None:
+        """Forget the states of scopes that have been gone for `KEEP`, once an hour."""
+        while True:
+            try:
+                forgotten = await self._services.store.purge(list(self.pollers), self._services.clock.wall() - KEEP)
+                if forgotten:
+                    log.get().info("state_purged", states=forgotten)
+            except StateError as error:
+                log.get().warning("state_purge_failed", message=str(error))
+            await asyncio.sleep(3600)
+
+    async def _apply(self, config: Config, assigned: Assignment) -> None:
+        services, settings = self._services, Settings.of(config)
+        # First all that can fail, without any change.
+        async with AsyncExitStack() as undo:
+            client, apis = self._client, self._platforms
+            if self._config is None or config.blueking != self._config.blueking:
+                client = await undo.enter_async_context(AsyncExitStack())
+                apis = await client.enter_async_context(platforms(config.blueking, services.clock, services.telemetry))
+            built = collectors(config, apis, services.clock)
+            wanted = {key: one for one in built if assigned(key := Key(one.name, one.scope))}
+            added = [Poller(one, settings, services) for key, one in wanted.items() if key not in self.pollers]
+            for poller in added:
+                await poller.load()
+            undo.pop_all()
+
+        await self._stop(
+            key
+            for key, poller in self.pollers.items()
+            if client is not self._client or key not in wanted or wanted[key].interval != poller.collector.interval
+        )
+        if client is not self._client:
+            await self._client.aclose()
+            self._client, self._platforms = client, apis
+        for key in self.pollers.keys() - wanted.keys():
+            self.pollers.pop(key).close()
+        for key, poller in self.pollers.items():
+            poller.reconfigure(wanted[key], settings)
+        for poller in added:
+            self.pollers[poller.key] = poller
+            poller.show()
+        for key in self.pollers.keys() - self._tasks.keys():
+            self._tasks[key] = self._group.create_task(self.pollers[key].run(), name=f"poll {key}")
+        self._show_scopes(config, assigned)
+        self._config, self._assigned = config, assigned
+
+    async def _stop(self, keys: Iterable[Key]) -> None:
+        tasks = [self._tasks.pop(key) for key in list(keys)]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _show_scopes(self, config: Config, assigned: Assignment) -> None:
+        page = self._services.page
+        page.limit(series_limit(config))
+        show_status_codes(page)
+        before = {scope_key(one) for one in self.scopes}
+        self.scopes = tuple(one for one in config.scopes if assigned(scope_key(one)))
+        for gone in before - {scope_key(one) for one in self.scopes}:
+            page.remove(gone)
+        for one in self.scopes:
+            show_scope(page, one)

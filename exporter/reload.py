@@ -1,0 +1,116 @@
+"""The configuration while the daemon runs: reload on request, follow scope files and secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from exporter import log, systemd
+from exporter.clock import Clock
+from exporter.config.load import Loaded, Override, load
+from exporter.config.schema import Config
+from exporter.errors import ConfigError, StateError
+from exporter.fleet import Fleet
+from exporter.telemetry import Telemetry
+from exporter.web.config import WebConfig
+
+FOLLOW = 5.0
+"""Seconds between two looks at the scope files and secrets."""
+SECRETS = "secret files"
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the command line says beyond the configuration."""
+
+    config_file: Path
+    overrides: Mapping[str, Override] = {}
+    systemd_socket: bool = False
+
+
+class Configuration:
+    """The configuration in use. `requested` asks for a reload, as SIGHUP does; several requests are one."""
+
+    def __init__(
+        self, options: Options, loaded: Loaded, fleet: Fleet, web: WebConfig, telemetry: Telemetry, clock: Clock
+    ) -> None:
+        self.loaded = loaded
+        self.requested = asyncio.Event()
+        self._options = options
+        self._fleet = fleet
+        self._web = web
+        self._telemetry = telemetry
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._broken: set[str] = set()
+        telemetry.config_loaded(loaded.config.sha256, clock.wall())
+
+    def note(self, what: str, *, broken: bool) -> None:
+        """Set the metric of the last reload: 0 as long as anything that was read is broken."""
+        (self._broken.add if broken else self._broken.discard)(what)
+        if self._broken:
+            self._telemetry.config_reload_failed()
+        else:
+            self._telemetry.config_loaded(self.loaded.config.sha256, self._clock.wall())
+
+    async def reload(self) -> list[str]:
+        """Read the files again and use them, or change nothing and return what is wrong with them."""
+        async with self._lock:
+            systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            problems = await self._reload()
+            systemd.notify("READY=1")
+            return problems
+
+    async def _reload(self) -> list[str]:
+        try:
+            loaded = await asyncio.to_thread(load, self._options.config_file, self._options.overrides)
+            if broken := await self._web.refresh():
+                return [str(problem) for problem in broken]
+            self._warn_of_restart(loaded.config)
+            if not await self._fleet.apply(loaded.config):
+                return ["not reloaded: the exporter is stopping"]
+        except (ConfigError, StateError) as error:
+            self.note("configuration", broken=True)
+            problems = str(error).splitlines()
+            log.get().error("reload_failed", problems=problems, always=True)
+            return problems
+        self.loaded = loaded
+        self.note("configuration", broken=False)
+        log.get().info("reloaded", pollers=len(self._fleet.pollers))
+        return []
+
+    async def serve_requests(self) -> None:
+        """Reload whenever it is requested."""
+        while True:
+            await self.requested.wait()
+            self.requested.clear()
+            await self.reload()
+
+    async def follow(self) -> None:
+        """Request a reload when a scope file was added, removed or changed; log secret files that become unreadable."""
+        seen = await asyncio.to_thread(self.loaded.scope_stamp)
+        while True:
+            await asyncio.sleep(FOLLOW)
+            stamp = await asyncio.to_thread(self.loaded.scope_stamp)
+            if stamp != seen:
+                seen = stamp
+                self.requested.set()
+            lost = await asyncio.to_thread(self.loaded.unreadable_secrets)
+            if bool(lost) != (SECRETS in self._broken):
+                self.note(SECRETS, broken=bool(lost))
+            for file, why in lost:
+                log.get().error("secret_file_unreadable", file=str(file), message=why, consequence="the last one stays")
+
+    def _warn_of_restart(self, new: Config) -> None:
+        """Name the settings that are read at the start only."""
+        old = self.loaded.config
+        for path, before, after in (
+            ("server", old.server, new.server),
+            ("state.url", old.state.url, new.state.url),
+            ("log", old.log, new.log),
+        ):
+            if before != after:
+                log.get().warning("restart_needed", file=str(self._options.config_file), field=path)
