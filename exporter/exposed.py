@@ -26,6 +26,7 @@ from exporter.model import Key
 from exporter.telemetry import Telemetry
 
 ERRORS = "blueking_exporter_collector_errors_total"
+CIRCUIT_OPEN = "blueking_exporter_api_circuit_open"
 
 SCOPE_INFO = Family(
     "blueking_scope_info", "gauge", ("name",), "A configured scope and its name for people.", "已配置的范围及其名称。"
@@ -96,6 +97,14 @@ COLLECTOR_FAMILIES = (
         "按原因统计的失败轮询与调用数。",
         per_collector=True,
     ),
+    Family(
+        CIRCUIT_OPEN,
+        "gauge",
+        (),
+        "Whether the scope is polled less often because BlueKing refused two or more polls in a row (401 or 403).",
+        "该业务是否因连续两次以上被蓝鲸拒绝（401 或 403）而降低了轮询频率。",
+        per_collector=True,
+    ),
 )
 """The exporter's own families per collector and scope; `collector` and the scope are the labels of the owner."""
 
@@ -125,7 +134,7 @@ class PollReport(msgspec.Struct, frozen=True):
     """What a poller knows: its state and the result of its newest poll. None means not yet.
 
     `duration` is in seconds. `completed` is the monotonic time of the newest complete poll since the start. `errors`
-    holds the failed polls and calls by reason, since the start.
+    holds the failed polls and calls by reason, since the start. `circuit_open`: see `Poller`.
     """
 
     state: CollectorState | None = None
@@ -133,6 +142,7 @@ class PollReport(msgspec.Struct, frozen=True):
     duration: float | None = None
     completed: float | None = None
     errors: Counts = Counts()
+    circuit_open: bool = False
 
 
 class _Rendered(msgspec.Struct, frozen=True, gc=False):
@@ -213,6 +223,7 @@ class Exposed:
     def _own_chunks(self) -> dict[str, Chunk]:
         prefix, report, state = self._own_prefix, self._report, self._report.state
         gauges: dict[str, float | None] = {
+            CIRCUIT_OPEN: float(report.circuit_open),
             "success": None if report.success is None else float(report.success),
             "last_success_timestamp_seconds": state.last_success if state else None,
             "interval_seconds": self._collector.interval,

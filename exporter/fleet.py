@@ -132,6 +132,11 @@ class Fleet:
             self._stopped = True
             await self._stop(self._tasks)
 
+    def retry_refused(self) -> None:
+        """Poll the scopes at once that BlueKing refused: their credentials may have changed."""
+        for poller in self.pollers.values():
+            poller.retry_refused()
+
     async def purge(self) -> None:
         """Forget the states of scopes that have been gone for `KEEP`, once an hour."""
         while True:

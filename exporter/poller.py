@@ -8,6 +8,7 @@ A poller belongs to one (collector, scope) and is the only one that reads and wr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import zlib
 from functools import partial
@@ -27,6 +28,11 @@ from exporter.metrics.page import Page
 from exporter.model import Key
 from exporter.state.base import Store
 from exporter.telemetry import Telemetry
+
+REFUSED: frozenset[Reason] = frozenset({"auth", "permission"})
+"""Reasons that only a person can remove. Polling often does not help, and it fills the platform's logs."""
+LONGEST_DISTANCE = 300.0
+"""Seconds: the largest distance between two polls of a refused scope whose interval is shorter."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -72,6 +78,8 @@ class Poller:
         self._telemetry = services.telemetry
         self._clock = services.clock
         self._loaded = False
+        self._refusals = 0
+        self._poll_now = asyncio.Event()
         self._unknown: set[tuple[str, str]] = set()
         self._log = log.get().bind(collector=collector.name, scope=str(collector.scope))
 
@@ -107,6 +115,7 @@ class Poller:
     def reconfigure(self, collector: Collector, settings: Settings) -> None:
         """Use another configuration of the same (collector, scope) from the next poll on."""
         self.collector, self._settings = collector, settings
+        self.retry_refused()
         self.exposed.reconfigure(collector, settings.hold, settings.stale_after)
         self.show()
 
@@ -135,14 +144,34 @@ class Poller:
                 continue
             # A poll that took longer than the interval skips the polls that it overran.
             elapsed = (self._clock.monotonic() - begun) / interval
-            self.next_poll = begun + (math.floor(elapsed - phase) + 1 + phase) * interval
-            await asyncio.sleep(self.next_poll - self._clock.monotonic())
+            self.next_poll = begun + (math.floor(elapsed - phase) + self._distance() + phase) * interval
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.next_poll - self._clock.monotonic()):
+                    await self._poll_now.wait()
+
+    @property
+    def circuit_open(self) -> bool:
+        """Whether polls have become rare because two or more in a row were refused."""
+        return self._refusals >= 2
+
+    def _distance(self) -> int:
+        """Intervals until the next poll: 1, or 2, 4, 8 … up to `LONGEST_DISTANCE` while the circuit is open."""
+        if not self.circuit_open:
+            return 1
+        return max(1, min(1 << min(self._refusals - 1, 20), int(LONGEST_DISTANCE // self.collector.interval)))
+
+    def retry_refused(self) -> None:
+        """Poll at once if the newest polls were refused: the cause may have been removed."""
+        if self._refusals:
+            self._refusals = 0
+            self._poll_now.set()
 
     async def poll(self) -> bool:
         """Poll once. Returns whether there is more history to read at once; False after a poll that failed."""
         collector = self.collector
         begun = self._clock.monotonic()
         self.next_poll = begun
+        self._poll_now.clear()
         observed: Observed[Any] | None = None
         try:
             if not self._loaded:
@@ -162,7 +191,7 @@ class Poller:
             self._failed("internal", f"{type(error).__name__}: {error}")
         else:
             self._succeeded(observed)
-        self._update(duration=self._clock.monotonic() - begun)
+        self._update(duration=self._clock.monotonic() - begun, circuit_open=self.circuit_open)
         self.attempted.set()
         self.show()
         return self.success is True and observed is not None and observed.more
@@ -195,6 +224,7 @@ class Poller:
     def _succeeded(self, observed: Observed[Any]) -> None:
         if self.success is False:
             self._log.info("poll_recovered")
+        self._refusals = 0
         self._update(state=observed.state, success=True, completed=self._clock.monotonic())
         self.reason, self.message = None, ""
         for reason in observed.errors:
@@ -207,6 +237,7 @@ class Poller:
                 self._log.warning("unknown_value", field=field, value=value)
 
     def _failed(self, reason: Reason, message: str, **fields: object) -> None:
+        self._refusals += reason in REFUSED
         self._update(success=False)
         self.reason, self.message = reason, message
         self._count_error(reason)

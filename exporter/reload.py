@@ -90,10 +90,17 @@ class Configuration:
             await self.reload()
 
     async def follow(self) -> None:
-        """Request a reload when a scope file was added, removed or changed; log secret files that become unreadable."""
+        """Request a reload when a scope file was added, removed or changed, and poll refused scopes when a secret was.
+
+        Secret files that become unreadable are logged.
+        """
         seen = await asyncio.to_thread(self.loaded.scope_stamp)
+        secrets = await asyncio.to_thread(self.loaded.secret_stamp)
         while True:
             await asyncio.sleep(FOLLOW)
+            if (stamp := await asyncio.to_thread(self.loaded.secret_stamp)) != secrets:
+                secrets = stamp
+                self._fleet.retry_refused()
             stamp = await asyncio.to_thread(self.loaded.scope_stamp)
             if stamp != seen:
                 seen = stamp

@@ -49,6 +49,10 @@ class Loaded(msgspec.Struct, frozen=True):
                 lost.append((file, reason(error)))
         return lost
 
+    def secret_stamp(self) -> tuple[object, ...]:
+        """The versions of the secret files: differs when one was changed. Not for the event loop."""
+        return tuple((file, stamp(file)) for file in self.secret_files)
+
     def scope_stamp(self) -> tuple[object, ...]:
         """Names and versions of the scope files that match now: differs when one was added, removed or changed.
 
