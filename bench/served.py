@@ -16,8 +16,8 @@ import time
 from bench import series
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Exposition
-from exporter.web.server import Backend, WebServer, listen
 from exporter.status import Failures, Status
+from exporter.web.server import Backend, WebServer, listen
 
 BEAT = 0.001
 STALL = "bench_stall_seconds"

@@ -27,7 +27,7 @@ from exporter.reload import Configuration, Options
 from exporter.state.base import open_store
 from exporter.status import Status, failures, process_status
 from exporter.telemetry import Telemetry
-from exporter.web.config import WebConfig
+from exporter.web.security import WebConfig
 from exporter.web.server import Backend, WebServer, listen
 
 READY_AFTER = 60.0

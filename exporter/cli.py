@@ -109,7 +109,7 @@ def _run(flags: argparse.Namespace, environ: Environ) -> int:
 def _check(flags: argparse.Namespace, environ: Environ) -> int:
     loaded = _load(flags, environ, _overrides(flags, environ))
     if loaded.config.server.web_config_file:
-        from exporter.web.config import WebConfig
+        from exporter.web.security import WebConfig
 
         WebConfig(loaded.config.server.web_config_file)
     for warning in loaded.warnings:

@@ -16,7 +16,7 @@ from exporter.config.schema import Config
 from exporter.errors import ConfigError, StateError
 from exporter.fleet import Fleet
 from exporter.telemetry import Telemetry
-from exporter.web.config import WebConfig
+from exporter.web.security import WebConfig
 
 FOLLOW = 5.0
 """Seconds between two looks at the scope files and secrets."""

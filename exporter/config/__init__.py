@@ -2,7 +2,7 @@
 
 load.py        what others call: file + flags -> Config, or every problem at once
 schema.py      the typed values, each key with a sentence; the JSON Schema
-web.py         the web configuration file: file -> WebFile
+web_file.py    the web configuration file: file -> WebFile
 rules.py       what two keys say about each other
 read.py        nodes -> typed values
 document.py    text -> nodes, strictly (the only file that imports yaml)

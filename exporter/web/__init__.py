@@ -1,14 +1,9 @@
-"""What others see over HTTP: /metrics, the landing page, the JSON API and the probes.
+"""The web server: what others see over HTTP.
 
-server       listeners, the way of one request, start and stop
-connection   one connection: what it may cost, in time and memory
+server       listeners, the path of one request, start and stop
+connection   one connection: limits on its time and memory
+security     the web configuration file in use: TLS, users, headers, rate limit
 reply        an answer as a value
-metrics      GET /metrics
-landing      GET / (and landing.css)
-api          /-/healthy, /-/ready, /-/reload, /api/v1/...
-status       what the landing page and the API show
-config       the web configuration in force, followed while running (the file is read in exporter/config/web.py)
-tls          its TLS section as an ssl context
-auth         its users: basic authentication
-limiter      its rate limit
+api          answers for programs: /metrics, health checks, reload, JSON
+pages        answers for people: the landing page
 """

@@ -1,24 +1,53 @@
-"""The probes, the reload and the JSON for drill-down."""
+"""The answers for programs: /metrics, the health checks, the reload and the JSON of /api/v1."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import get_args
+from typing import Protocol, get_args
 
 import msgspec
 from aiohttp.web_request import BaseRequest
 
 from exporter.log import redact
+from exporter.metrics.negotiate import Format, negotiate
 from exporter.model import ScopeType
 from exporter.status import Failures, Status
 from exporter.web.reply import NO_STORE, Reply, text, whole
 
 JSON = "application/json; charset=utf-8"
+MOST_NAMES = 100
+"""Values of `name[]` that one request may have."""
 ROWS = 1000
-"""Rows that are put into words in one go, in some 3 ms."""
+"""Rows that are encoded at once, in about 3 ms."""
 _ID = re.compile("[1-9][0-9]{0,18}")
+
+
+class Answer(Protocol):
+    """The bytes of one exposition, to be iterated once; `length` in bytes where it is known before."""
+
+    @property
+    def length(self) -> int | None: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+Exposition = Callable[[Format, frozenset[str] | None, bool], Answer]
+"""(format, names or None for everything, gzip) → the page and the exporter's own metrics."""
+
+
+def metrics(request: BaseRequest, exposition: Exposition) -> Reply:
+    """The exposition in the format that the scraper prefers; 400 for more than 100 `name[]`."""
+    names = request.query.getall("name[]", [])
+    if len(names) > MOST_NAMES:
+        return text(400, f"at most {MOST_NAMES} name[] are allowed")
+    form, gzip = negotiate(
+        ",".join(request.headers.getall("Accept", [])), ",".join(request.headers.getall("Accept-Encoding", []))
+    )
+    answer = exposition(form, frozenset(names) if names else None, gzip)
+    headers = {"Vary": "Accept, Accept-Encoding"} | ({"Content-Encoding": "gzip"} if gzip else {})
+    return Reply(200, form.value, answer, answer.length, headers)
 
 
 def healthy() -> Reply:
@@ -32,7 +61,7 @@ def ready(is_ready: bool) -> Reply:
 
 
 async def reload(enabled: bool, reload: Callable[[], Awaitable[Sequence[str]]]) -> Reply:
-    """200 when the new configuration is in force, 403 when the lifecycle API is off, 500 with all errors."""
+    """200 when the new configuration is in use, 403 when the reload is not enabled, 500 with all errors."""
     if not enabled:
         return text(403, "reload is not enabled; start with --web.enable-lifecycle")
     errors = await reload()
@@ -62,7 +91,7 @@ def failures(request: BaseRequest, failures: Callable[[str | None, str | None], 
 
 
 def _chunks(found: Failures) -> Iterator[bytes]:
-    """The JSON in pieces: between two of them the event loop serves others."""
+    """The JSON in pieces; the event loop serves others in between."""
     yield b'{"executions":['
     yield from _rows(found.executions)
     yield b'],"hosts":['
@@ -78,5 +107,5 @@ def _rows(rows: Iterable[msgspec.Struct]) -> Iterator[bytes]:
 
 
 def _redacted(value: msgspec.Struct | list[msgspec.Struct]) -> bytes:
-    # Names and messages come from the platform; a secret that it gave back must not leave by this door.
+    # Names and messages come from the platform, which may repeat a secret.
     return redact(msgspec.json.encode(value).decode()).encode()

@@ -24,12 +24,10 @@ from exporter import log
 from exporter.errors import ExporterError
 from exporter.status import Failures, Status
 from exporter.web import api
-from exporter.web.auth import Busy
-from exporter.web.config import WebConfig
 from exporter.web.connection import Connection, Limits
-from exporter.web.landing import landing
-from exporter.web.metrics import Exposition, metrics
+from exporter.web.pages.landing import landing
 from exporter.web.reply import SECURITY_HEADERS, WRITE, WRITE_TLS, Reply, text, writes
+from exporter.web.security import Busy, WebConfig
 
 RESERVED_FILES = 32
 """Descriptors kept for pollers, state and logs, however many clients come."""
@@ -62,7 +60,7 @@ class Backend:
     `reload` returns the errors, none when the new configuration is in force. `sent` is told the bytes of an exposition.
     """
 
-    exposition: Exposition
+    exposition: api.Exposition
     status: Callable[[], Status]
     failures: Callable[[str | None, str | None], Failures]
     ready: Callable[[], bool]
@@ -268,7 +266,7 @@ class WebServer:
             "/-/ready": lambda: api.ready(backend.ready()),
             "/api/v1/status": lambda: api.status(backend.status()),
             "/api/v1/failures": lambda: api.failures(request, backend.failures),
-            backend.telemetry_path: lambda: metrics(request, backend.exposition),
+            backend.telemetry_path: lambda: api.metrics(request, backend.exposition),
         }
         route = routes.get(path)
         if route is None:

@@ -13,8 +13,8 @@ from typing import Any
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Exposition, Piece, Snapshot
 from exporter.status import Failures, Status
-from exporter.web.config import WebConfig
 from exporter.web.connection import Limits
+from exporter.web.security import WebConfig
 from exporter.web.server import Backend, WebServer, listen
 
 

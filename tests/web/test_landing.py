@@ -16,7 +16,8 @@ import aiohttp
 import pytest
 
 from exporter.status import PollerStatus, Status
-from exporter.web.landing import MOST_ROWS, page, preferred
+from exporter.web.pages.html import preferred
+from exporter.web.pages.landing import MOST_ROWS, page
 from tests.support.components import require
 from tests.support.web import running
 

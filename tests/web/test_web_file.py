@@ -25,10 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from exporter.errors import ConfigError
-from exporter.web.auth import LONGEST_PASSWORD, WAITING, Busy, Users, credentials
-from exporter.web.config import WebConfig
 from exporter.web.connection import Limits, names
-from exporter.web.limiter import TokenBucket
+from exporter.web.security import LONGEST_PASSWORD, WAITING, Busy, TokenBucket, Users, WebConfig, credentials
 from tests.support.paths import ROOT
 from tests.support.web import Running, expose, parsed, resident, running
 
@@ -620,7 +618,7 @@ def test_users_without_the_extra_are_refused(write: Callable[[str], Path]) -> No
     script = (
         "import sys, pathlib\n"
         "sys.modules['bcrypt'] = None\n"
-        "from exporter.web.config import WebConfig\n"
+        "from exporter.web.security import WebConfig\n"
         "WebConfig(pathlib.Path(sys.argv[1]))\n"
     )
     result = subprocess.run(
