@@ -12,12 +12,12 @@ Where there is no job_list nothing tells, and the configured jobs are read as th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
 
-from exporter.blueking.nodeman import PAGE_SIZE, HostRow, Job, NodemanApi, Statistics
+from exporter.blueking.nodeman import PAGE_SIZE, HostRow, Job, NodemanApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import (
@@ -27,29 +27,20 @@ from exporter.collectors.base import (
     Platforms,
     gather_bounded,
 )
-from exporter.collectors.nodeman import (
-    FAMILIES,
-    NodemanCollector,
-    NodemanView,
-    ended,
-    name_of,
-    read_pages,
-    status_label,
-)
-from exporter.collectors.nodeman_job.fold import (
-    DURATION,
-    FINISHED,
-    Fold,
+from exporter.collectors.nodeman import NodemanCollector, ended, name_of, read_pages, status_label
+from exporter.collectors.nodeman_job.fold import Fold
+from exporter.collectors.nodeman_job.metrics import FAMILIES
+from exporter.collectors.nodeman_job.state import (
+    NAME,
     NodemanJobRecords,
     NodemanJobState,
     TrackedJob,
     failures,
     is_new_run,
-    is_past,
 )
 from exporter.config.schema import NodemanJobConfig, ScopeConfig
 from exporter.errors import ApiError
-from exporter.metrics.family import Family, Labels
+from exporter.metrics.family import Family
 from exporter.model import NODEMAN_STATUSES
 
 FAILED = ("failed", "part_failed")
@@ -62,12 +53,12 @@ LOOK_AGAIN = 300.0
 """Seconds between two looks at the details of an ended job that has a failing host."""
 
 
-class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
+class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, NodemanApi]):
     """See `Collector`."""
 
-    name: ClassVar[str] = "nodeman_job"
+    name: ClassVar[str] = NAME
     state_type: ClassVar[type[NodemanJobState]] = NodemanJobState
-    families: ClassVar[tuple[Family, ...]]
+    families: ClassVar[tuple[Family, ...]] = FAMILIES
 
     @classmethod
     def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
@@ -298,7 +289,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
     def observe(
         self, state: NodemanJobState | None, records: NodemanJobRecords, now: float
     ) -> Observed[NodemanJobState]:
-        return Fold(self, state, records, now).result()
+        return Fold(self.config, self.biz, state, records, now, self.hold).result()
 
     # What others read
 
@@ -318,115 +309,3 @@ class NodemanJobCollector(NodemanCollector[NodemanJobConfig, NodemanApi]):
             for id, job in sorted(state.jobs.items(), reverse=True)
             if job.counted and (job.status in FAILED or job.status not in NODEMAN_STATUSES)
         ]
-
-
-def unfinished(view: NodemanView) -> Mapping[Labels, float]:
-    return _summed(
-        ((job.job_type, status_label(job.status)), 1.0) for job in view.state.jobs.values() if not job.counted
-    )
-
-
-def oldest_unfinished(view: NodemanView) -> Mapping[Labels, float]:
-    starts = [job.start_time for job in view.state.jobs.values() if not job.counted and job.start_time is not None]
-    return {(): min(starts)} if starts else {}
-
-
-def instances(view: NodemanView) -> Mapping[Labels, float]:
-    return _summed(
-        ((job.job_type, status), count)
-        for job in view.state.jobs.values()
-        if not is_past(job, view.state.watermark, view.config)
-        for status, count in _statuses(job.statistics)
-    )
-
-
-def watched_instances(view: NodemanView) -> Mapping[Labels, float]:
-    return {
-        (str(id), job.job_type, status): count
-        for id, job in _watched(view)
-        for status, count in _statuses(job.statistics)
-    }
-
-
-def watched_status(view: NodemanView) -> Mapping[Labels, float]:
-    return {(str(id), job.job_type, status_label(job.status)): 1.0 for id, job in _watched(view)}
-
-
-def _watched(view: NodemanView) -> list[tuple[int, TrackedJob]]:
-    return [(id, view.state.jobs[id]) for id in view.config.job_ids if id in view.state.jobs]
-
-
-def _statuses(statistics: Statistics | None) -> list[tuple[str, float]]:
-    """Instances by status; what the total has beyond the five is `other`."""
-    if statistics is None:
-        return []
-    named = {name: getattr(statistics, name) for name in ("pending", "running", "success", "failed", "ignored")}
-    other = statistics.total - sum(named.values())
-    return [(name, float(count)) for name, count in (*named.items(), *((("other", other),) if other > 0 else ()))]
-
-
-def _summed(samples: Iterable[tuple[Labels, float]]) -> Mapping[Labels, float]:
-    total: dict[Labels, float] = {}
-    for labels, value in samples:
-        total[labels] = total.get(labels, 0.0) + value
-    return total
-
-
-NodemanJobCollector.families = (
-    Family(
-        FINISHED,
-        "counter",
-        ("job_type", "status"),
-        "NodeMan jobs that reached a terminal status, once per run.",
-        "进入终态的节点管理任务数，每次运行只计一次。",
-    ),
-    Family(
-        "blueking_nodeman_jobs_unfinished",
-        "gauge",
-        ("job_type", "status"),
-        "NodeMan jobs that have not ended.",
-        "尚未结束的节点管理任务数。",
-        sticky=True,
-        gauge=unfinished,
-    ),
-    Family(
-        "blueking_nodeman_oldest_unfinished_timestamp_seconds",
-        "gauge",
-        (),
-        "Start of the oldest unfinished NodeMan job.",
-        "最早的未结束节点管理任务的开始时间。",
-        gauge=oldest_unfinished,
-    ),
-    Family(
-        "blueking_nodeman_job_instances",
-        "gauge",
-        ("job_type", "status"),
-        "Instances of unfinished and recently finished jobs by status; they move back when a job is retried.",
-        "未结束及近期结束任务的实例数，按状态统计；任务重试时会回退。",
-        gauge=instances,
-    ),
-    Family(
-        "blueking_nodeman_watched_job_instances",
-        "gauge",
-        ("job_id", "job_type", "status"),
-        "Instances of each of the configured job_ids by status.",
-        "配置的 job_ids 中各任务的实例数，按状态统计。",
-        gauge=watched_instances,
-    ),
-    Family(
-        "blueking_nodeman_watched_job_status",
-        "gauge",
-        ("job_id", "job_type", "status"),
-        "1 for the present status of each of the configured job_ids.",
-        "配置的 job_ids 中各任务的当前状态，值恒为 1。",
-        gauge=watched_status,
-    ),
-    Family(
-        DURATION,
-        "histogram",
-        ("job_type",),
-        "Start to end of NodeMan jobs, first run only.",
-        "节点管理任务首次运行从开始到结束的耗时。",
-    ),
-    *FAMILIES,
-)

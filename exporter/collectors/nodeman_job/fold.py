@@ -1,24 +1,31 @@
-"""What is known of NodeMan's jobs, and how the records of a poll become counts. Times are unix seconds."""
+"""How the records of a poll become counts: the fold of the NodeMan job collector. Times are unix seconds."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from exporter.blueking.nodeman import HostRow, Job, Statistics
+from exporter.blueking.nodeman import Job
 from exporter.collectors.base import TRUNCATED, Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     FUTURE,
-    NodemanCollector,
-    NodemanState,
+    begin_tally,
     count_failure,
     ended,
+    fold_hosts,
     is_news,
     known_end,
     name_of,
     status_label,
+)
+from exporter.collectors.nodeman_job.state import (
+    NAME,
+    NodemanJobRecords,
+    NodemanJobState,
+    TrackedJob,
+    failures,
+    is_new_run,
+    is_past,
 )
 from exporter.config.schema import NodemanJobConfig
 from exporter.model import NODEMAN_STATUSES
@@ -29,83 +36,27 @@ DURATION = "blueking_nodeman_job_duration_seconds"
 DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
 
 
-class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is known of a job. `counted`: its present run has been counted as finished. `timed`: its first run has
-    given its duration, or never will. `finished`: when the newest run ended. `failed`: hosts whose failure is known,
-    with its end (0: it has none); `failures`: how many the statistics told when they were asked for. `looked`: when
-    its details were last read for what the list does not show."""
-
-    job_type: str
-    status: str
-    task_ids: tuple[int, ...]
-    start_time: float | None
-    end_time: float | None
-    statistics: Statistics | None
-    counted: bool
-    timed: bool
-    finished: float | None = None
-    failed: dict[str, float] = {}
-    failures: int = 0
-    looked: float = 0.0
-
-
-class NodemanJobState(NodemanState, frozen=True, kw_only=True):
-    """`floor`: a job with an id up to here that is not in `jobs` is over and done with; None before jobs have been
-    discovered. `born`: when the baseline was; a host that failed before is not counted."""
-
-    floor: int | None
-    born: float
-    jobs: dict[int, TrackedJob]
-
-
-class NodemanJobRecords(msgspec.Struct, frozen=True):
-    """What one poll, begun at `watermark`, brought. `floor`: see `NodemanJobState`. `hosts`: host rows by job as far as
-    they were asked for; `unexamined`: jobs whose hosts cannot be had; `gone`: jobs that no longer exist; `looked`: jobs
-    whose details were read instead of the list."""
-
-    now: float
-    watermark: float
-    floor: int | None
-    rows: dict[int, Job]
-    hosts: dict[int, tuple[HostRow, ...]]
-    unexamined: frozenset[int] = frozenset()
-    gone: frozenset[int] = frozenset()
-    looked: frozenset[int] = frozenset()
-    errors: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """See `Records`."""
-        return len(self.rows) + sum(map(len, self.hosts.values()))
-
-
-def is_new_run(known: TrackedJob, row: Job) -> bool:
-    """Whether the row shows another run than the one that is known."""
-    if known.task_ids and not set(row.task_ids) <= set(known.task_ids):
-        return True
-    return known.counted and not ended(row.status, row.end_time)
-
-
-def failures(row: Job) -> int:
-    return row.statistics.failed if row.statistics else 0
-
-
 class Fold:
-    """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
+    """One application of records to a state: the mutable side of `observe`, thrown away after `result`.
+
+    `now`: wall clock, unix seconds.
+    """
 
     def __init__(
         self,
-        collector: NodemanCollector[NodemanJobConfig, Any],
+        config: NodemanJobConfig,
+        biz: int,
         state: NodemanJobState | None,
         records: NodemanJobRecords,
         now: float,
+        hold: float,
     ) -> None:
-        self.collector = collector
-        self.config = collector.config
+        self.config = config
+        self.biz = biz
         self.state = state
         self.records = records
         self.now = now
-        self.tally = collector.tally(state, now)
+        self.tally = begin_tally(state, now, hold)
         self.jobs = dict(state.jobs) if state else {}
         self.born = state.born if state else records.now
         self.results: list[HostResult] = []
@@ -118,7 +69,7 @@ class Fold:
         if records.unexamined:
             self.tally.inc(TRUNCATED, by=len(records.unexamined))
         floor = self._forget()
-        hosts = self.collector.fold_hosts(state, self.results, records.now, settled=self.config.max_finished_age)
+        hosts = fold_hosts(state, self.results, self.config, records.now, settled=self.config.max_finished_age)
         return Observed(
             NodemanJobState(
                 counts=self.tally.freeze(),
@@ -186,11 +137,11 @@ class Fold:
         """Count the failures of hosts that are not known yet, and learn who fails and who does no longer."""
         failed: dict[str, float] = {}
         for result in self.records.hosts.get(id, ()):
-            if result.bk_biz_id not in (None, self.collector.biz):
+            if result.bk_biz_id not in (None, self.biz):
                 continue
             status, host, own = result.status, result.host, known_end(result.end_time, self.records.now)
             name = name_of(host) if host else result.instance_id
-            labels = (self.collector.name, row.job_type, result.step, "")
+            labels = (NAME, row.job_type, result.step, "")
             if status == "failed":
                 if name in failed or (name in known.failed and (own or 0.0) <= known.failed[name]):
                     continue
@@ -220,8 +171,3 @@ class Fold:
                 del self.jobs[id]
                 floor = None if floor is None else max(floor, id)
         return floor
-
-
-def is_past(job: TrackedJob, now: float, config: NodemanJobConfig) -> bool:
-    """Whether it ended too long ago for a retry to be expected."""
-    return job.counted and job.finished is not None and job.finished < now - config.max_finished_age

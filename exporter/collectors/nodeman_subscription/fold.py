@@ -1,0 +1,152 @@
+"""How the records of a poll become counts: the fold of the NodeMan subscription collector. Times are unix seconds."""
+
+from __future__ import annotations
+
+import msgspec
+
+from exporter.blueking.nodeman import Instance
+from exporter.collectors.base import Observed
+from exporter.collectors.failing_hosts import HostResult
+from exporter.collectors.nodeman import (
+    FUTURE,
+    begin_tally,
+    count_failure,
+    ended,
+    fold_hosts,
+    is_news,
+    known_end,
+    name_of,
+)
+from exporter.collectors.nodeman_subscription.state import (
+    LOOK_AGAIN,
+    NAME,
+    Answer,
+    Run,
+    Subscription,
+    SubscriptionRecords,
+    SubscriptionState,
+    is_ours,
+    run_of,
+)
+from exporter.config.schema import NodemanSubscriptionConfig
+from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED
+
+STEP_DURATION = "blueking_nodeman_step_duration_seconds"
+STEP_BUCKETS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+
+
+class Fold:
+    """One application of records to a state: the mutable side of `observe`, thrown away after `result`.
+
+    `now`: wall clock, unix seconds.
+    """
+
+    def __init__(
+        self,
+        config: NodemanSubscriptionConfig,
+        biz: int,
+        state: SubscriptionState | None,
+        records: SubscriptionRecords,
+        now: float,
+        hold: float,
+    ) -> None:
+        self.config = config
+        self.biz = biz
+        self.state = state
+        self.records = records
+        self.now = now
+        self.tally = begin_tally(state, now, hold)
+        self.results: list[HostResult] = []
+        self.unknown: list[tuple[str, str]] = []
+
+    def result(self) -> Observed[SubscriptionState]:
+        before = self.state.subscriptions if self.state else {}
+        # Of one that gave no answer nothing is shown, but what happens from now on is news once it answers.
+        subscriptions = {
+            id: msgspec.structs.replace(before.get(id) or Subscription(born=self.records.watermark), counter={})
+            for id in self.config.subscription_ids
+        }
+        for id, answer in self.records.answers.items():
+            subscriptions[id] = self._subscription(id, before.get(id), answer)
+        hosts = fold_hosts(self.state, self.results, self.config, self.records.now, settled=LOOK_AGAIN)
+        return Observed(
+            SubscriptionState(
+                counts=self.tally.freeze(),
+                last_success=self.now,
+                watermark=self.records.watermark,
+                hosts=hosts,
+                subscriptions=subscriptions,
+            ),
+            unknown=tuple(self.unknown),
+            errors=self.records.errors,
+        )
+
+    def _subscription(self, id: int, known: Subscription | None, answer: Answer) -> Subscription:
+        now = self.records.now
+        self.unknown += [
+            ("nodeman_subscription.status", status)
+            for status in answer.counter
+            if status not in NODEMAN_STATUSES and (known is None or status not in known.counter)
+        ]
+        known = known or Subscription(born=now)
+        first = not known.looked
+        if not answer.instances and not answer.complete:
+            return msgspec.structs.replace(known, counter=answer.counter, newest=answer.newest)
+        action = next((row.job_type for row in answer.instances if row.job_type), known.action)
+        runs: dict[str, Run] = {}
+        failed = set() if answer.complete else set(known.failed)
+        last = known.last_finished
+        for row in answer.instances:
+            if not is_ours(row, self.biz):
+                continue
+            name, finish = row.instance_id, known_end(row.finish_time, now)
+            if finish is not None and ended(row.status, finish):
+                last = max(finish, last or finish)
+            # One that runs again has not succeeded yet.
+            if row.status == "failed" or (name in known.failed and row.status in NODEMAN_UNFINISHED):
+                failed.add(name)
+            else:
+                failed.discard(name)
+            run, before = run_of(row, now), known.runs.get(name)
+            # Whether it is new is what `fetch` read the steps by.
+            if run and row.steps is not None:
+                news = finish is not None and finish >= int(known.born) if first else is_news(finish, known.born)
+                self._take(id, row, action, before, counts=news)
+                runs[name] = run
+            elif run and before:
+                runs[name] = before
+        kept = {name: run for name, run in known.runs.items() if name in failed or not answer.renewed}
+        return Subscription(
+            answer.counter,
+            known.born,
+            now if answer.complete else known.looked,
+            answer.newest,
+            kept | runs,
+            frozenset(failed),
+            last,
+            action,
+        )
+
+    def _take(self, id: int, row: Instance, action: str, before: Run | None, *, counts: bool) -> None:
+        """Count a finished run that is not known, and learn who fails and who does no longer."""
+        labels = (NAME, row.job_type or action, row.failed_step, "")
+        if counts:
+            self._observe_steps(row, since=before[1] if before and before[0] == row.record_id else 0.0)
+            if row.status == "failed":
+                count_failure(self.tally, labels)
+        if (host := row.host) is not None:
+            end = known_end(row.finish_time, self.records.now) or self.records.now
+            failure = labels if row.status == "failed" else None
+            self.results.append(HostResult(host, row.record_id or id, "", end, failure, name_of(host)))
+
+    def _observe_steps(self, row: Instance, since: float) -> None:
+        """Sub-steps that finished after `since`: retrying a node shows those before it again."""
+        for step in row.steps or ():
+            if step.start_time is None or step.finish_time is None or step.finish_time <= since:
+                continue
+            if step.finish_time < step.start_time or step.finish_time > self.records.now + FUTURE:
+                self.unknown.append(("nodeman_subscription.finish_time", str(step.finish_time)))
+                continue
+            self.tally.observe(
+                STEP_DURATION, (row.job_type, step.step), step.finish_time - step.start_time, STEP_BUCKETS
+            )

@@ -1,0 +1,78 @@
+"""How the records of a poll become counts: the fold of the NodeMan 1.x task collector. Times are unix seconds."""
+
+from __future__ import annotations
+
+import msgspec
+
+from exporter.blueking.nodeman_legacy import LegacyHost, LegacyTask
+from exporter.collectors.base import Observed
+from exporter.collectors.failing_hosts import HostResult
+from exporter.collectors.nodeman import begin_tally, count_failure, fold_hosts
+from exporter.collectors.nodeman_task.state import NAME, TaskRecords, TaskState, TrackedTask, names
+from exporter.config.schema import NodemanTaskConfig
+from exporter.model import NODEMAN_STATUSES
+
+
+class Fold:
+    """One application of records to a state: the mutable side of `observe`, thrown away after `result`.
+
+    `now`: wall clock, unix seconds.
+    """
+
+    def __init__(
+        self, config: NodemanTaskConfig, state: TaskState | None, records: TaskRecords, now: float, hold: float
+    ) -> None:
+        self.config = config
+        self.state = state
+        self.records = records
+        self.now = now
+        self.tally = begin_tally(state, now, hold)
+        self.results: list[HostResult] = []
+        self.unknown: list[tuple[str, str]] = []
+
+    def result(self) -> Observed[TaskState]:
+        records = self.records
+        before = self.state.tasks if self.state else {}
+        # A task without an answer is not shown.
+        tasks = {
+            id: msgspec.structs.replace(before[id], status_count={}, os_count={})
+            for id in self.config.job_ids
+            if id in before
+        }
+        for id, task in records.tasks.items():
+            tasks[id] = self._task(id, task, before.get(id))
+        hosts = fold_hosts(self.state, self.results, self.config, records.now, settled=self.config.failing_host_ttl)
+        return Observed(
+            TaskState(
+                counts=self.tally.freeze(),
+                last_success=self.now,
+                watermark=records.watermark,
+                hosts=hosts,
+                tasks=tasks,
+            ),
+            unknown=tuple(self.unknown),
+            errors=records.errors,
+        )
+
+    def _task(self, id: int, task: LegacyTask, known: TrackedTask | None) -> TrackedTask:
+        hosts: dict[str, str] = {}
+        for name, row in zip(names(task.hosts), task.hosts, strict=True):
+            hosts[name] = row.status
+            if known and row.status == known.hosts.get(name):
+                continue
+            if row.status not in NODEMAN_STATUSES:
+                self.unknown.append(("nodeman_task.status", row.status))
+            self._take(id, task, row, counts=known is not None)
+        return TrackedTask(task.job_type, task.status_count, task.os_count, hosts)
+
+    def _take(self, id: int, task: LegacyTask, row: LegacyHost, *, counts: bool) -> None:
+        """Count a host that has just failed, and keep the result of a host that has just ended."""
+        if row.status not in ("failed", "success"):
+            return
+        now = self.records.now
+        labels = (NAME, task.job_type, row.step, row.err_code) if row.status == "failed" else None
+        if labels and counts:
+            count_failure(self.tally, labels)
+        if row.host:
+            end = now if task.end_time is None else min(now, float(task.end_time))
+            self.results.append(HostResult(row.host, id, "", end, labels))
