@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = (sys.executable, "-c", "import sys; sys.modules['rich'] = None; from exporter.cli import main; main()")
+PROGRAM = (sys.executable, "-c", "import sys; sys.modules['rich'] = None; from exporter.__main__ import main; main()")
 """`blueking-exporter` as users have it: rich comes with a tool of development only."""
 MIB = 2**20
 OUT = ROOT / "bench" / "out"

@@ -11,6 +11,7 @@ import asyncio
 import gc
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -30,6 +31,8 @@ from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
 from exporter.web.server import Backend, WebServer, listen
 
+STOP_WITHIN = 4.5
+"""Seconds from the request to stop until the process ends, even while a thread hangs in the resolver or on a disk."""
 READY_AFTER = 60.0
 """Seconds after which the daemon is ready although some poller has not ended its first poll."""
 
@@ -144,12 +147,22 @@ def _url(address: tuple[object, ...], tls: bool) -> str:
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in str(host) else host}:{port}"
 
 
+def _end_process() -> None:
+    """End the process with 0, whatever its other threads do. What has been committed is safe."""
+    farewell = threading.Thread(
+        target=log.get().warning, args=("stopped_by_force",), kwargs={"message": "a thread still hangs"}, daemon=True
+    )
+    farewell.start()
+    farewell.join(0.2)  # standard error may hang as well
+    os._exit(0)
+
+
 async def run(
     options: Options, loaded: Loaded, started: Callable[[Sequence[str]], None] = lambda addresses: None
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reloads.
 
-    Before the start is complete a stop is what the caller has made of it; SIGHUP is served when it is.
+    Both take effect once the daemon has started: SIGHUP then, SIGTERM and SIGINT are the caller's until then.
     """
     app = App(options, loaded)
     loop = asyncio.get_running_loop()
@@ -160,6 +173,9 @@ async def run(
         if app.stopping.is_set():
             os._exit(1)
         app.stop()
+        force = threading.Timer(STOP_WITHIN, _end_process)
+        force.daemon = True
+        force.start()
 
     def on_start(addresses: Sequence[str]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -45,7 +45,7 @@ Environ = Mapping[str, str]
 
 
 def main(arguments: Sequence[str] | None = None, environ: Environ = os.environ) -> NoReturn:
-    """Entry point of the command `blueking-exporter`."""
+    """Run one command and end the process with its exit code."""
     try:
         code = execute(list(sys.argv[1:] if arguments is None else arguments), environ)
         sys.stdout.flush()
@@ -85,10 +85,6 @@ def execute(arguments: list[str], environ: Environ) -> int:
 
 
 def _run(flags: argparse.Namespace, environ: Environ) -> int:
-    # Until the daemon listens to signals itself: a stop is no failure, a reload is what a start does anyway.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # What is imported stays: looking for garbage in it would delay the start, and later every full collection.
     gc.disable()
     from exporter import log

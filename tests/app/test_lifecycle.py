@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -36,8 +37,19 @@ from exporter.simulator.world import StepScript, target
 from exporter.state.memory import MemoryStore
 from exporter.telemetry import Telemetry
 from tests.support import upstream
-from tests.support.components import eventually, free_port
-from tests.support.process import BIZ, Daemon, Simulated, configuration, daemon, scope_entry, select, total
+from tests.support.components import LOOPBACK, eventually, free_port
+from tests.support.process import (
+    BIZ,
+    PROGRAM,
+    Daemon,
+    NotifySocket,
+    Simulated,
+    configuration,
+    daemon,
+    scope_entry,
+    select,
+    total,
+)
 
 OTHER = Scope("biz", "3")
 SUCCESS = "blueking_exporter_collector_success"
@@ -161,6 +173,40 @@ def test_F42_a_stop_during_a_reload_ends_it(tmp_path: Path, simulated: Simulated
         assert "level=error" not in running.log
 
 
+HANGS = "import concurrent.futures, time; concurrent.futures.ThreadPoolExecutor().submit(time.sleep, 100); "
+"""A thread as a silent resolver leaves it: the interpreter waits for it before it ends."""
+
+
+def test_F64_a_thread_that_hangs_does_not_hold_up_the_end(tmp_path: Path, simulated: Simulated) -> None:
+    """SIGTERM ends the process with 0, long before the thread would."""
+    program = (*PROGRAM[:-1], HANGS + PROGRAM[-1])
+    with Daemon(tmp_path, configuration(simulated.url), program=program) as running:
+        running.wait_success()
+        running.signal(signal.SIGTERM)
+        assert running.exit_code(30) == 0
+        assert "event=stopped_by_force" in running.log
+
+
+def test_F54_a_disk_that_hangs(tmp_path: Path, simulated: Simulated) -> None:
+    """While no commit comes to an end polls fail with reason state, the page is served, the watchdog is fed all the
+    same, and SIGTERM ends the process with 0."""
+    with NotifySocket(tmp_path) as notify:
+        environ = {"NOTIFY_SOCKET": notify.path, "WATCHDOG_USEC": "400000"}
+        with Daemon(tmp_path, configuration(simulated.url), environ=environ) as running:
+            running.wait_success()
+            with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as other:
+                other.execute("BEGIN IMMEDIATE")  # holds up every commit, as a slow disk does
+                fed = []
+                errors = ("blueking_exporter_collector_errors_total", {"reason": "state"})
+                notify.received()
+                while not select(running.metrics(), errors[0], **errors[1]):
+                    fed += notify.received()
+                    time.sleep(0.05)
+                assert fed.count("WATCHDOG=1") >= 4, "one commit is waited for for five seconds"
+                running.signal(signal.SIGTERM)
+                assert running.exit_code(30) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_the_start_ends_it(tmp_path: Path, simulated: Simulated, number: signal.Signals) -> None:
     """A stop at any moment of the start, from the first line of ours on, ends the process with 0."""
@@ -186,6 +232,66 @@ def test_a_reload_during_the_start_does_not_end_it(tmp_path: Path, simulated: Si
         running.wait_success()
     finally:
         running.kill()
+
+
+@pytest.mark.parametrize("state", ["empty", "left behind"])
+def test_F53_50_hangups_during_the_start(tmp_path: Path, state: str) -> None:
+    """SIGHUP every 20 ms in the first second, before it listens and while states load: one poller per key, at most one
+    call per interval, nothing left of a scope that is removed, and READY=1 only when the port answers."""
+    scopes = [Scope("biz", str(number)) for number in range(30_000, 30_120)]
+    interval = 1
+    with Simulated(*scopes) as simulated, NotifySocket(tmp_path) as notify:
+        config = configuration(simulated.url, scopes, collectors={"job": {"interval": f"{interval}s"}})
+        port = free_port()
+        running = Daemon(
+            tmp_path, config, f"--web.listen-address={LOOPBACK}:{port}", environ={"NOTIFY_SOCKET": notify.path}
+        )
+        if state == "left behind":
+            with running:
+                running.wait_ready()
+                assert running.stop() == 0
+            notify.received()
+        running.spawn()
+        running.url = f"http://{LOOPBACK}:{port}"
+        try:
+            _wait_for_handler(running, signal.SIGHUP)
+            messages: list[str] = []
+            for _ in range(50):
+                running.signal(signal.SIGHUP)
+                time.sleep(0.02)
+                if not messages and (messages := notify.received()):
+                    assert messages[0] == "READY=1"
+                    assert running.get("/-/healthy")[0] == 200, "ready without a port that answers"
+            eventually(lambda: "event=started" in running.log, 20, 0.02)
+            running.wait_ready()
+            assert _polled(running) == len(scopes)
+
+            # What was asked for last is over when nothing is reloaded for an interval.
+            seen = -1
+            while seen != (seen := running.log.count("event=reloaded")):
+                time.sleep(interval)
+            first, begun = simulated.calls(), time.monotonic()
+            time.sleep(3 * interval)
+            calls, intervals = simulated.calls() - first, (time.monotonic() - begun) / interval
+            assert 0 < calls <= len(scopes) * (intervals + 1)
+
+            kept = scopes[:10]
+            running.write(configuration(simulated.url, kept, collectors={"job": {"interval": f"{interval}s"}}))
+            running.signal(signal.SIGHUP)
+            eventually(lambda: _polled(running) == len(kept), 10, 0.02)
+            since = time.time()
+            time.sleep(1.5 * interval)
+            assert _polled(running) == len(kept)
+            asked = simulated.do(lambda platform: {call.scope for call in platform.calls if call.at > since})
+            assert asked == {str(scope) for scope in kept}
+            assert "reload_failed" not in running.log
+        finally:
+            running.kill()
+
+
+def _polled(running: Daemon) -> int:
+    """Scopes of which the page shows a poller."""
+    return len(select(running.metrics(), "blueking_exporter_collector_interval_seconds"))
 
 
 def _wait_for_handler(running: Daemon, number: signal.Signals) -> None:

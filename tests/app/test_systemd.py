@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pathlib
 import re
@@ -15,8 +16,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from exporter import systemd
 from tests.support.components import LOOPBACK, eventually, free_port, http, require
 from tests.support.paths import ROOT
+from tests.support.process import NotifySocket
 
 UNITS = ROOT / "systemd"
 COMMAND = pathlib.Path(sys.executable).with_name("blueking-exporter")
@@ -170,6 +173,29 @@ def test_notify_protocol(manager: Manager) -> None:
     manager.expect("STOPPING=1")
     assert service.wait(10) == 0, manager.log()
     assert "s3cr3t" not in manager.log()
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("waits", [0.1, 1.0, 30.0, 600.0])
+async def test_the_watchdog_is_fed_at_half_of_its_time(tmp_path: pathlib.Path, waits: float) -> None:
+    """WatchdogSec, whatever it is: the first WATCHDOG=1 at once, the next ones half of it apart."""
+    with NotifySocket(tmp_path) as notify:
+        environ = {"NOTIFY_SOCKET": notify.path, "WATCHDOG_USEC": str(int(waits * 1e6))}
+        feeding = asyncio.create_task(systemd.feed_watchdog(environ))
+        for fed in range(1, 50):
+            await asyncio.sleep(waits / 100)
+            assert len(notify.received()) == 1, f"number {fed}"
+            await asyncio.sleep(waits / 2 - waits / 100)
+        feeding.cancel()
+
+
+@pytest.mark.looptime
+async def test_nothing_is_fed_where_no_watchdog_waits(tmp_path: pathlib.Path) -> None:
+    """No WATCHDOG_USEC, or one that is for another process."""
+    with NotifySocket(tmp_path) as notify:
+        for environ in ({}, {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "often"}):
+            await systemd.feed_watchdog({"NOTIFY_SOCKET": notify.path, **environ})
+        assert notify.received() == []
 
 
 def test_socket_activation(manager: Manager) -> None:

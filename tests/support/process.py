@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -35,7 +36,7 @@ T = TypeVar("T")
 BIZ = Scope("biz", "2")
 OTHER = Scope("biz", "3")
 
-PROGRAM = (sys.executable, "-c", "import sys; sys.modules['rich'] = None; from exporter.cli import main; main()")
+PROGRAM = (sys.executable, "-c", "import sys; sys.modules['rich'] = None; from exporter.__main__ import main; main()")
 """`blueking-exporter` as users have it: rich comes with a tool of development only, and costs a fifth of the start."""
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
@@ -133,7 +134,9 @@ class Daemon:
         config: Mapping[str, Any],
         *arguments: str,
         environ: Mapping[str, str] | None = None,
+        program: Sequence[str] = PROGRAM,
     ) -> None:
+        self.program = program
         self.folder = folder
         self.file = folder / "config.yaml"
         self.log_file = folder / "daemon.log"
@@ -164,7 +167,7 @@ class Daemon:
         self._read = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*PROGRAM, "run", f"--config.file={self.file}", *self.arguments],
+                [*self.program, "run", f"--config.file={self.file}", *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -252,6 +255,30 @@ class Daemon:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait(10)
+
+
+class NotifySocket:
+    """The socket on which systemd hears from a service; `path` is the value of NOTIFY_SOCKET."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "notify")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        self._socket.setblocking(False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._socket.close()
+
+    def received(self) -> list[str]:
+        """The lines that have come since the last call."""
+        lines: list[str] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                lines += self._socket.recv(4096).decode().split("\n")
+        return lines
 
 
 def environment() -> dict[str, str]:
