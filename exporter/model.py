@@ -171,3 +171,8 @@ class Host(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     def identity(self) -> str:
         """The same for the same host, whatever address it is shown with."""
         return self.bk_host_id or f"{self.bk_cloud_id}:{self.ip}"
+
+    @property
+    def address(self) -> str:
+        """Cloud and address, by which results with and without `bk_host_id` belong together; "" without an address."""
+        return f"{self.bk_cloud_id}:{self.ip}" if self.ip else ""

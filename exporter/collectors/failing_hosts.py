@@ -2,12 +2,16 @@
 
 A host fails while its newest known result is a failure. The unit of a streak is the run of a job on the host (in JOB
 the execution): its retries extend nothing, they only bring newer results. Results may arrive in any order.
+
+A host is its `bk_host_id`. A result without one belongs to the host that was last seen with an id at the same address
+(cloud and IP); where there is none, the address is the host's identity until a result with an id comes from there.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -27,12 +31,12 @@ class HostResult(msgspec.Struct, frozen=True, gc=False):
     group: str
     end: float
     labels: Labels | None
-    known_as: str = ""
 
 
 class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An unbroken row of failures of one host. `since` and `last` are the ends of its first and newest failure,
-    `runs` the newest runs in it with the end of each, oldest first."""
+    """An unbroken row of failures of one host. `host`: as its newest failure shows it, rather with an id than without;
+    `since` and `last`: the ends of its first and newest failure; `runs`: its newest runs with the end of each, oldest
+    first."""
 
     host: Host
     since: float
@@ -50,22 +54,27 @@ class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class FailingHosts(msgspec.Struct, frozen=True, gc=False):
     """Streaks by host identity; `cleared` remembers recent successes, so that an older failure that comes late is no
-    news."""
+    news; `ids` the `bk_host_id` of these hosts by their address."""
 
     streaks: dict[str, Streak] = {}
     cleared: dict[str, float] = {}
+    ids: dict[str, str] = {}
 
     def fold(self, results: Iterable[HostResult], *, now: float, ttl: float, settled: float) -> FailingHosts:
         """Apply results, drop streaks whose newest failure is older than `ttl`, and successes from before `settled`,
         the time up to which no older result can turn up any more."""
-        streaks, cleared = dict(self.streaks), dict(self.cleared)
+        streaks, cleared, ids = dict(self.streaks), dict(self.cleared), dict(self.ids)
+        if not ids:
+            # A state from before there were `ids`.
+            ids = {streak.host.address: id for id, streak in streaks.items() if streak.host.bk_host_id == id}
         for result in sorted(results, key=lambda result: (result.end, result.run)):
-            _apply(streaks, cleared, result)
+            _apply(streaks, cleared, result, _identity(result.host, streaks, cleared, ids))
         streaks = {identity: streak for identity, streak in streaks.items() if streak.last >= now - ttl}
         cleared = {identity: end for identity, end in cleared.items() if end >= settled}
-        if streaks == self.streaks and cleared == self.cleared:
+        ids = {address: id for address, id in ids.items() if address and (id in streaks or id in cleared)}
+        if (streaks, cleared, ids) == (self.streaks, self.cleared, self.ids):
             return self
-        return FailingHosts(streaks, cleared)
+        return FailingHosts(streaks, cleared, ids)
 
     def groups(self) -> dict[str, float]:
         """The groups (plans, names) of the newest failures, whose successes are worth asking for, each with the
@@ -87,17 +96,60 @@ class FailingHosts(msgspec.Struct, frozen=True, gc=False):
         return heapq.nsmallest(limit, self.streaks.values(), key=lambda streak: (streak.since, streak.host))
 
 
-def _apply(streaks: dict[str, Streak], cleared: dict[str, float], result: HostResult) -> None:
-    identity = result.known_as or result.host.identity
-    streak = streaks.get(identity)
+def _identity(host: Host, streaks: dict[str, Streak], cleared: dict[str, float], ids: dict[str, str]) -> str:
+    """What the host is kept under. What was kept under its address, without an id, becomes its own."""
+    address = host.address
+    if not host.bk_host_id:
+        return ids.get(address, address)
+    if address:
+        ids[address] = host.bk_host_id
+        if address in streaks or address in cleared:
+            _adopt(host, streaks, cleared)
+    return host.bk_host_id
+
+
+def _adopt(host: Host, streaks: dict[str, Streak], cleared: dict[str, float]) -> None:
+    """Make what is kept under the address of a host its own, now that its id is known."""
+    identity = host.bk_host_id
+    parts = [streak for key in (host.address, identity) if (streak := streaks.pop(key, None))]
+    ends = [end for key in (host.address, identity) if (end := cleared.pop(key, None)) is not None]
+    if parts:
+        streaks[identity] = _merged(parts, host)
+    for end in ends:
+        _clear(streaks, cleared, identity, end)
+
+
+def _merged(parts: Sequence[Streak], host: Host) -> Streak:
+    """One streak of failures that were taken for those of several hosts."""
+    newest = max(parts, key=lambda streak: (streak.last, streak.run))
+    ends: dict[int, float] = {}
+    for run, end in itertools.chain.from_iterable(streak.runs for streak in parts):
+        ends[run] = max(end, ends.get(run, end))
+    twice = sum(len(streak.runs) for streak in parts) - len(ends)
+    return msgspec.structs.replace(
+        newest,
+        host=newest.host if newest.host.bk_host_id else host,
+        since=min(streak.since for streak in parts),
+        count=sum(streak.count for streak in parts) - twice,
+        runs=_newest_runs(ends),
+    )
+
+
+def _apply(streaks: dict[str, Streak], cleared: dict[str, float], result: HostResult, identity: str) -> None:
     if result.labels is None:
-        cleared[identity] = max(result.end, cleared.get(identity, result.end))
-        if streak and result.end >= streak.last:
-            del streaks[identity]
-        elif streak and result.end >= streak.since:
-            streaks[identity] = _begin_after(streak, result.end)
+        _clear(streaks, cleared, identity, result.end)
     elif result.end > cleared.get(identity, float("-inf")):
-        streaks[identity] = _extend(streak, result, result.labels)
+        streaks[identity] = _extend(streaks.get(identity), result, result.labels)
+
+
+def _clear(streaks: dict[str, Streak], cleared: dict[str, float], identity: str, end: float) -> None:
+    """The host succeeded at `end`."""
+    cleared[identity] = max(end, cleared.get(identity, end))
+    streak = streaks.get(identity)
+    if streak and end >= streak.last:
+        del streaks[identity]
+    elif streak and end >= streak.since:
+        streaks[identity] = _begin_after(streak, end)
 
 
 def _extend(streak: Streak | None, result: HostResult, labels: Labels) -> Streak:
@@ -106,17 +158,21 @@ def _extend(streak: Streak | None, result: HostResult, labels: Labels) -> Streak
     ends = dict(streak.runs)
     known = result.run in ends
     ends[result.run] = max(result.end, ends.get(result.run, result.end))
-    runs = tuple(sorted(ends.items(), key=lambda run: (run[1], run[0])))[-RUNS_KEPT:]
     newest = (result.end, result.run) >= (streak.last, streak.run)
+    named = bool(result.host.bk_host_id) or not streak.host.bk_host_id
     return Streak(
-        result.host if newest else streak.host,
+        result.host if newest and named else streak.host,
         min(streak.since, result.end),
         max(streak.last, result.end),
         streak.count + (not known),
         labels if newest else streak.labels,
         result.group if newest else streak.group,
-        runs,
+        _newest_runs(ends),
     )
+
+
+def _newest_runs(ends: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+    return tuple(sorted(ends.items(), key=lambda run: (run[1], run[0])))[-RUNS_KEPT:]
 
 
 def _begin_after(streak: Streak, success: float) -> Streak:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +19,10 @@ HOSTS = (
     Host("0", "102", "10.0.0.2"),
     Host("3", "", "10.0.0.1"),
     Host("0", "", "fd00::1"),
+    Host("0", "", "10.0.0.1"),
 )
-A, B = HOSTS[:2]
+A, B, NAMELESS = HOSTS[0], HOSTS[1], HOSTS[4]
+"""NAMELESS is A in a result that carries no id."""
 DAY = 86_400.0
 
 
@@ -39,25 +42,33 @@ def fold(*batches: Iterable[HostResult], ttl: float = math.inf, now: float = 0.0
     return hosts
 
 
-def model(results: Iterable[HostResult]) -> dict[str, tuple[Host, float, float, int, object, str]]:
-    """Failing hosts: (host, since, last, consecutive, labels, group). The naive reading: what failed after the newest
-    success, counted by execution."""
-    failing: dict[str, tuple[Host, float, float, int, object, str]] = {}
+def model(results: Iterable[HostResult]) -> dict[str, tuple[str, float, float, int, object, str]]:
+    """Failing hosts: (identity, since, last, consecutive, labels, group). The naive reading: what failed after the
+    newest success, counted by execution. One address has one host here, whose id is known once any result carries it.
+    """
+    failing: dict[str, tuple[str, float, float, int, object, str]] = {}
     listed = list(results)
-    for identity in {result.host.identity for result in listed}:
-        mine = [result for result in listed if result.host.identity == identity]
+    named = {result.host.address: result.host for result in listed if result.host.bk_host_id}
+    for address in {result.host.address for result in listed}:
+        mine = [result for result in listed if result.host.address == address]
         cleared = max((result.end for result in mine if result.labels is None), default=-math.inf)
         failures = [result for result in mine if result.labels is not None and result.end > cleared]
         if failures:
             newest = max(failures, key=lambda result: (result.end, result.run))
             first = min(result.end for result in failures)
             runs = {result.run for result in failures}
-            failing[identity] = (newest.host, first, newest.end, len(runs), newest.labels, newest.group)
+            identity = named.get(address, newest.host).identity
+            failing[identity] = (identity, first, newest.end, len(runs), newest.labels, newest.group)
     return failing
 
 
 def shown(streak: Streak) -> tuple[Host, float, float, int, object, str]:
     return (streak.host, streak.since, streak.last, streak.count, streak.labels, streak.group)
+
+
+def kept(hosts: FailingHosts) -> dict[str, tuple[str, float, float, int, object, str]]:
+    """What `model` gives, of the fold."""
+    return {identity: (identity, *shown(streak)[1:]) for identity, streak in hosts.streaks.items()}
 
 
 def numbered(picks: Sequence[tuple[Host, bool, float]], retries: bool) -> list[HostResult]:
@@ -74,7 +85,7 @@ def numbered(picks: Sequence[tuple[Host, bool, float]], retries: bool) -> list[H
 PICKS = st.lists(
     st.tuples(st.sampled_from(HOSTS), st.booleans(), st.integers(1, 60).map(float)),
     max_size=RUNS_KEPT,
-    unique_by=lambda pick: (pick[0], pick[2]),
+    unique_by=lambda pick: (pick[0].address, pick[2]),
 )
 CUTS = st.lists(st.integers(0, RUNS_KEPT), max_size=4).map(sorted)
 
@@ -93,7 +104,7 @@ def test_4_1_8_any_order_and_any_polls_give_what_the_newest_results_say(
     expected = model(results)
     rng.shuffle(results)
     hosts = fold(*batches(results, cuts))
-    assert {identity: shown(streak) for identity, streak in hosts.streaks.items()} == expected
+    assert kept(hosts) == expected
 
 
 @given(PICKS, st.randoms(use_true_random=False), CUTS)
@@ -111,15 +122,9 @@ def test_4_1_8_retries_of_a_run_do_not_lengthen_a_streak(
     hosts = fold(*batches(results, cuts))
     assert hosts.streaks.keys() == expected.keys()
     for identity, streak in hosts.streaks.items():
-        host, first, last, count, labels, group = expected[identity]
-        assert (streak.host, streak.last, streak.count, streak.labels, streak.group) == (
-            host,
-            last,
-            count,
-            labels,
-            group,
-        )
-        assert first <= streak.since <= last
+        _, first, *others = expected[identity]
+        assert [streak.last, streak.count, streak.labels, streak.group] == others
+        assert first <= streak.since <= streak.last
 
 
 @given(PICKS, CUTS)
@@ -129,7 +134,7 @@ def test_4_1_8_in_order_of_time_the_beginning_is_exact_with_retries(
     """As long as results come in the order of their ends, retries included, the beginning of a streak is exact."""
     results = sorted(numbered(picks, retries=True), key=lambda result: result.end)
     hosts = fold(*batches(results, cuts))
-    assert {identity: shown(streak) for identity, streak in hosts.streaks.items()} == model(results)
+    assert kept(hosts) == model(results)
 
 
 @given(PICKS, st.integers(0, 60).map(float), st.floats(1, 60))
@@ -140,6 +145,7 @@ def test_4_1_8_a_host_is_forgotten_a_ttl_after_its_newest_failure(
     results = numbered(picks, retries=False)
     hosts = fold(results, now=now, ttl=ttl)
     assert hosts.streaks.keys() == {identity for identity, failing in model(results).items() if failing[2] >= now - ttl}
+    assert set(hosts.ids.values()) <= hosts.streaks.keys() | hosts.cleared.keys()
 
 
 @given(PICKS)
@@ -194,6 +200,41 @@ def test_4_1_8_hosts_without_id_are_cloud_and_address() -> None:
     here, there = Host("0", "", "10.0.0.7"), Host("3", "", "10.0.0.7")
     hosts = fold([failed(here, 1, 10), failed(there, 1, 10)], [succeeded(there, 2, 20)])
     assert hosts.streaks.keys() == {"0:10.0.0.7"}
+
+
+@pytest.mark.parametrize(("first", "second"), [(A, NAMELESS), (NAMELESS, A)])
+def test_F69_a_host_with_and_without_its_id_is_one_host(first: Host, second: Host) -> None:
+    """Whether the failure or the success carries the id, the success clears, and two failures are one streak."""
+    assert fold([failed(first, 1, 10)], [succeeded(second, 2, 20)]).streaks == {}
+    assert fold([succeeded(second, 2, 20)], [failed(first, 1, 10)]).streaks == {}, "it came late"
+    (streak,) = fold([failed(first, 1, 10)], [failed(second, 2, 20)]).streaks.values()
+    assert (streak.host, streak.since, streak.count) == (A, 10.0, 2)
+
+
+def test_F69_results_without_an_id_belong_to_the_host_that_was_last_seen_there() -> None:
+    """An address that went from one host to another: the earlier one goes on failing by itself."""
+    successor = Host("0", "999", A.ip)
+    hosts = fold([failed(A, 1, 10)], [failed(successor, 2, 20)], [succeeded(NAMELESS, 3, 30)])
+    assert hosts.streaks.keys() == {"101"}
+    elsewhere = Host("4", "", A.ip)
+    assert fold([failed(A, 1, 10)], [succeeded(elsewhere, 2, 20)]).streaks.keys() == {"101"}
+
+
+def test_F69_a_success_inside_streaks_that_become_one_counts() -> None:
+    """Failures without an id before and after a success of the host that turns out to be the same: only the later
+    ones are its streak."""
+    moved = Host("0", "101", "10.9.9.9")
+    hosts = fold([failed(NAMELESS, 1, 10), failed(NAMELESS, 2, 30)], [succeeded(moved, 3, 20)], [failed(A, 4, 40)])
+    assert shown(hosts.streaks["101"]) == (A, 30.0, 40.0, 2, ("104", "reason 104"), "plan:1")
+
+
+def test_F69_streaks_of_an_earlier_build_are_found_by_their_address() -> None:
+    """States without the index of ids, and those of NodeMan that were kept under the address."""
+    before = fold([failed(A, 1, 10)])
+    for key in ("101", A.address):
+        old = FailingHosts({key: before.streaks["101"]})
+        for host in (A, NAMELESS):
+            assert old.fold([succeeded(host, 2, 20)], now=0.0, ttl=math.inf, settled=0.0).streaks == {}
 
 
 def test_4_1_8_detail_is_capped_to_the_oldest_streaks_and_counts_stay_exact() -> None:

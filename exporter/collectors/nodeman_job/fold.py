@@ -150,7 +150,7 @@ class Fold:
                     count_failure(self.tally, labels)
             if host and status in ("failed", "success"):
                 end = own or known_end(row.end_time, self.records.now) or self.records.now
-                self.results.append(HostResult(host, id, "", end, labels if status == "failed" else None, name))
+                self.results.append(HostResult(host, id, "", end, labels if status == "failed" else None))
         return failed
 
     def _observe_duration(self, row: Job) -> None:

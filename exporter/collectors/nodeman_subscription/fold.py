@@ -15,7 +15,6 @@ from exporter.collectors.nodeman import (
     fold_hosts,
     is_news,
     known_end,
-    name_of,
 )
 from exporter.collectors.nodeman_subscription.state import (
     LOOK_AGAIN,
@@ -137,7 +136,7 @@ class Fold:
         if (host := row.host) is not None:
             end = known_end(row.finish_time, self.records.now) or self.records.now
             failure = labels if row.status == "failed" else None
-            self.results.append(HostResult(host, row.record_id or id, "", end, failure, name_of(host)))
+            self.results.append(HostResult(host, row.record_id or id, "", end, failure))
 
     def _observe_steps(self, row: Instance, since: float) -> None:
         """Sub-steps that finished after `since`: retrying a node shows those before it again."""
