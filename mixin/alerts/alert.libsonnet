@@ -1,11 +1,12 @@
 // The form of an alert, and the phrases that several share.
 {
-  // The series of a counter that grew within `window`. A series that did not exist at its beginning counts with its
-  // whole value: process-wide counters are not born at zero. `ignoring` names labels that may change meanwhile.
+  // The series of a counter that grew within the last hour. A series that was not there an hour ago, nor in the two hours
+  // before (a scrape may have failed then), counts with its whole value: process-wide counters are not born at zero.
+  // `ignoring` names labels that may change meanwhile.
   grew(counter, window, ignoring=''):: |||
     increase(%(counter)s[%(window)s]) > 0
     or
-    (%(counter)s > 0 unless ignoring (%(ignoring)s) %(counter)s offset %(window)s)
+    (%(counter)s > 0 unless ignoring (%(ignoring)s) max_over_time(%(counter)s[2h] offset %(window)s))
   ||| % { counter: counter, window: window, ignoring: ignoring },
 
   // Unless the collector fails everywhere: then BlueKingPlatformUnreachable says it once.

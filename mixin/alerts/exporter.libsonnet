@@ -66,7 +66,8 @@ local lib = import 'alert.libsonnet';
             'BlueKingDataStale',
             'warning',
             |||
-              time() - blueking_exporter_collector_last_success_timestamp_seconds
+              timestamp(blueking_exporter_collector_last_success_timestamp_seconds)
+                - blueking_exporter_collector_last_success_timestamp_seconds
                 > %(staleIntervals)d * blueking_exporter_collector_interval_seconds
             ||| % config + lib.unlessEverywhere,
             {

@@ -8,14 +8,17 @@
         name: 'blueking-exporter-rules',
         rules: [
           {
-            // There while a collector gets through for none of its scopes: every newest poll failed, or, since polls
-            // that hang take their time to fail, none has been complete for a while.
+            // Present while a collector succeeds in none of its scopes: every newest poll failed, or none has been complete
+            // for a while (a poll that hangs takes its time to fail). The age is that at the scrape: at the evaluation it
+            // would contain up to a whole scrape interval.
             record: 'collector:blueking_exporter_unreachable',
             expr: |||
               max without (bk_scope_type, bk_scope_id) (blueking_exporter_collector_success) == 0
               or
-              time() - max without (bk_scope_type, bk_scope_id) (blueking_exporter_collector_last_success_timestamp_seconds)
-                > %(unreachableIntervals)g * avg without (bk_scope_type, bk_scope_id) (blueking_exporter_collector_interval_seconds)
+              min without (bk_scope_type, bk_scope_id) (
+                timestamp(blueking_exporter_collector_last_success_timestamp_seconds)
+                - blueking_exporter_collector_last_success_timestamp_seconds
+              ) > %(unreachableIntervals)g * avg without (bk_scope_type, bk_scope_id) (blueking_exporter_collector_interval_seconds)
             ||| % config,
           },
           {
