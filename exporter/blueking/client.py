@@ -26,7 +26,7 @@ from exporter.blueking.envelope import Reply, ResponseDecoder, read
 from exporter.blueking.inflate import read_body
 from exporter.blueking.pacing import Deadline, Gate
 from exporter.blueking.text import clean_text
-from exporter.clock import Clock
+from exporter.clock import TOLERANCE, Clock
 from exporter.config.schema import BlueKing, Tls
 from exporter.config.secret import Secret
 from exporter.errors import ApiError, ApiReason, ConfigError, Problem
@@ -255,10 +255,22 @@ class Client:
     def _read_headers(self, api: str, headers: Mapping[str, str]) -> None:
         """Take what the headers of any answer tell: the platform's time and the quota."""
         if (date := _date(headers.get("Date"))) is not None:
-            self._clock.learn(date)
+            self._learn_time(api, date)
             self._observer.skew(self._clock.skew)
         if (remaining := _number(headers.get("X-Bkapi-RateLimit-Remaining"))) is not None:
             self._observer.quota(api, remaining)
+
+    def _learn_time(self, api: str, date: float) -> None:
+        """Give a Date to the clock, and log what it makes of it unless that is what was known."""
+        off = round(date - self._clock.platform(), 1)
+        match self._clock.learn(date):
+            case "first" if abs(off) > TOLERANCE:
+                self._log.info("platform_clock_differs", api=api, seconds=off, consequence="windows use its clock")
+            case "doubted":
+                consequence = "ignored, unless the answers of a minute agree with it"
+                self._log.warning("platform_date_doubted", api=api, seconds=off, consequence=consequence)
+            case "believed":
+                self._log.warning("platform_date_believed", api=api, seconds=off, consequence="windows use it")
 
     def _asked_wait(self, reason: ApiReason, headers: Mapping[str, str]) -> float | None:
         """Seconds for which the platform asks us to stay away, at most `MAX_PAUSE`."""

@@ -936,6 +936,45 @@ async def test_4_1_9_abnormal_is_a_failure_and_a_user_ends_an_execution(tmp_path
 # 10. Whose clock
 
 
+@pytest.mark.parametrize("wrong_by", [8 * DAY, -8 * DAY, 400 * DAY])
+async def test_F58_one_wrong_date_moves_no_window_and_loses_nothing(tmp_path: Path, wrong_by: float) -> None:
+    """One answer days ahead or back: executions that run are still counted when they end, hosts go on failing."""
+    async with daemon(tmp_path) as one:
+        await one.start()
+        for number in range(5):
+            begin(one, duration=200.0 + number)
+        begin(one, {A: 104})
+        before = await one.poll(2)
+        one.platform.faults.add(Fault("clock_skew", times=1, value=wrong_by))
+        page = await one.poll()
+        assert _fallen(before, page) == []
+        assert page.total("executions_unfinished") == 5
+        assert set(failing(page)) == {"101"}
+        assert page.own("watermark_timestamp_seconds") == pytest.approx(one.now(), abs=31)
+        begin(one)
+        page = await one.poll(6)
+        assert (created(page), finished(page, "success"), finished(page, "failed")) == (7, 6, 1)
+        assert (page.get("executions_lost_total"), page.own("gap_seconds_total")) == (0, 0)
+
+
+@pytest.mark.parametrize("moved", [DAY, -DAY])
+async def test_F58_a_platform_clock_that_really_moves_is_followed(tmp_path: Path, moved: float) -> None:
+    """The platform's clock jumps for good: what it creates from then on is counted within two minutes, once."""
+    async with daemon(tmp_path) as one:
+        await one.start()
+        await one.poll()
+        one.platform.skew = moved
+        at = one.ms + int(moved * 1000)
+        for number in range(3):
+            one.world.start(BIZ, create_time=at + number, visible_from=one.ms)
+        await asyncio.sleep(120)
+        page = await one.poll()
+        assert created(page) == 3
+        assert page.own("watermark_timestamp_seconds") == pytest.approx(one.now() + moved, abs=31)
+        assert page.own("gap_seconds_total") == 0
+        assert created(await one.poll(3)) == 3
+
+
 @pytest.mark.parametrize("ahead", [3600.0, -3600.0])
 async def test_F15_a_wrong_own_clock_neither_skips_nor_repeats_history(tmp_path: Path, ahead: float) -> None:
     """An hour wrong from the first start on: windows lie in the platform's time, and the skew is shown."""

@@ -467,3 +467,21 @@ async def test_F18_nodeman_a_job_that_is_left_out_for_one_poll(tmp_path: Path) -
         switch.on = False
         await daemon.sleep_until(200)
         assert finished(await daemon.poll()) == {("RESTART_AGENT", "success"): 1}
+
+
+@pytest.mark.parametrize("days", [8, -8])
+async def test_F58_one_wrong_date_lets_no_host_go(tmp_path: Path, days: int) -> None:
+    """One answer of each API days ahead or back: who fails goes on failing, and no job is forgotten."""
+    async with watched(tmp_path, **ALL) as daemon:
+        populate(daemon)
+        await daemon.start()
+        daemon.failing_on("INSTALL_AGENT", HOSTS[2], duration=30)
+        await daemon.sleep_until(100)
+        before = await daemon.poll()
+        assert len(failing(before)) == 3
+        for api in COLLECTORS.values():
+            daemon.fault("clock_skew", api=api, times=1, value=days * 86_400)
+        for _ in range(3):
+            page = await daemon.poll()
+            assert failing(page) == failing(before)
+            assert counters(page) == counters(before)
