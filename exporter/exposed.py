@@ -19,7 +19,9 @@ from exporter.collectors import COLLECTORS
 from exporter.collectors.base import GAP, TRUNCATED, Collector, CollectorState
 from exporter.collectors.job.metrics import STATUS_CODE_INFO, status_code_info
 from exporter.config.schema import ScopeConfig
+from exporter.metrics.bounds import LabelBounds
 from exporter.metrics.family import Chunk, Count, Counts, Distribution, Family, Labels
+from exporter.metrics.gauges import Gauges
 from exporter.metrics.page import Page
 from exporter.metrics.render import render_counts, render_gauge, scope_prefix
 from exporter.model import Key
@@ -133,11 +135,13 @@ def scope_key(one: ScopeConfig) -> Key:
 class PollReport(msgspec.Struct, frozen=True):
     """What a poller knows: its state and the result of its newest poll. None means not yet.
 
-    `duration` is in seconds. `completed` is the monotonic time of the newest complete poll since the start. `errors`
-    holds the failed polls and calls by reason, since the start. `circuit_open`: see `Poller`.
+    `duration` is in seconds. `completed` is the monotonic time of the newest complete poll since the start, `samples`
+    are those of its gauges by family. `errors` holds the failed polls and calls by reason, since the start.
+    `circuit_open`: see `Poller`.
     """
 
     state: CollectorState | None = None
+    samples: Mapping[str, Mapping[Labels, float]] = {}
     success: bool | None = None
     duration: float | None = None
     completed: float | None = None
@@ -168,7 +172,7 @@ class Exposed:
         self._hold = hold
         self._stale_after = stale_after
         self._report = PollReport()
-        self._shown: dict[str, set[Labels]] = {}
+        self._gauges = Gauges()
         self._rendered: dict[str, _Rendered] = {}
         self._prefix = scope_prefix(collector.scope)
         self._own_prefix = scope_prefix(collector.scope, collector.name)
@@ -185,6 +189,10 @@ class Exposed:
         """Whether gauges are shown: the newest complete poll is at most `stale_after` intervals ago."""
         completed = self._report.completed
         return completed is not None and self._clock.monotonic() <= completed + self._patience
+
+    def samples(self, state: CollectorState, bounds: LabelBounds) -> Mapping[str, Mapping[Labels, float]]:
+        """The samples of this state's gauges by family, with the labels that `bounds` admits."""
+        return self._gauges.read(self._collector.families, self._collector.view(state), bounds)
 
     def show(self, report: PollReport, *, final: bool = False) -> None:
         """Put this report on the page. Raises what rendering raises, whatever that is.
@@ -243,24 +251,16 @@ class Exposed:
         return chunks
 
     def _state_chunks(self, state: CollectorState) -> dict[str, Chunk]:
-        prefix = self._prefix
-        view = self._collector.view(state) if self.fresh else None
+        prefix, samples = self._prefix, self._report.samples if self.fresh else {}
         chunks = {}
         for family in self._collector.families:
             if family.kind != "gauge":
                 chunks[family.name] = self._counts_chunk(family, prefix, state.counts)
-            elif view is not None and family.gauge is not None:
-                samples = family.gauge(view)
-                if family.sticky:
-                    samples = self._with_zeros(family.name, samples)
-                if samples:
-                    chunks[family.name] = render_gauge(family, prefix, samples)
+            elif family.name in samples:
+                chunks[family.name] = render_gauge(family, prefix, samples[family.name])
+        if samples:
+            self._gauges.show(samples)
         return chunks
-
-    def _with_zeros(self, name: str, samples: Mapping[Labels, float]) -> Mapping[Labels, float]:
-        shown = self._shown.setdefault(name, set())
-        shown.update(samples)
-        return dict.fromkeys(sorted(shown), 0.0) | dict(samples)
 
     def _counts_chunk(self, family: Family, prefix: str, counts: Counts) -> Chunk:
         """The chunk of one counter or histogram, rendered again only after a change or the end of a birth hold."""

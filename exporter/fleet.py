@@ -52,11 +52,7 @@ async def platforms(config: BlueKing, clock: Clock, telemetry: Telemetry) -> Asy
 
 def collectors(config: Config, apis: Platforms, clock: Clock) -> list[Collector]:
     """One collector per enabled (collector, scope), in the order of the configuration."""
-    built = (
-        collector.build(scope, apis, clock, config.counter_birth_hold)
-        for scope in config.scopes
-        for collector in COLLECTORS
-    )
+    built = (collector.build(scope, apis, clock) for scope in config.scopes for collector in COLLECTORS)
     return [collector for collector in built if collector is not None]
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import math
 import zlib
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -19,11 +20,13 @@ import msgspec
 from exporter import log
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import Collector, CollectorState, Observed, fold
+from exporter.collectors.base import Collector, CollectorState, Observed, Records, fold
 from exporter.config.schema import Config
 from exporter.errors import ApiError, Reason, StateError
 from exporter.exposed import ERRORS, Exposed, PollReport
+from exporter.metrics.bounds import LabelBounds
 from exporter.metrics.counts import Tally
+from exporter.metrics.family import Counts, Labels
 from exporter.metrics.page import Page
 from exporter.model import Key
 from exporter.state.base import Store
@@ -56,6 +59,17 @@ class Services(msgspec.Struct, frozen=True):
     clock: Clock
 
 
+class Observation(msgspec.Struct, frozen=True):
+    """What one poll makes of the state, not committed yet.
+
+    `samples`: those of its gauges by family. `full`: the page had no room for some new label values.
+    """
+
+    observed: Observed[Any]
+    samples: Mapping[str, Mapping[Labels, float]]
+    full: bool
+
+
 class Poller:
     """Polls one (collector, scope): `run` polls until it is cancelled, and the page shows what is known.
 
@@ -75,9 +89,11 @@ class Poller:
         )
         self._settings = settings
         self._store = services.store
+        self._page = services.page
         self._telemetry = services.telemetry
         self._clock = services.clock
         self._loaded = False
+        self._full = False
         self._refusals = 0
         self._poll_now = asyncio.Event()
         self._unknown: set[tuple[str, str]] = set()
@@ -117,7 +133,11 @@ class Poller:
         self.collector, self._settings = collector, settings
         self.retry_refused()
         self.exposed.reconfigure(collector, settings.hold, settings.stale_after)
+        if self.state is not None and self.report.completed is not None:
+            bounds = LabelBounds(self.state.counts.values, self._page.reserve(self.key))
+            self._update(samples=self.exposed.samples(self.state, bounds))
         self.show()
+        self._page.release(self.key)
 
     async def load(self) -> None:
         """Take the state from the store. Raises `StateError`; a state that cannot be decoded is a new baseline."""
@@ -168,19 +188,17 @@ class Poller:
 
     async def poll(self) -> bool:
         """Poll once. Returns whether there is more history to read at once; False after a poll that failed."""
-        collector = self.collector
         begun = self._clock.monotonic()
         self.next_poll = begun
         self._poll_now.clear()
-        observed: Observed[Any] | None = None
+        more = False
         try:
             if not self._loaded:
                 await self.load()
-            deadline = Deadline(max(collector.interval, 2 * self._settings.request_timeout), self._clock)
-            records = await collector.fetch(self.state, deadline)
-            now = self._clock.wall()
-            observed = await fold(records.size, partial(collector.observe, self.state, records, now))
-            await self._commit(observed)
+            deadline = Deadline(max(self.collector.interval, 2 * self._settings.request_timeout), self._clock)
+            records = await self.collector.fetch(self.state, deadline)
+            observation = await self.observe(records)
+            await self._commit(observation.observed.state)
         except ApiError as error:
             self._failed(error.reason, str(error), api=error.api, code=error.code, status=error.status)
         except StateError as error:
@@ -190,15 +208,34 @@ class Poller:
             self._log.exception("poll_broken")
             self._failed("internal", f"{type(error).__name__}: {error}")
         else:
-            self._succeeded(observed)
+            self._succeeded(observation)
+            more = observation.observed.more
         self._update(duration=self._clock.monotonic() - begun, circuit_open=self.circuit_open)
         self.attempted.set()
         self.show()
-        return self.success is True and observed is not None and observed.more
+        self._page.release(self.key)
+        return more and self.success is True
 
-    def take(self, observed: Observed[Any]) -> None:
-        """Go on from an observation that was made elsewhere, and show it."""
-        self._succeeded(observed)
+    async def observe(self, records: Records) -> Observation:
+        """Fold the records of a poll. The state of the poller stays as it is."""
+        counts = self.state.counts if self.state else Counts()
+        room = self._page.reserve(self.key)
+        tally = Tally(counts, self._clock.wall(), self._settings.hold, self.collector.families, room)
+        return await fold(records.size, partial(self._observe, records, tally))
+
+    def _observe(self, records: Records, tally: Tally) -> Observation:
+        observed = self.collector.observe(self.state, records, tally)
+        state: CollectorState = observed.state
+        samples = self.exposed.samples(state, tally.bounds)
+        values = tally.bounds.values()
+        if values != state.counts.values:
+            counts = msgspec.structs.replace(state.counts, values=values)
+            observed = msgspec.structs.replace(observed, state=msgspec.structs.replace(state, counts=counts))
+        return Observation(observed, samples, tally.bounds.full)
+
+    def take(self, observation: Observation) -> None:
+        """Go on from an observation without a commit, and show it."""
+        self._succeeded(observation)
         self.show()
 
     def show(self, *, final: bool = False) -> None:
@@ -213,20 +250,25 @@ class Poller:
         """Leave the page; the state stays in the store."""
         self.exposed.close()
 
-    async def _commit(self, observed: Observed[Any]) -> None:
+    async def _commit(self, state: CollectorState) -> None:
         try:
-            await self._store.commit(self.key, msgspec.msgpack.encode(observed.state))
+            await self._store.commit(self.key, msgspec.msgpack.encode(state))
         except StateError:
             self._telemetry.state_write_error()
             raise
         self._telemetry.state_written(self._clock.wall())
 
-    def _succeeded(self, observed: Observed[Any]) -> None:
+    def _succeeded(self, observation: Observation) -> None:
+        observed = observation.observed
         if self.success is False:
             self._log.info("poll_recovered")
         self._refusals = 0
-        self._update(state=observed.state, success=True, completed=self._clock.monotonic())
+        completed = self._clock.monotonic()
+        self._update(state=observed.state, samples=observation.samples, success=True, completed=completed)
         self.reason, self.message = None, ""
+        if observation.full and not self._full:
+            self._log.warning("max_series_reached", consequence="new label values of the platform are shown as other")
+        self._full = observation.full
         for reason in observed.errors:
             self._count_error(reason)
             self._log.warning("execution_not_examined", reason=reason, consequence="counted without host results")

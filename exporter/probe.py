@@ -65,7 +65,7 @@ async def _probe(poller: Poller, config: Config, clock: Clock) -> Finding:
     seconds = max(collector.interval, 2 * config.blueking.request_timeout)
     try:
         records = await collector.fetch(None, Deadline(seconds, clock))
-        poller.take(collector.observe(None, records, clock.wall()))
+        poller.take(await poller.observe(records))
         calls = await collector.probe(poller.state, Deadline(seconds, clock))
     except ApiError as error:
         return Finding(poller.key, explain(error), 0, 0.0)

@@ -1,7 +1,7 @@
 """What a collector is: `fetch` does the I/O of one poll, `observe` folds its records into the state.
 
     records = await collector.fetch(state, deadline)        all or nothing; raises ApiError
-    observed = collector.observe(state, records, now)       pure: no clock, no network, no log
+    observed = collector.observe(state, records, tally)     pure: no clock, no network, no log
 
 Adding an API to watch is one file here and one line in `COLLECTORS`.
 """
@@ -22,6 +22,7 @@ from exporter.clock import Clock
 from exporter.collectors.failing_hosts import FailingHosts
 from exporter.config.schema import ScopeConfig
 from exporter.errors import ApiError
+from exporter.metrics.counts import Tally
 from exporter.metrics.family import Counts, Family
 from exporter.model import Scope
 
@@ -126,14 +127,14 @@ class Collector(Protocol):
     interval: float
 
     @classmethod
-    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
-        """The collector of this scope, None when it is switched off. `hold` is `counter_birth_hold`, in seconds."""
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Collector | None:
+        """The collector of this scope, None when it is switched off."""
 
     async def fetch(self, state: Any, deadline: Deadline) -> Any:
         """Everything one poll needs from the platform. Raises `ApiError`; then nothing has changed."""
 
-    def observe(self, state: Any, records: Any, now: float) -> Observed[Any]:
-        """The next state. `now`: wall clock, unix seconds, for births and `last_success`."""
+    def observe(self, state: Any, records: Any, tally: Tally) -> Observed[Any]:
+        """The next state. `tally` counts on from `state`; its `now` is the wall clock, for `last_success`."""
 
     async def probe(self, state: Any, deadline: Deadline) -> float:
         """Ask what `fetch` with this state did not have to ask; the API calls per day to expect. Raises `ApiError`."""

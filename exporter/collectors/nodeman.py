@@ -15,7 +15,7 @@ from exporter.collectors.base import GAP, TRUNCATED, Attempts, CollectorState
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
-from exporter.metrics.family import Counts, Family, Labels
+from exporter.metrics.family import Family, Labels
 from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Host, Scope
 
 HOST_FAILURES = "blueking_nodeman_host_failures_total"
@@ -62,12 +62,11 @@ class NodemanCollector(Generic[S, C, A]):
 
     failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
 
-    def __init__(self, scope: Scope, config: C, api: A, clock: Clock, hold: float) -> None:
+    def __init__(self, scope: Scope, config: C, api: A, clock: Clock) -> None:
         self.scope = scope
         self.config: C = config
         self.interval = config.interval
         self.biz = int(scope.bk_scope_id)
-        self.hold = hold
         self._api: A = api
         self._clock = clock
         self._attempts = Attempts()
@@ -127,12 +126,10 @@ async def read_pages(
     return rows
 
 
-def begin_tally(state: NodemanState | None, now: float, hold: float) -> Tally:
-    """The counts of the state, to be added to. `now`: wall clock, unix seconds."""
-    tally = Tally(state.counts if state else Counts(), now, hold)
+def born_at_zero(tally: Tally) -> None:
+    """Let the counters exist that are exposed from the first poll on."""
     for family in (GAP, TRUNCATED):
         tally.zero(family)
-    return tally
 
 
 def fold_hosts(

@@ -375,7 +375,11 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
         int, Key(_COUNT, "Intervals without a complete poll after which the gauges of a scope vanish.")
     ] = 5
     max_series: Annotated[
-        int, Key(_COUNT, "Series of the whole page; past it detail series are cut, and the cut is counted.")
+        int,
+        Key(
+            _COUNT,
+            "Series of the whole page. Past it detail series are cut and counted, then new label values become other.",
+        ),
     ] = 200_000
     scopes: Annotated[tuple[ScopeEntry, ...], Key(Items(ScopeEntry), "Scopes to watch.")] = ()
     scope_files: Annotated[

@@ -7,12 +7,14 @@ So a new series is *held*: exposed as 0 until `shown`, while its true value is a
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left
-from collections.abc import Set
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
-from exporter.metrics.family import Count, Counts, Distribution, Exemplar, Labels
+from exporter.metrics.bounds import OTHER, LabelBounds, platform_chosen
+from exporter.metrics.family import Count, Counts, Distribution, Exemplar, Family, Labels
 
 
 def held(shown: float, now: float, hold: float) -> bool:
@@ -47,13 +49,19 @@ class _Spread(msgspec.Struct, gc=False):
 class Tally:
     """Adds to `Counts` without changing them: families that nothing is added to are shared with the result.
 
-    `now`: unix seconds, the birth of series that are new; `hold`: seconds for which those are held. A poll may add
-    thousands of events to a few series, so records are made once, by `freeze`.
+    `now`: unix seconds, the birth of series that are new; `hold`: seconds for which those are held. `families`: those
+    that are added to, as far as they have platform-chosen labels; `room`: series that the page can still take; both
+    decide which labels a new series has (see `LabelBounds`). A poll may add thousands of events to a few series, so
+    records are made once, by `freeze`.
     """
 
-    def __init__(self, counts: Counts, now: float, hold: float) -> None:
+    def __init__(
+        self, counts: Counts, now: float, hold: float, families: Iterable[Family] = (), room: int = sys.maxsize
+    ) -> None:
+        self.now = now
+        self._names = {family.name: family.labels for family in families if family.kind != "gauge"}
+        self.bounds = LabelBounds(counts.values or _values_of(counts, self._names), room)
         self._before = counts
-        self._now = now
         self._hold = hold
         self._counters: dict[str, dict[Labels, _Sum]] = {}
         self._histograms: dict[str, dict[Labels, _Spread]] = {}
@@ -61,7 +69,7 @@ class Tally:
     def zero(self, family: str, labels: Labels = ()) -> None:
         """Let the counter exist at 0, never held. One that exists is left alone."""
         if not self.has(family, labels):
-            self._counters.setdefault(family, {})[labels] = _Sum(0, self._now, self._now)
+            self._counters.setdefault(family, {})[labels] = _Sum(0, self.now, self.now)
 
     def inc(self, family: str, labels: Labels = (), by: float = 1, exemplar: Exemplar | int | None = None) -> None:
         """Add to a counter. `exemplar`: the execution behind this event (its id stands for value `by` at `now`).
@@ -75,12 +83,16 @@ class Tally:
             added = self._counters[family] = {}
         series = added.get(labels)
         if series is None:
-            old = self._before.counters.get(family, {}).get(labels)
-            series = added[labels] = (
-                _Sum(old.value, old.born, old.shown, old.exemplar)
-                if old
-                else _Sum(0, self._now, self._now + self._hold)
-            )
+            before = self._before.counters.get(family, {})
+            labels = self._bounded(family, labels, 1, added, before)
+            series = added.get(labels)
+            if series is None:
+                old = before.get(labels)
+                series = added[labels] = (
+                    _Sum(old.value, old.born, old.shown, old.exemplar)
+                    if old
+                    else _Sum(0, self.now, self.now + self._hold)
+                )
         series.value += by
         if exemplar is not None:
             series.exemplar = self._exemplar(exemplar, by)
@@ -104,17 +116,21 @@ class Tally:
             added = self._histograms[family] = {}
         series = added.get(labels)
         if series is None or series.bounds != bounds:
-            old = self._before.histograms.get(family, {}).get(labels)
-            series = added[labels] = (
-                _Spread(old.bounds, list(old.counts), old.sum, old.born, old.shown, list(old.exemplars))
-                if old and old.bounds == bounds
-                else self._empty(bounds)
-            )
+            before = self._before.histograms.get(family, {})
+            labels = self._bounded(family, labels, len(bounds) + 3, added, before)
+            series = added.get(labels)
+            if series is None or series.bounds != bounds:
+                old = before.get(labels)
+                series = added[labels] = (
+                    _Spread(old.bounds, list(old.counts), old.sum, old.born, old.shown, list(old.exemplars))
+                    if old and old.bounds == bounds
+                    else self._empty(bounds)
+                )
         bucket = bisect_left(bounds, value)
         series.counts[bucket] += 1
         series.sum += value
         if exemplar_id is not None:
-            series.exemplars[bucket] = Exemplar(exemplar_id, value, self._now)
+            series.exemplars[bucket] = Exemplar(exemplar_id, value, self.now)
 
     def rebucket(self, family: str, bounds: tuple[float, ...]) -> None:
         """Restart, at 0 and with a new birth, the histograms of a family that have other bounds than these."""
@@ -124,7 +140,8 @@ class Tally:
 
     def freeze(self) -> Counts:
         """What was there with what was added; the very same object when nothing was added."""
-        if not self._counters and not self._histograms:
+        values = self.bounds.values()
+        if not self._counters and not self._histograms and values == self._before.values:
             return self._before
         counters, histograms = dict(self._before.counters), dict(self._before.histograms)
         for name, sums in self._counters.items():
@@ -136,19 +153,33 @@ class Tally:
                 labels: Distribution(one.bounds, tuple(one.counts), one.sum, one.born, one.shown, tuple(one.exemplars))
                 for labels, one in spreads.items()
             }
-        return Counts(counters, histograms)
+        return Counts(counters, histograms, values)
 
     def has(self, family: str, labels: Labels) -> bool:
         """Whether this counter series exists by now."""
         return labels in self._counters.get(family, ()) or labels in self._before.counters.get(family, ())
 
-    def series(self, family: str) -> Set[Labels]:
-        """The label sets of a counter family by now."""
-        return self._before.counters.get(family, {}).keys() | self._counters.get(family, {}).keys()
+    def _bounded(self, family: str, labels: Labels, series: int, *shown: Container[Labels]) -> Labels:
+        """The labels of a series, `shown` being those that the family has."""
+        names = self._names.get(family)
+        if names is None or any(labels in known for known in shown):
+            return labels
+        return self.bounds.admit(names, labels, series, *shown)
 
     def _empty(self, bounds: tuple[float, ...]) -> _Spread:
         size = len(bounds) + 1
-        return _Spread(bounds, [0] * size, 0, self._now, self._now + self._hold, [None] * size)
+        return _Spread(bounds, [0] * size, 0, self.now, self.now + self._hold, [None] * size)
 
     def _exemplar(self, exemplar: Exemplar | int, value: float) -> Exemplar:
-        return Exemplar(exemplar, value, self._now) if isinstance(exemplar, int) else exemplar
+        return Exemplar(exemplar, value, self.now) if isinstance(exemplar, int) else exemplar
+
+
+def _values_of(counts: Counts, names: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+    """The values of the platform-chosen labels in these families, for a state of a build that did not list them."""
+    values: dict[str, dict[str, None]] = {}
+    for family, labels in names.items():
+        for at, name in platform_chosen(labels):
+            for series in (counts.counters.get(family, {}), counts.histograms.get(family, {})):
+                known = values.setdefault(name, {})
+                known.update((each[at], None) for each in series if each[at] not in ("", OTHER))
+    return {name: tuple(known) for name, known in values.items() if known}

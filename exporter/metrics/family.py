@@ -66,10 +66,13 @@ class Distribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Counts(msgspec.Struct, frozen=True, gc=False):
-    """All counters and histograms of one state: family name → label values besides the scope's → series."""
+    """All counters and histograms of one state: family name → label values besides the scope's → series.
+
+    `values`: what its platform-chosen labels may say, by label name; see `metrics.bounds`."""
 
     counters: dict[str, dict[Labels, Count]] = {}
     histograms: dict[str, dict[Labels, Distribution]] = {}
+    values: Mapping[str, tuple[str, ...]] = {}
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):

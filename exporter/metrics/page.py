@@ -130,6 +130,7 @@ class Page:
         self._max_series = max_series
         self._on_cut = on_cut
         self._owners: dict[Key | None, _Owner] = {}
+        self._reserved: dict[Key, int] = {}
         self._snapshots: dict[Format, Snapshot] = {}
         self._settled = True
 
@@ -160,12 +161,35 @@ class Page:
         """Show nothing more for this owner."""
         self.put(key, {})
         self._owners.pop(key, None)
+        if key is not None:
+            self.release(key)
 
     def limit(self, max_series: int) -> None:
         """Bound the page by another number of series from now on."""
         self._max_series = max_series
         self._snapshots.clear()
         self._settled = False
+
+    def reserve(self, key: Key) -> int:
+        """How many series with new label values the owner may add, until it calls `release`.
+
+        It is half of what is free, so that all who ask at once fit in; it may be negative. A tenth of the page is left
+        for series that no platform chooses.
+        """
+        self._reserved.pop(key, None)
+        taken = self._lasting + sum(self._reserved.values())
+        room = self._max_series - self._max_series // 10 - taken
+        self._reserved[key] = max(0, room // 2)
+        return room // 2
+
+    def release(self, key: Key) -> None:
+        """Give back what was reserved; what was added by then is on the page."""
+        self._reserved.pop(key, None)
+
+    @property
+    def _lasting(self) -> int:
+        """Series that are never cut."""
+        return sum(shelf.series for shelf in self._shelves.values() if not shelf.family.detail)
 
     def counts(self) -> dict[str, int]:
         """Series shown, by family; families without series are left out."""
@@ -195,7 +219,7 @@ class Page:
             return
         self._settled = True
         details = [shelf for shelf in self._shelves.values() if shelf.family.detail]
-        budget = self._max_series - sum(shelf.series for shelf in self._shelves.values() if not shelf.family.detail)
+        budget = self._max_series - self._lasting
         limit = _water_level(sum((shelf.sizes for shelf in details), Counter()), budget)
         for shelf in details:
             if dropped := shelf.cut(limit):

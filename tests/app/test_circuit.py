@@ -16,7 +16,8 @@ from exporter.collectors.failing_hosts import FailingHosts
 from exporter.config.schema import ScopeConfig
 from exporter.errors import ApiError, ApiReason
 from exporter.exposed import COLLECTOR_FAMILIES
-from exporter.metrics.family import Counts, Family
+from exporter.metrics.counts import Tally
+from exporter.metrics.family import Family
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Page
 from exporter.model import Scope
@@ -47,7 +48,7 @@ class Scripted:
         self.asked: list[float] = []
 
     @classmethod
-    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Scripted | None:
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Scripted | None:
         raise NotImplementedError
 
     async def fetch(self, state: CollectorState | None, deadline: Deadline) -> Records:
@@ -57,8 +58,8 @@ class Scripted:
             raise ApiError(reason, "refused")
         return Records()
 
-    def observe(self, state: CollectorState | None, records: Records, now: float) -> Observed[CollectorState]:
-        return Observed(CollectorState(counts=Counts(), last_success=now))
+    def observe(self, state: CollectorState | None, records: Records, tally: Tally) -> Observed[CollectorState]:
+        return Observed(CollectorState(counts=tally.freeze(), last_success=tally.now))
 
     async def probe(self, state: CollectorState, deadline: Deadline) -> float:
         raise NotImplementedError

@@ -432,7 +432,7 @@ async def test_a_page_that_breaks_stops_no_poller() -> None:
         )
         clock, telemetry, store = Clock(), Telemetry(), MemoryStore()
         async with platforms(config, clock, telemetry) as apis:
-            collector = JobCollector.build(ScopeConfig(OTHER, "", Collectors()), apis, clock, 0.0)
+            collector = JobCollector.build(ScopeConfig(OTHER, "", Collectors()), apis, clock)
             assert collector is not None
             services = Services(store, Torn(page_families()), telemetry, clock)
             poller = Poller(collector, Settings(hold=0.0, stale_after=5, request_timeout=2.0), services)

@@ -40,6 +40,7 @@ from exporter.collectors.job.state import (
 )
 from exporter.config.schema import JobConfig, ScopeConfig
 from exporter.errors import ApiError
+from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family
 from exporter.model import JOB_STATUSES, Scope, job_status_slug
 
@@ -63,21 +64,20 @@ class JobCollector:
     families: ClassVar[tuple[Family, ...]] = FAMILIES
     failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
 
-    def __init__(self, scope: Scope, config: JobConfig, api: JobApi, clock: Clock, hold: float) -> None:
+    def __init__(self, scope: Scope, config: JobConfig, api: JobApi, clock: Clock) -> None:
         self.scope = scope
         self.config = config
         self.interval = config.interval
         self._api = api
         self._clock = clock
-        self._hold = hold
         self._attempts = Attempts()
         self._span: int | None = None
 
     @classmethod
-    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> JobCollector | None:
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> JobCollector | None:
         if platforms.job is None or not config.collectors.job.enabled:
             return None
-        return cls(config.scope, config.collectors.job, platforms.job, clock, hold)
+        return cls(config.scope, config.collectors.job, platforms.job, clock)
 
     # Fetch
 
@@ -307,9 +307,9 @@ class JobCollector:
 
     # Observe
 
-    def observe(self, state: JobState | None, records: JobRecords, now: float) -> Observed[JobState]:
-        """Fold the records of a poll; `now` is the wall clock."""
-        return Fold(self.config, state, records, now, self._hold).result()
+    def observe(self, state: JobState | None, records: JobRecords, tally: Tally) -> Observed[JobState]:
+        """Fold the records of a poll."""
+        return Fold(self.config, state, records, tally).result()
 
     # What others read
 

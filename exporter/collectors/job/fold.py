@@ -26,7 +26,7 @@ from exporter.collectors.job.state import (
 )
 from exporter.config.schema import JobConfig
 from exporter.metrics.counts import Tally
-from exporter.metrics.family import Counts, Labels
+from exporter.metrics.family import Labels
 from exporter.model import (
     HOST_ALREADY_SUCCEEDED,
     HOST_SUCCESS,
@@ -52,19 +52,15 @@ HOST_RESULTS = "blueking_job_host_results_total"
 HOST_FAILURES = "blueking_job_host_failures_total"
 EXIT_CODES = "blueking_job_host_exit_codes_total"
 
-DISTINCT_CODES = 64
-"""Values of one label that the platform's scripts choose freely; what comes later is `other`."""
-
 
 class Fold:
     """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
 
-    def __init__(self, config: JobConfig, state: JobState | None, records: JobRecords, now: float, hold: float) -> None:
+    def __init__(self, config: JobConfig, state: JobState | None, records: JobRecords, tally: Tally) -> None:
         self.config = config
         self.state = state
         self.records = records
-        self.now = now
-        self.tally = Tally(state.counts if state else Counts(), now, hold)
+        self.tally = tally
         self.executions = dict(state.executions) if state else {}
         self.last_finished = dict(state.last_finished) if state else {}
         self.watched = dict(state.watched) if state else {}
@@ -98,7 +94,7 @@ class Fold:
         return Observed(
             JobState(
                 counts=self.tally.freeze(),
-                last_success=self.now,
+                last_success=self.tally.now,
                 watermark=records.end / 1000,
                 begin=records.begin,
                 newest=max(records.rows, default=0) if state is None else max(state.newest, *records.rows, 0),
@@ -267,22 +263,14 @@ class Fold:
                 continue
             self.tally.inc(HOST_FAILURES, self._code_labels(result.status), exemplar=row.id)
             if step_type == "script" and result.exit_code is not None:
-                code = self._bounded(EXIT_CODES, 0, code_text(result.exit_code))
-                self.tally.inc(EXIT_CODES, (code,))
+                self.tally.inc(EXIT_CODES, (code_text(result.exit_code),))
 
     def _code_labels(self, code: int) -> Labels:
         reason = host_reason(code)
         if reason != UNKNOWN_CODE:
             return (str(code), reason)
         self.unknown.append(("job.host.status", code_text(code)))
-        return (self._bounded(HOST_FAILURES, 0, code_text(code), reason), reason)
-
-    def _bounded(self, family: str, position: int, value: str, *others: str) -> str:
-        """`value`, or `other` when its label already has as many values as it may have."""
-        if self.tally.has(family, (value, *others)):
-            return value
-        values = {labels[position] for labels in self.tally.series(family) if labels[1:] == others}
-        return value if len(values) < DISTINCT_CODES else "other"
+        return (code_text(code), reason)
 
     def _tracked(
         self,

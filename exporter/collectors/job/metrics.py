@@ -9,7 +9,6 @@ import msgspec
 from exporter.collectors import failing_hosts
 from exporter.collectors.job.fold import (
     CREATED,
-    DISTINCT_CODES,
     DURATION,
     EXIT_CODES,
     FINISHED,
@@ -22,6 +21,7 @@ from exporter.collectors.job.fold import (
 )
 from exporter.collectors.job.state import JobState, Tracked, Watched, matches
 from exporter.config.schema import JobConfig
+from exporter.metrics.bounds import MOST_VALUES
 from exporter.metrics.family import HOST_LABELS, Family, Labels
 from exporter.model import HOST_CODES, job_status_slug
 
@@ -173,8 +173,8 @@ FAMILIES = (
         EXIT_CODES,
         "counter",
         ("exit_code",),
-        f"Exit codes of failed host results in script steps; the first {DISTINCT_CODES} values of a scope, then other.",
-        f"脚本步骤中失败主机结果的退出码；每个范围保留前 {DISTINCT_CODES} 个取值，其余记为 other。",
+        f"Exit codes of failed host results in script steps; the first {MOST_VALUES} values of a scope, then other.",
+        f"脚本步骤中失败主机结果的退出码；每个范围保留前 {MOST_VALUES} 个取值，其余记为 other。",
     ),
     msgspec.structs.replace(_HOSTS_FAILING, gauge=lambda view: view.state.hosts.by_labels()),
     msgspec.structs.replace(_FAILING_SINCE, gauge=failing_since),

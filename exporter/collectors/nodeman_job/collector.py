@@ -40,6 +40,7 @@ from exporter.collectors.nodeman_job.state import (
 )
 from exporter.config.schema import NodemanJobConfig, ScopeConfig
 from exporter.errors import ApiError
+from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family
 from exporter.model import NODEMAN_STATUSES
 
@@ -61,10 +62,10 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
     families: ClassVar[tuple[Family, ...]] = FAMILIES
 
     @classmethod
-    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Collector | None:
         if platforms.nodeman is None or not config.collectors.nodeman_job.enabled:
             return None
-        return cls(config.scope, config.collectors.nodeman_job, platforms.nodeman, clock, hold)
+        return cls(config.scope, config.collectors.nodeman_job, platforms.nodeman, clock)
 
     # Fetch
 
@@ -287,9 +288,9 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
     # Observe
 
     def observe(
-        self, state: NodemanJobState | None, records: NodemanJobRecords, now: float
+        self, state: NodemanJobState | None, records: NodemanJobRecords, tally: Tally
     ) -> Observed[NodemanJobState]:
-        return Fold(self.config, self.biz, state, records, now, self.hold).result()
+        return Fold(self.config, self.biz, state, records, tally).result()
 
     # What others read
 

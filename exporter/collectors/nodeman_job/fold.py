@@ -9,7 +9,7 @@ from exporter.collectors.base import TRUNCATED, Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     FUTURE,
-    begin_tally,
+    born_at_zero,
     count_failure,
     ended,
     fold_hosts,
@@ -28,6 +28,7 @@ from exporter.collectors.nodeman_job.state import (
     is_past,
 )
 from exporter.config.schema import NodemanJobConfig
+from exporter.metrics.counts import Tally
 from exporter.model import NODEMAN_STATUSES
 
 FINISHED = "blueking_nodeman_jobs_finished_total"
@@ -37,10 +38,7 @@ DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.
 
 
 class Fold:
-    """One application of records to a state: the mutable side of `observe`, thrown away after `result`.
-
-    `now`: wall clock, unix seconds.
-    """
+    """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
 
     def __init__(
         self,
@@ -48,21 +46,20 @@ class Fold:
         biz: int,
         state: NodemanJobState | None,
         records: NodemanJobRecords,
-        now: float,
-        hold: float,
+        tally: Tally,
     ) -> None:
         self.config = config
         self.biz = biz
         self.state = state
         self.records = records
-        self.now = now
-        self.tally = begin_tally(state, now, hold)
+        self.tally = tally
         self.jobs = dict(state.jobs) if state else {}
         self.born = state.born if state else records.now
         self.results: list[HostResult] = []
         self.unknown: list[tuple[str, str]] = []
 
     def result(self) -> Observed[NodemanJobState]:
+        born_at_zero(self.tally)
         records, state = self.records, self.state
         for id in sorted(records.rows):
             self._count(id, records.rows[id])
@@ -73,7 +70,7 @@ class Fold:
         return Observed(
             NodemanJobState(
                 counts=self.tally.freeze(),
-                last_success=self.now,
+                last_success=self.tally.now,
                 watermark=records.watermark,
                 floor=floor,
                 born=self.born,

@@ -31,6 +31,7 @@ from exporter.collectors.nodeman_subscription.state import (
 )
 from exporter.config.schema import NodemanSubscriptionConfig, ScopeConfig
 from exporter.errors import ApiError
+from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family
 from exporter.model import NODEMAN_UNFINISHED
 
@@ -51,10 +52,10 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
     families: ClassVar[tuple[Family, ...]] = FAMILIES
 
     @classmethod
-    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Collector | None:
         if platforms.nodeman is None or not config.collectors.nodeman_subscription.enabled:
             return None
-        return cls(config.scope, config.collectors.nodeman_subscription, platforms.nodeman, clock, hold)
+        return cls(config.scope, config.collectors.nodeman_subscription, platforms.nodeman, clock)
 
     # Fetch
 
@@ -116,10 +117,10 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
     # Observe
 
     def observe(
-        self, state: SubscriptionState | None, records: SubscriptionRecords, now: float
+        self, state: SubscriptionState | None, records: SubscriptionRecords, tally: Tally
     ) -> Observed[SubscriptionState]:
-        """Fold the records of a poll; `now` is the wall clock."""
-        return Fold(self.config, self.biz, state, records, now, self.hold).result()
+        """Fold the records of a poll."""
+        return Fold(self.config, self.biz, state, records, tally).result()
 
     # What others read
 

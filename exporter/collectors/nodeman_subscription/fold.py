@@ -9,7 +9,7 @@ from exporter.collectors.base import Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     FUTURE,
-    begin_tally,
+    born_at_zero,
     count_failure,
     ended,
     fold_hosts,
@@ -28,6 +28,7 @@ from exporter.collectors.nodeman_subscription.state import (
     run_of,
 )
 from exporter.config.schema import NodemanSubscriptionConfig
+from exporter.metrics.counts import Tally
 from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED
 
 STEP_DURATION = "blueking_nodeman_step_duration_seconds"
@@ -35,10 +36,7 @@ STEP_BUCKETS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
 
 class Fold:
-    """One application of records to a state: the mutable side of `observe`, thrown away after `result`.
-
-    `now`: wall clock, unix seconds.
-    """
+    """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
 
     def __init__(
         self,
@@ -46,19 +44,18 @@ class Fold:
         biz: int,
         state: SubscriptionState | None,
         records: SubscriptionRecords,
-        now: float,
-        hold: float,
+        tally: Tally,
     ) -> None:
         self.config = config
         self.biz = biz
         self.state = state
         self.records = records
-        self.now = now
-        self.tally = begin_tally(state, now, hold)
+        self.tally = tally
         self.results: list[HostResult] = []
         self.unknown: list[tuple[str, str]] = []
 
     def result(self) -> Observed[SubscriptionState]:
+        born_at_zero(self.tally)
         before = self.state.subscriptions if self.state else {}
         # Of one that gave no answer nothing is shown, but what happens from now on is news once it answers.
         subscriptions = {
@@ -71,7 +68,7 @@ class Fold:
         return Observed(
             SubscriptionState(
                 counts=self.tally.freeze(),
-                last_success=self.now,
+                last_success=self.tally.now,
                 watermark=self.records.watermark,
                 hosts=hosts,
                 subscriptions=subscriptions,

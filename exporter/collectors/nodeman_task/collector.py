@@ -17,6 +17,7 @@ from exporter.collectors.nodeman_task.fold import Fold
 from exporter.collectors.nodeman_task.metrics import FAMILIES
 from exporter.collectors.nodeman_task.state import NAME, TaskRecords, TaskState
 from exporter.config.schema import NodemanTaskConfig, ScopeConfig
+from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family
 
 
@@ -28,10 +29,10 @@ class NodemanTaskCollector(NodemanCollector[TaskState, NodemanTaskConfig, Nodema
     families: ClassVar[tuple[Family, ...]] = FAMILIES
 
     @classmethod
-    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock, hold: float) -> Collector | None:
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Collector | None:
         if platforms.nodeman_legacy is None or not config.collectors.nodeman_task.enabled:
             return None
-        return cls(config.scope, config.collectors.nodeman_task, platforms.nodeman_legacy, clock, hold)
+        return cls(config.scope, config.collectors.nodeman_task, platforms.nodeman_legacy, clock)
 
     async def fetch(self, state: TaskState | None, deadline: Deadline) -> TaskRecords:
         """Every configured task. One that cannot be had for good is left out, as long as another one can. Raises
@@ -43,9 +44,9 @@ class NodemanTaskCollector(NodemanCollector[TaskState, NodemanTaskConfig, Nodema
         now = self._clock.platform()
         return TaskRecords(now, min(begun, now), tasks, errors)
 
-    def observe(self, state: TaskState | None, records: TaskRecords, now: float) -> Observed[TaskState]:
-        """Fold the records of a poll; `now` is the wall clock."""
-        return Fold(self.config, state, records, now, self.hold).result()
+    def observe(self, state: TaskState | None, records: TaskRecords, tally: Tally) -> Observed[TaskState]:
+        """Fold the records of a poll."""
+        return Fold(self.config, state, records, tally).result()
 
     async def probe(self, state: TaskState, deadline: Deadline) -> float:
         """One call per task and interval."""

@@ -7,30 +7,26 @@ import msgspec
 from exporter.blueking.nodeman_legacy import LegacyHost, LegacyTask
 from exporter.collectors.base import Observed
 from exporter.collectors.failing_hosts import HostResult
-from exporter.collectors.nodeman import begin_tally, count_failure, fold_hosts
+from exporter.collectors.nodeman import born_at_zero, count_failure, fold_hosts
 from exporter.collectors.nodeman_task.state import NAME, TaskRecords, TaskState, TrackedTask, names
 from exporter.config.schema import NodemanTaskConfig
+from exporter.metrics.counts import Tally
 from exporter.model import NODEMAN_STATUSES
 
 
 class Fold:
-    """One application of records to a state: the mutable side of `observe`, thrown away after `result`.
+    """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
 
-    `now`: wall clock, unix seconds.
-    """
-
-    def __init__(
-        self, config: NodemanTaskConfig, state: TaskState | None, records: TaskRecords, now: float, hold: float
-    ) -> None:
+    def __init__(self, config: NodemanTaskConfig, state: TaskState | None, records: TaskRecords, tally: Tally) -> None:
         self.config = config
         self.state = state
         self.records = records
-        self.now = now
-        self.tally = begin_tally(state, now, hold)
+        self.tally = tally
         self.results: list[HostResult] = []
         self.unknown: list[tuple[str, str]] = []
 
     def result(self) -> Observed[TaskState]:
+        born_at_zero(self.tally)
         records = self.records
         before = self.state.tasks if self.state else {}
         # A task without an answer is not shown.
@@ -45,7 +41,7 @@ class Fold:
         return Observed(
             TaskState(
                 counts=self.tally.freeze(),
-                last_success=self.now,
+                last_success=self.tally.now,
                 watermark=records.watermark,
                 hosts=hosts,
                 tasks=tasks,

@@ -29,7 +29,8 @@ from exporter.collectors.job.fold import (
 )
 from exporter.collectors.job.state import JobRecords, JobState, turn
 from exporter.config.schema import JobConfig, Watch
-from exporter.metrics.family import Labels
+from exporter.metrics.counts import Tally
+from exporter.metrics.family import Counts, Labels
 from exporter.model import JOB_STATUSES, Scope
 
 NOW = 1_795_000_000_000
@@ -48,7 +49,7 @@ def collector(**changes: Any) -> JobCollector:
         }
     )
     # `observe` asks nobody.
-    return JobCollector(Scope("biz", "2"), config, cast(JobApi, None), Clock(), 90.0)
+    return JobCollector(Scope("biz", "2"), config, cast(JobApi, None), Clock())
 
 
 JOB = collector()
@@ -80,7 +81,8 @@ def poll(state: JobState | None, number: int, rows: Iterable[Execution] = (), **
 
 
 def observed(state: JobState | None, records: JobRecords, job: JobCollector = JOB) -> Observed[JobState]:
-    return job.observe(state, records, records.now / 1000)
+    tally = Tally(state.counts if state else Counts(), records.now / 1000, 90.0, job.families)
+    return job.observe(state, records, tally)
 
 
 BASE = poll(None, 0)
@@ -463,9 +465,9 @@ def test_F50_numbers_of_any_size_count_and_stay_short(numbers: list[int]) -> Non
     state = poll(BASE, 1, [row], examined={1: status(row, Step(71, 1, 4, 0, NOW, results))})
     failed = [n for n in numbers if n not in (3, 5, 7, 9)]
     assert total(state, HOST_FAILURES) == total(state, EXIT_CODES) == len(failed)
-    labels = {label for family in (HOST_FAILURES, EXIT_CODES) for labels in counted(state, family) for label in labels}
-    labels |= {label for streak in state.hosts.streaks.values() for label in (*streak.labels, streak.host.bk_host_id)}
-    assert all(len(label) <= 20 for label in labels)
+    texts = {labels[0] for family in (HOST_FAILURES, EXIT_CODES) for labels in counted(state, family)}
+    texts |= {text for streak in state.hosts.streaks.values() for text in (streak.labels[0], streak.host.bk_host_id)}
+    assert all(len(text) <= 20 for text in texts)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=JobState) == state
 
 
