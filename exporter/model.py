@@ -7,6 +7,7 @@ Sources: bk-job RunStatusEnum, ExecuteObjectTaskStatusEnum, ResourceScopeTypeEnu
 from __future__ import annotations
 
 import functools
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import msgspec
@@ -157,6 +158,11 @@ NODEMAN_STATUSES = frozenset(
     }
 )
 """Lower-case statuses of NodeMan jobs and instances; `queue` is NodeMan 1.x."""
+
+
+def name_matches(name: str, pattern: str) -> bool:
+    """Whether a name fits a pattern of the configuration: `*` is any text, `?` one character, all else is itself."""
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 class Host(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):

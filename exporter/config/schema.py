@@ -234,7 +234,10 @@ class Watch(msgspec.Struct, frozen=True):
         ""
     )
     job_plan_id: Annotated[int | None, Key(_COUNT, "Execution plan whose executions match.")] = None
-    name: Annotated[str | None, Key(_TEXT, "Glob (* ? [ ]) for the name of the execution.")] = None
+    name: Annotated[
+        str | None,
+        Key(_TEXT, "Pattern for the name of the execution; only * (any text) and ? (one character) are special."),
+    ] = None
     max_age: Annotated[
         float | None, Key(_DURATION, "Duration; how old the newest success may be before it is overdue.", null=True)
     ] = None
@@ -262,9 +265,9 @@ class JobConfig(msgspec.Struct, frozen=True):
     max_catchup: Annotated[
         float, Key(_DURATION, "Duration; how far back history is still counted after the exporter was down.")
     ] = 7 * 86400.0
-    reopen_window: Annotated[float, Key(_DURATION, "Duration for which a failed execution is watched for a retry.")] = (
-        86400.0
-    )
+    reopen_window: Annotated[
+        float, Key(_DURATION, "Duration for which a failed or stopped execution is watched for a retry.")
+    ] = 86400.0
     max_unfinished_age: Annotated[
         float, Key(_DURATION, "Duration after which an unfinished execution is counted as lost and forgotten.")
     ] = 7 * 86400.0

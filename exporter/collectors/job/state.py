@@ -5,7 +5,6 @@ Times are ms since the epoch as the platform gives them.
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import msgspec
@@ -14,7 +13,7 @@ from exporter.blueking.job import Execution, ExecutionStatus
 from exporter.collectors.base import CollectorState
 from exporter.collectors.failing_hosts import FailingHosts
 from exporter.config.schema import Watch
-from exporter.model import Outcome, job_outcome
+from exporter.model import Outcome, job_outcome, name_matches
 
 FUTURE = 86_400_000
 """ms: an end further ahead of the platform's own clock is a broken number, not a time."""
@@ -141,7 +140,7 @@ def matches(entry: Watch, plan_id: int, name: str) -> bool:
     """Whether an execution belongs to a `watch` entry."""
     if entry.job_plan_id is not None:
         return plan_id == entry.job_plan_id
-    return entry.name is not None and fnmatchcase(name, entry.name)
+    return entry.name is not None and name_matches(name, entry.name)
 
 
 def known_end(end: int | None, now: int) -> int | None:

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any, cast
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
@@ -27,7 +28,7 @@ from exporter.collectors.job.fold import (
     REOPENED,
     STEP_FAILURES,
 )
-from exporter.collectors.job.state import JobRecords, JobState, turn
+from exporter.collectors.job.state import JobRecords, JobState, matches, turn
 from exporter.config.schema import JobConfig, Watch
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Counts, Labels
@@ -589,3 +590,24 @@ def test_4_1_5_born_at_zero_are_exactly_the_named_series() -> None:
         TRUNCATED: {()},
     }
     assert BASE.counts.histograms == {}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fits"),
+    [
+        ("[prod] nightly", "[prod] nightly", True),
+        ("[prod] nightly", "p nightly", False),
+        ("[prod]*", "p-another", False),
+        ("[prod]*", "[prod] anything\n", True),
+        ("[!a]?", "[!a]b", True),
+        ("[!a]?", "bb", False),
+        ("night?y-*", "nightly-", True),
+        ("night?y-*", "nighty-", False),
+        ("a]b[c", "a]b[c", True),
+        ("Nightly", "nightly", False),
+        ("*" * 30 + "x", "a" * 500, False),
+    ],
+)
+def test_4_2_in_a_watched_name_only_star_and_question_mark_are_special(pattern: str, name: str, fits: bool) -> None:
+    """Brackets, as in `[prod] nightly`, are themselves."""
+    assert matches(Watch("w", name=pattern), -1, name) is fits
