@@ -82,7 +82,7 @@ class App:
                 tasks.create_task(self.configuration.follow(), name="follow files"),
                 tasks.create_task(self.fleet.purge(), name="purge"),
                 tasks.create_task(self.telemetry.measure_loop_lag(self.clock), name="loop lag"),
-                tasks.create_task(self.telemetry.measure_state(self.store.size), name="state size"),
+                tasks.create_task(self.fleet.keep_state(), name="state"),
                 tasks.create_task(systemd.feed_watchdog(), name="watchdog"),
             ]
             addresses = [_url(socket.getsockname(), self.web.current.tls is not None) for socket in sockets]

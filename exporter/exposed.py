@@ -137,7 +137,8 @@ class PollReport(msgspec.Struct, frozen=True):
 
     `duration` is in seconds. `completed` is the monotonic time of the newest complete poll since the start, `samples`
     are those of its gauges by family. `errors` holds the failed polls and calls by reason, since the start.
-    `circuit_open`: see `Poller`.
+    `circuit_open`: see `Poller`. `current`: False while the state may be older than what was shown before a restart;
+    then nothing of it is shown, so that no counter falls.
     """
 
     state: CollectorState | None = None
@@ -147,6 +148,12 @@ class PollReport(msgspec.Struct, frozen=True):
     completed: float | None = None
     errors: Counts = Counts()
     circuit_open: bool = False
+    current: bool = True
+
+    @property
+    def known(self) -> CollectorState | None:
+        """The state as far as it may be shown."""
+        return self.state if self.current else None
 
 
 class _Rendered(msgspec.Struct, frozen=True, gc=False):
@@ -204,8 +211,8 @@ class Exposed:
         # A wall clock that was set back must not hide again what has been shown.
         self._now = math.inf if final else max(self._now, self._clock.wall())
         chunks = self._own_chunks()
-        if report.state is not None:
-            chunks |= self._state_chunks(report.state)
+        if report.known is not None:
+            chunks |= self._state_chunks(report.known)
         self.series = sum(chunk.series for chunk in chunks.values())
         self._page.put(self.key, chunks)
         self._telemetry.rendered(time.perf_counter() - begun)
@@ -229,7 +236,7 @@ class Exposed:
         return self._stale_after * self._collector.interval
 
     def _own_chunks(self) -> dict[str, Chunk]:
-        prefix, report, state = self._own_prefix, self._report, self._report.state
+        prefix, report, state = self._own_prefix, self._report, self._report.known
         gauges: dict[str, float | None] = {
             CIRCUIT_OPEN: float(report.circuit_open),
             "success": None if report.success is None else float(report.success),

@@ -20,7 +20,7 @@ from exporter.blueking.nodeman import NodemanApi
 from exporter.blueking.nodeman_legacy import NodemanLegacyApi
 from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
-from exporter.collectors.base import Collector, Platforms
+from exporter.collectors.base import Collector, Platforms, gather_bounded
 from exporter.config.schema import BlueKing, Config, ScopeConfig
 from exporter.errors import StateError
 from exporter.exposed import scope_key, show_scope, show_status_codes
@@ -28,6 +28,10 @@ from exporter.model import Key
 from exporter.poller import Poller, Services, Settings
 from exporter.telemetry import Telemetry
 
+CHECK = 10.0
+"""Seconds between two looks at the state."""
+SAVES = 100
+"""States that are committed at once when all of them are."""
 KEEP = 7 * 86400.0
 """Seconds for which the state of a removed scope is kept, so that it continues when the scope comes back."""
 PROCESS_SERIES = 200
@@ -143,6 +147,25 @@ class Fleet:
             except StateError as error:
                 log.get().warning("state_purge_failed", message=str(error))
             await asyncio.sleep(3600)
+
+    async def keep_state(self) -> None:
+        """Notice soon when the state is lost or damaged under the process, and commit it again from memory."""
+        store, telemetry = self._services.store, self._services.telemetry
+        complete, resets = True, store.resets
+        while True:
+            try:
+                complete = await store.check() and complete
+                if not complete:
+                    await gather_bounded((poller.save() for poller in self.pollers.values()), SAVES)
+                    complete = True
+                telemetry.state_size(await store.size())
+            except StateError as error:
+                telemetry.state_write_error()
+                log.get().error("state_not_kept", message=str(error), consequence="polls fail until it can be written")
+            for _ in range(store.resets - resets):
+                telemetry.state_reset()
+            resets = store.resets
+            await asyncio.sleep(CHECK)
 
     async def _apply(self, config: Config, assigned: Assignment) -> None:
         services, settings = self._services, Settings.of(config)

@@ -92,6 +92,7 @@ class Poller:
         self._page = services.page
         self._telemetry = services.telemetry
         self._clock = services.clock
+        self._committing = asyncio.Lock()
         self._loaded = False
         self._full = False
         self._refusals = 0
@@ -141,11 +142,11 @@ class Poller:
 
     async def load(self) -> None:
         """Take the state from the store. Raises `StateError`; a state that cannot be decoded is a new baseline."""
-        payload = await self._store.load(self.key)
-        if payload is not None:
+        stored = await self._store.load(self.key)
+        if stored is not None:
             try:
-                state = msgspec.msgpack.decode(payload, type=self.collector.state_type)
-                self._update(state=state)
+                state = msgspec.msgpack.decode(stored.payload, type=self.collector.state_type)
+                self._update(state=state, current=stored.current)
             except msgspec.DecodeError as error:
                 self._telemetry.state_reset()
                 self._log.error("state_unreadable", message=str(error), consequence="new baseline")
@@ -250,9 +251,16 @@ class Poller:
         """Leave the page; the state stays in the store."""
         self.exposed.close()
 
+    async def save(self) -> None:
+        """Commit the state again, because the store has lost it. Raises `StateError`."""
+        async with self._committing:
+            if self.state is not None:
+                await self._store.commit(self.key, msgspec.msgpack.encode(self.state))
+
     async def _commit(self, state: CollectorState) -> None:
         try:
-            await self._store.commit(self.key, msgspec.msgpack.encode(state))
+            async with self._committing:
+                await self._store.commit(self.key, msgspec.msgpack.encode(state))
         except StateError:
             self._telemetry.state_write_error()
             raise
@@ -263,8 +271,10 @@ class Poller:
         if self.success is False:
             self._log.info("poll_recovered")
         self._refusals = 0
-        completed = self._clock.monotonic()
-        self._update(state=observed.state, samples=observation.samples, success=True, completed=completed)
+        completed, current = self._clock.monotonic(), self.report.current or not observed.more
+        self._update(
+            state=observed.state, samples=observation.samples, success=True, completed=completed, current=current
+        )
         self.reason, self.message = None, ""
         if observation.full and not self._full:
             self._log.warning("max_series_reached", consequence="new label values of the platform are shown as other")

@@ -7,10 +7,9 @@ the rows. A gauge whose value is not known yet is absent, never 0.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import platform
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
@@ -18,14 +17,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 
 from exporter.clock import Clock
-from exporter.errors import StateError
 from exporter.metrics.family import Family
 from exporter.metrics.render import encode, header, label_text, number, sample_names
 
 _PREFIX = "blueking_exporter_"
 _REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 PERIOD = 1.0
-"""Seconds between two measurements of the event loop and of the state."""
+"""Seconds between two measurements of the event loop."""
 MOST_FIELDS = 64
 """Distinct values of the label `field`; further ones are counted as `other`."""
 
@@ -78,8 +76,8 @@ PROCESS_FAMILIES = (
         "counter",
         "state_resets_total",
         (),
-        "Times that unreadable state was moved aside and counting began anew.",
-        "状态无法读取而被移走、重新开始计数的次数。",
+        "Times that the state was found damaged or gone.",
+        "发现状态损坏或丢失的次数。",
     ),
     _row(
         "counter",
@@ -217,7 +215,7 @@ class Telemetry:
         self._counters["unknown_values_total"].labels(field).inc()
 
     def state_reset(self) -> None:
-        """Unreadable state was moved aside."""
+        """The state was found damaged or gone."""
         self._counters["state_resets_total"].inc()
 
     def state_written(self, at: float) -> None:
@@ -252,13 +250,6 @@ class Telemetry:
             due = clock.monotonic() + PERIOD
             await asyncio.sleep(PERIOD)
             self.loop_lag(max(0.0, clock.monotonic() - due))
-
-    async def measure_state(self, size: Callable[[], Awaitable[int | None]]) -> None:
-        """Ask once a second for the size of the state. A store that fails is reported by the polls."""
-        while True:
-            with contextlib.suppress(StateError):
-                self.state_size(await size())
-            await asyncio.sleep(PERIOD)
 
     def config_loaded(self, sha256: str, at: float) -> None:
         """This configuration is in use since this unix time."""

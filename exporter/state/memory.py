@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from exporter.model import Key
+from exporter.state.base import Stored
 
 
 class MemoryStore:
@@ -13,18 +15,32 @@ class MemoryStore:
     def __init__(self) -> None:
         self.resets = 0
         self._payloads: dict[Key, bytes] = {}
+        self._updated: dict[Key, float] = {}
 
-    async def open(self) -> None:
+    async def open(self, *, read_only: bool = False) -> None:
         """Nothing to take."""
 
-    async def load(self, key: Key) -> bytes | None:
-        return self._payloads.get(key)
+    async def load(self, key: Key) -> Stored | None:
+        payload = self._payloads.get(key)
+        return None if payload is None else Stored(payload)
 
     async def commit(self, key: Key, payload: bytes) -> None:
         self._payloads[key] = payload
+        self._updated[key] = time.time()
+
+    async def keys(self) -> dict[Key, float]:
+        return dict(self._updated)
+
+    async def forget(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self._payloads.pop(key, None)
+            self._updated.pop(key, None)
 
     async def purge(self, keep: Iterable[Key], older_than: float) -> int:
         return 0
+
+    async def check(self) -> bool:
+        return True
 
     async def size(self) -> int | None:
         return None

@@ -1,53 +1,80 @@
 """The state in one SQLite file (WAL), written by one thread, locked against a second process.
 
-`synchronous=FULL`: a commit that has returned survives a power cut too, so a counter that was seen on /metrics can
+`synchronous=FULL`: a commit that has returned survives a power failure too, so a counter that was seen on /metrics can
 never come back smaller, which Prometheus would take for a restart and count a second time.
+
+SQLite neither notices when others remove, replace or change its files nor verifies a log that it has read before. So
+every write is preceded by a look at the files: who wrote them last must have been this store.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import contextlib
+import itertools
 import os
+import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
+from urllib.parse import quote
 
 from exporter import log
 from exporter.errors import StateError, StateLocked, StateNewer
-from exporter.model import Key
+from exporter.model import Key, Scope, ScopeType
+from exporter.state.base import Stored
+from exporter.state.lock import NO_LOCKS, StateLock, holder
+from exporter.state.wal import ignored_commits
 
 SCHEMA = 1
 
 T = TypeVar("T")
+Row = tuple[str, str, str, bytes, float]
+
+_WHERE = "WHERE collector = ? AND bk_scope_type = ? AND bk_scope_id = ?"
+_LOCK_ERRORS = (
+    "SQLITE_PROTOCOL",
+    "SQLITE_IOERR_LOCK",
+    "SQLITE_IOERR_RDLOCK",
+    "SQLITE_IOERR_UNLOCK",
+    "SQLITE_IOERR_SHM",
+)
 
 
 class SQLiteStore:
-    """See `Store`. A damaged file is moved aside (`FILE.corrupt-TIME`) and an empty one takes its place; `resets`
-    tells."""
+    """See `Store`. Files that are damaged are moved aside (`FILE.corrupt-TIME`) and `resets` counts them.
+
+    Found at the start, an empty file takes their place, or what is left of the log is used. Found later, a new file is
+    made of what can still be read, and `check` asks for the rest.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        # A link to the state leads to the same log and lock files.
+        self.path = Path(os.path.realpath(path))
         self.resets = 0
         self._db: sqlite3.Connection | None = None
-        self._lock: int | None = None
+        self._lock = StateLock(self.path)
+        self._read_only = False
+        self._opened = False
+        self._current = True
+        self._complete = True
+        self._suspect = False
+        self._seen = self._look()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
         self._writing = False
         self._next: _Batch | None = None
 
-    async def open(self) -> None:
-        self._writing, self._next = False, None
+    async def open(self, *, read_only: bool = False) -> None:
+        self._writing, self._next, self._read_only = False, None, read_only
         await self._run(self._open)
 
-    async def load(self, key: Key) -> bytes | None:
-        def load() -> bytes | None:
-            row = self._connection.execute(
-                "SELECT payload FROM state WHERE collector = ? AND bk_scope_type = ? AND bk_scope_id = ?", _columns(key)
-            ).fetchone()
-            return row[0] if row else None
+    async def load(self, key: Key) -> Stored | None:
+        def load() -> Stored | None:
+            row = self._connection.execute(f"SELECT payload FROM state {_WHERE}", _columns(key)).fetchone()
+            return Stored(row[0], self._current) if row else None
 
         return await self._run(load)
 
@@ -62,7 +89,7 @@ class SQLiteStore:
         """Write `batch`, then what has gathered meanwhile: all pollers that wait for a slow disk wait for it once."""
 
         def write() -> None:
-            with self._connection as db:
+            with self._transaction() as db:
                 # In place: to replace the row would write its index anew, and three times as many pages.
                 db.executemany(
                     "INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
@@ -82,23 +109,47 @@ class SQLiteStore:
         asyncio.get_running_loop().run_in_executor(self._thread, write).add_done_callback(written)
         self._next, self._writing = None, True
 
+    async def keys(self) -> dict[Key, float]:
+        def keys() -> dict[Key, float]:
+            rows = self._connection.execute("SELECT collector, bk_scope_type, bk_scope_id, updated FROM state")
+            return {Key(name, Scope(cast(ScopeType, kind), id)): updated for name, kind, id, updated in rows}
+
+        return await self._run(keys)
+
+    async def forget(self, keys: Iterable[Key]) -> None:
+        gone = [_columns(key) for key in keys]
+
+        def forget() -> None:
+            with self._transaction() as db:
+                db.executemany(f"DELETE FROM state {_WHERE}", gone)
+
+        await self._run(forget)
+
     async def purge(self, keep: Iterable[Key], older_than: float) -> int:
         kept = {_columns(key) for key in keep}
 
         def purge() -> int:
-            with self._connection as db:
+            with self._transaction() as db:
                 old = db.execute(
                     "SELECT collector, bk_scope_type, bk_scope_id FROM state WHERE updated < ?", (older_than,)
                 )
                 gone = [row for row in old.fetchall() if row not in kept]
-                db.executemany("DELETE FROM state WHERE collector = ? AND bk_scope_type = ? AND bk_scope_id = ?", gone)
+                db.executemany(f"DELETE FROM state {_WHERE}", gone)
             return len(gone)
 
         return await self._run(purge)
 
+    async def check(self) -> bool:
+        def check() -> bool:
+            self._ensure_unchanged()
+            complete, self._complete = self._complete, True
+            return complete
+
+        return await self._run(check)
+
     async def size(self) -> int | None:
         def size() -> int:
-            return sum(path.stat().st_size for path in self._files() if path.exists())
+            return sum(path.stat().st_size for path in _files(self.path) if path.exists())
 
         return await self._run(size)
 
@@ -117,10 +168,13 @@ class SQLiteStore:
             # A commit that has begun is finished: cancelling a poll must not leave its outcome unknown.
             return await asyncio.shield(future)
         except (sqlite3.Error, OSError) as error:
-            raise StateError(f"state {self.path}: {error}") from error
+            hint = f"; {NO_LOCKS}" if getattr(error, "sqlite_errorname", "").startswith(_LOCK_ERRORS) else ""
+            raise StateError(f"state {self.path}: {error}{hint}") from error
         except asyncio.CancelledError:
             await asyncio.wait([future])
             raise
+
+    # What runs in the thread
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -128,97 +182,222 @@ class SQLiteStore:
             raise StateError(f"state {self.path} is not open")
         return self._db
 
-    def _files(self) -> list[Path]:
-        return [self.path.with_name(self.path.name + suffix) for suffix in ("", "-wal", "-shm")]
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._ensure_unchanged()
+        try:
+            with self._connection as db:
+                yield db
+        except sqlite3.DatabaseError as error:
+            self._suspect = _is_damage(error)
+            raise
+        finally:
+            self._seen = self._look()
+
+    def _look(self) -> tuple[tuple[int, ...], ...]:
+        database, wal, _ = _files(self.path)
+        return _version(database), _version(wal)
 
     def _open(self) -> None:
-        self._take_lock()
         try:
+            if self._read_only:
+                self._db = _connect(self.path, read_only=True)
+                return
+            self._lock.take()
+            self._check_log()
             try:
-                self._db = self._connect()
+                self._db = _connect(self.path)
             except sqlite3.DatabaseError as error:
-                # OperationalError: no access, no space, a newer SQLite's format. That is not damage; never discard
-                # counts for it.
-                if isinstance(error, sqlite3.OperationalError):
+                if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY":
+                    raise StateLocked(f"state {self.path} is held by another process ({holder(self.path)})") from None
+                if not _is_damage(error):
                     raise
-                self._move_aside(error)
-                self._db = self._connect()
+                self._begin_anew(str(error))
+                self._db = _connect(self.path)
+            self._opened, self._seen = True, self._look()
         except BaseException:
             self._close()
             raise
 
-    def _take_lock(self) -> None:
-        # flock goes with the process, also on kill -9; the file stays and names the holder.
-        lock = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
-            os.close(lock)
-            raise StateLocked(f"state {self.path} is held by another process (pid {holder})") from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        self._lock = lock
+    def _check_log(self) -> None:
+        """Find commits that SQLite would silently ignore, before it reads the log."""
+        database, wal, _ = _files(self.path)
+        if not wal.exists() or not wal.stat().st_size:
+            return
+        if not database.stat().st_size:
+            self._begin_anew("the file is gone, its log is left")
+        elif ignored := ignored_commits(wal):
+            copy = _aside(wal)
+            shutil.copyfile(wal, copy)
+            copy.chmod(0o600)
+            self._current = False
+            self._report(
+                f"its log is damaged: {ignored} commits cannot be read",
+                "older counts are continued, and shown when polls have caught up",
+                copy.name,
+            )
 
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, check_same_thread=False, timeout=5.0)
-        try:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version > SCHEMA:
-                raise StateNewer(
-                    f"state {self.path} has schema {version}, this version knows {SCHEMA}: upgrade it,"
-                    " or name another state.url"
-                )
-            if version == 0 and db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise StateError(f"state {self.path} is a database of something else")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
-            with db:
-                db.execute("BEGIN")
-                db.execute(
-                    "CREATE TABLE IF NOT EXISTS state (collector TEXT, bk_scope_type TEXT, bk_scope_id TEXT,"
-                    " payload BLOB NOT NULL, updated REAL NOT NULL,"
-                    " PRIMARY KEY (collector, bk_scope_type, bk_scope_id))"
-                )
-                db.execute(f"PRAGMA user_version = {SCHEMA}")
-        except BaseException:
-            db.close()
-            raise
-        return db
+    def _begin_anew(self, damage: str) -> None:
+        moved = self._move_aside()
+        self._lock.take()
+        self._report(damage, "new baseline: nothing of the past is counted", moved)
 
-    def _move_aside(self, error: sqlite3.DatabaseError) -> None:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        for path in self._files():
-            if path.exists():
-                path.rename(path.with_name(f"{path.name}.corrupt-{stamp}"))
+    def _ensure_unchanged(self) -> None:
+        """Repair what others did to the files since the last write. Raises before anything is written on top of it."""
+        if self._db is None and self._opened:
+            self._open()
+            self._complete = False
+        if self._db is None or self._read_only:
+            raise StateError(f"state {self.path} is not open for writing")
+        if self._look() == self._seen and not self._suspect:
+            return
+        if damage := self._damage():
+            self._rebuild(damage)
+        self._complete = self._suspect = False
+        self._seen = self._look()
+
+    def _damage(self) -> str:
+        """What is wrong with the files, "" if nothing is."""
+        database, wal, _ = _files(self.path)
+        if not self._lock.holds_file():
+            return "the file was replaced" if database.exists() else "the file was removed"
+        if _version(wal)[:2] != self._seen[1][:2]:
+            return "its log was removed or replaced"
+        if ignored := ignored_commits(wal):
+            return f"its log is damaged: {ignored} commits could not be read again"
+        try:
+            # A connection of its own: the other one still has good pages in its cache.
+            with contextlib.closing(sqlite3.connect(self.path, timeout=5.0)) as db:
+                _quick_check(db)
+                if db.execute("PRAGMA user_version").fetchone() != (SCHEMA,):
+                    return "its tables are gone"
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            return str(error)
+        return ""
+
+    def _rebuild(self, damage: str) -> None:
+        """Put a new file in the place of what is there, with every row that can still be read."""
+        new = self.path.with_name(f"{self.path.name}.new")
+        for path in _files(new):
+            path.unlink(missing_ok=True)
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with contextlib.closing(_connect(new)) as db, db:
+            # A damaged table may give a row twice.
+            states = db.executemany("INSERT OR IGNORE INTO state VALUES (?, ?, ?, ?, ?)", self._readable()).rowcount
+        self._lock.take()  # of a file that somebody else has put there
+        moved = self._move_aside()
+        os.replace(new, self.path)
+        # SQLite sees that its own file has moved, and leaves the new one alone.
+        self._connection.close()
+        self._db = None
+        self._lock.take()
+        self._db = _connect(self.path)
+        self._report(damage, "written again from memory", moved, states=states)
+
+    def _readable(self) -> Iterator[Row]:
+        with contextlib.suppress(sqlite3.DatabaseError):
+            yield from self._connection.execute("SELECT * FROM state")
+
+    def _move_aside(self) -> str:
+        """Rename what there is of the files. Returns the new name of the first."""
+        names = []
+        for path in _files(self.path):
+            with contextlib.suppress(FileNotFoundError):
+                names.append(path.rename(_aside(path)).name)
+        return names[0] if names else ""
+
+    def _report(self, damage: str, consequence: str, moved_to: str, **more: object) -> None:
         self.resets += 1
         log.get().error(
-            "state_damaged",
-            state=str(self.path),
-            message=str(error),
-            moved_to=f"{self.path.name}.corrupt-{stamp}",
-            consequence="new baseline: nothing of the past is counted",
+            "state_damaged", state=str(self.path), message=damage, moved_to=moved_to, consequence=consequence, **more
         )
 
     def _close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        try:
+            if self._db is not None and not self._read_only:
+                self._ensure_unchanged()
+        finally:
+            self._opened = False
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+            self._lock.release()
 
 
 class _Batch:
     """Rows that one transaction will write."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, bytes, float]] = []
+        self.rows: list[Row] = []
         self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 def _columns(key: Key) -> tuple[str, str, str]:
     return key.collector, key.scope.bk_scope_type, key.scope.bk_scope_id
+
+
+def _files(path: Path) -> list[Path]:
+    """The database, its log and the index of the log."""
+    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Which file it is, and which version of its content. Not its ctime: SQLite as root gives the log to its owner
+    whenever it opens it, for a reader too."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _aside(path: Path) -> Path:
+    """A name for a damaged file that does not exist yet."""
+    name = f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    names = (path.with_name(f"{name}.{number}" if number else name) for number in itertools.count())
+    return next(one for one in names if not one.exists())
+
+
+def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """Open the database, whatever its version was, with its table."""
+    target = f"file:{quote(str(path))}?mode={'ro' if read_only else 'rwc'}"
+    db = sqlite3.connect(target, uri=True, check_same_thread=False, timeout=5.0)
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA:
+            raise StateNewer(
+                f"state {path} has schema {version}, this version knows {SCHEMA}: upgrade it, or name another state.url"
+            )
+        if version == 0 and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise StateError(f"state {path} is a database of something else")
+        if read_only:
+            return db
+        if db.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            raise StateError(f"state {path} cannot have a write-ahead log: {NO_LOCKS}")
+        db.execute("PRAGMA synchronous = FULL")
+        _quick_check(db)
+        with db:
+            db.execute("BEGIN")
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS state (collector TEXT, bk_scope_type TEXT, bk_scope_id TEXT,"
+                " payload BLOB NOT NULL, updated REAL NOT NULL,"
+                " PRIMARY KEY (collector, bk_scope_type, bk_scope_id))"
+            )
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _quick_check(db: sqlite3.Connection) -> None:
+    (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    # OperationalError: no access, no space, a newer SQLite's format. Never discard counts for it.
+    return not isinstance(error, sqlite3.OperationalError)

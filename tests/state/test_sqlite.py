@@ -44,6 +44,12 @@ def finish(simulated: Simulated, count: int = 1, **arguments: Any) -> None:
         simulated.start(steps=[StepScript(duration=0.0, results={target(1): 9})], **arguments)
 
 
+async def committed(store: Store, key: Key) -> bytes | None:
+    """What a store holds of a key, by itself."""
+    stored = await store.load(key)
+    return stored.payload if stored else None
+
+
 # The store by itself
 
 
@@ -52,11 +58,11 @@ async def test_what_was_committed_is_loaded_and_keys_are_apart(tmp_path: Path, k
     """Each key has the payload committed last, None before the first."""
     store: Store = open_store(f"{kind}{tmp_path / 'state.db'}")
     await store.open()
-    assert await store.load(KEY) is None
+    assert await committed(store, KEY) is None
     for payload in (b"one", b"two"):
         await store.commit(KEY, payload)
     await store.commit(OTHER, b"")
-    assert (await store.load(KEY), await store.load(OTHER)) == (b"two", b"")
+    assert (await committed(store, KEY), await committed(store, OTHER)) == (b"two", b"")
     assert (await store.size() is None) == (kind == "memory:")
     await store.close()
     await store.close()
@@ -68,7 +74,7 @@ async def test_a_second_life_finds_everything(tmp_path: Path) -> None:
     for expected_payload in (None, b"1", b"2"):
         store = SQLiteStore(path)
         await store.open()
-        assert await store.load(KEY) == expected_payload
+        assert await committed(store, KEY) == expected_payload
         await store.commit(KEY, b"1" if expected_payload is None else b"2")
         assert store.resets == 0
         await store.close()
@@ -87,7 +93,7 @@ async def test_commits_that_come_together_are_written_together(tmp_path: Path) -
             else:
                 for key in keys:
                     await store.commit(key, payload)
-        assert {await store.load(key) for key in keys} == {b"2"}
+        assert {await committed(store, key) for key in keys} == {b"2"}
         written[kind] = (tmp_path / f"{kind}.db-wal").stat().st_size
         await store.close()
     assert written["together"] < written["apart"] / 10
@@ -99,9 +105,9 @@ async def test_all_that_are_written_together_fail_together(tmp_path: Path) -> No
     outcomes = await asyncio.gather(*(store.commit(key, b"lost") for key in (KEY, OTHER, KEY)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [StateError] * 3
     await store.open()
-    assert (await store.load(KEY), await store.load(OTHER)) == (None, None)
+    assert (await committed(store, KEY), await committed(store, OTHER)) == (None, None)
     await store.commit(KEY, b"after")
-    assert await store.load(KEY) == b"after"
+    assert await committed(store, KEY) == b"after"
     await store.close()
 
 
@@ -114,7 +120,7 @@ async def test_a_close_writes_what_has_gathered(tmp_path: Path) -> None:
     await store.close()
     await asyncio.gather(*commits)
     await store.open()
-    assert [await store.load(Key("job", Scope("biz", str(n)))) for n in range(1, 50)] == [b"1"] * 49
+    assert [await committed(store, Key("job", Scope("biz", str(n)))) for n in range(1, 50)] == [b"1"] * 49
     await store.close()
 
 
@@ -128,8 +134,8 @@ async def test_a_key_that_is_gone_for_long_is_purged(tmp_path: Path, kind: str) 
     assert await store.purge([KEY], time.time() - 60) == 0, "too young"
     removed = 0 if kind == "memory:" else 1
     assert await store.purge([KEY], time.time() + 60) == removed
-    assert await store.load(KEY) == b"kept"
-    assert (await store.load(OTHER) is None) == bool(removed)
+    assert await committed(store, KEY) == b"kept"
+    assert (await committed(store, OTHER) is None) == bool(removed)
     await store.close()
 
 
@@ -139,7 +145,7 @@ async def test_a_store_that_is_closed_says_so(tmp_path: Path) -> None:
     await store.open()
     await store.close()
     with pytest.raises(StateError, match="not open"):
-        await store.load(KEY)
+        await committed(store, KEY)
 
 
 async def test_F40_a_second_holder_is_named(tmp_path: Path) -> None:
@@ -201,7 +207,7 @@ async def test_F40_a_damaged_file_is_moved_aside(tmp_path: Path, damage: str) ->
     store = SQLiteStore(path)
     await store.open()
     assert store.resets == 1
-    assert await store.load(Key("job", Scope("biz", "1"))) is None
+    assert await committed(store, Key("job", Scope("biz", "1"))) is None
     await store.commit(KEY, b"new")
     await store.close()
     aside = [file for file in tmp_path.iterdir() if ".corrupt-" in file.name and "-wal" not in file.name]
@@ -223,7 +229,7 @@ async def test_F40_any_bytes_as_a_file_end_in_an_open_store_or_a_state_error(dat
         except StateError:
             return
         await store.commit(KEY, b"x")
-        assert await store.load(KEY) == b"x"
+        assert await committed(store, KEY) == b"x"
         await store.close()
 
 
@@ -231,7 +237,7 @@ async def test_memory_goes_on_within_the_process() -> None:
     """A removed scope that returns before the end of the process is continued in memory too."""
     store = MemoryStore()
     await store.commit(KEY, b"1")
-    assert await store.load(KEY) == b"1"
+    assert await committed(store, KEY) == b"1"
 
 
 # The daemon and its state
