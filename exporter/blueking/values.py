@@ -6,12 +6,13 @@ import datetime
 import functools
 import re
 
-from exporter.blueking.envelope import Int, WrongShape
+from exporter.blueking.envelope import WrongShape
 from exporter.blueking.text import clean_text
 from exporter.model import UNKNOWN, Host
 
-Number = Int | float | str | None
-Time = Int | float | str | None
+Number = int | float | str | None
+"""An integer in any form; `integer` says which one, if a state can keep it."""
+Time = int | float | str | None
 
 OTHER_WORD = "other"
 """Stands for what should be a word of the platform and is none."""
@@ -19,6 +20,21 @@ _WORD = re.compile(r"[A-Za-z0-9_]{0,64}", re.ASCII)
 
 _MILLISECONDS = 10**11
 """Epoch numbers from here on are ms: as seconds they would lie beyond the year 5000."""
+_LATEST = 10**12
+"""Unix seconds: beyond every calendar, and small enough for a state."""
+
+
+def seconds(value: Time | datetime.datetime, zone: datetime.timezone, path: str) -> int | None:
+    """Unix seconds of a time text with or without a zone (then it is of `zone`), or of an epoch number.
+
+    None for no time; 0 and less are no time. A time after `_LATEST` is read as `_LATEST`. Raises WrongShape for anything
+    else.
+    """
+    try:
+        number = _seconds(value, zone)
+    except (ValueError, OverflowError):
+        raise WrongShape(f"{path} is no time") from None
+    return number if number is None or number > 0 else None
 
 
 @functools.lru_cache(maxsize=16_384)
@@ -30,32 +46,21 @@ def _seconds(value: Time | datetime.datetime, zone: datetime.timezone) -> int | 
     if isinstance(value, datetime.datetime):
         return int((value.replace(tzinfo=zone) if value.tzinfo is None else value).timestamp())
     number = float(value)
-    return int(number / 1000 if abs(number) >= _MILLISECONDS else number)
-
-
-def seconds(value: Time | datetime.datetime, zone: datetime.timezone, path: str) -> int | None:
-    """Unix seconds of a time text with or without a zone (then it is of `zone`), or of an epoch number; None for none.
-
-    Raises WrongShape for anything else.
-    """
-    try:
-        return _seconds(value, zone)
-    except (ValueError, OverflowError):
-        raise WrongShape(f"{path} is no time") from None
+    return int(min(number / 1000 if number >= _MILLISECONDS else number, _LATEST))
 
 
 def integer(value: Number) -> int | None:
-    """The integer that a number or text spells, None for anything else."""
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    if value is None or len(value) > 19 or not value.isascii():
-        return None
-    try:
-        return int(value)
-    except ValueError:
-        return None
+    """The integer that a number or text spells, None for anything else and for what needs more than 64 bits."""
+    if isinstance(value, str):
+        if len(value) > 20 or not value.isascii():
+            return None
+        try:
+            value = int(value)
+        except ValueError:
+            return None
+    elif isinstance(value, float):
+        value = int(value) if value.is_integer() else None
+    return value if value is not None and -(2**63) <= value < 2**63 else None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -64,8 +64,7 @@ REGISTER = "add_or_update_hosts"
 _REGISTER = f"{REGISTER} | 新增或更新主机信息 | Add or Update host information"
 _AGENT_STATUS = "get_agent_status | 查询Agent状态 | Query Agent Status"
 _PROCESS_STATUS = "update_process_status | 更新主机进程状态 | Update host process status"
-# The platform has no English for this one.
-_PLUGIN_TAIL = "update_host_process_status | 更新插件部署状态为 RUNNING | 更新插件部署状态为 RUNNING"
+_PLUGIN_STATUS = "update_host_process_status | 更新插件部署状态为{0} | Update plugin deployment status is {0}"
 
 PLANS: Mapping[str, tuple[Step, ...]] = {
     "INSTALL_AGENT": _steps(f"""
@@ -98,16 +97,16 @@ PLANS: Mapping[str, tuple[Step, ...]] = {
         transfer_package | 下发安装包 | Transfer installation package
         install_package | 安装插件包 | Install plugin package
         render_and_push_config | 渲染下发配置 | Rendering config
-        gse_operate_proc | 托管 basereport 插件进程 | Delegate basereport plugin process
-        {_PLUGIN_TAIL}
+        gse_operate_proc | 托管进程 | Supervised process
+        {_PLUGIN_STATUS.format("RUNNING")}
         reset_retry_times | 重置重试次数 | Reset retries"""),
     "MAIN_RESTART_PLUGIN": _steps(f"""
         check_agent_status | 查询Agent状态 | Query Agent Status
-        gse_operate_proc | 重启 | Restart
-        {_PLUGIN_TAIL}"""),
-    "MAIN_STOP_PLUGIN": _steps("""
-        gse_operate_proc | 停止 bkmonitorbeat 插件进程 | Stop bkmonitorbeat plugin process
-        update_host_process_status | 更新插件部署状态为 TERMINATED | 更新插件部署状态为 TERMINATED"""),
+        gse_operate_proc | 重启进程 | Restart process
+        {_PLUGIN_STATUS.format("RUNNING")}"""),
+    "MAIN_STOP_PLUGIN": _steps(f"""
+        gse_operate_proc | 停止进程 | Stop process
+        {_PLUGIN_STATUS.format("TERMINATED")}"""),
 }
 """Sub-steps by job type. Other job types of a kind run as the first one of their kind."""
 

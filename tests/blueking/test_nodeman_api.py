@@ -640,47 +640,6 @@ async def test_trap20_not_ready(canned: Canned, code: object) -> None:
     assert caught.value.reason == "not_ready"
 
 
-@pytest.mark.parametrize(
-    ("code", "name", "plugin", "slug"),
-    [
-        ("install", "whatever", False, "install"),
-        ("DEBUG_PROCESS", None, True, "DEBUG_PROCESS"),
-        ("register_host", "注册主机到配置平台", False, "register_host"),
-        ("Bad Code", "安装", False, "install"),
-        ("x" * 65, None, False, "other"),
-        (None, "查询Agent状态", False, "get_agent_status"),
-        (None, "查询Agent状态", True, "check_agent_status"),
-        (None, "Query Agent Status", True, "check_agent_status"),
-        (None, "重启", False, "restart"),
-        (None, "重启", True, "gse_operate_proc"),
-        (None, "托管 processbeat 插件进程", False, "gse_operate_proc"),
-        (None, "取消托管 basereport 插件进程", True, "gse_operate_proc"),
-        (None, "操作进程(启动)", True, "gse_operate_proc"),
-        (None, "更新任务状态", False, "update_process_status"),
-        (None, "更新插件部署状态为 RUNNING", True, "update_host_process_status"),
-        (None, "下发安装包", True, "transfer_package"),
-        (None, "Transfer installation package", True, "transfer_package"),
-        (None, "任务执行失败(安装)", False, "other"),
-        (None, "[INSTALL_AGENT] 安装 0:127.0.0.1", False, "other"),
-        (None, "停止使用 10.0.0.1", True, "other"),
-        (None, "", False, "other"),
-        (None, None, True, "other"),
-    ],
-)
-def test_trap29_step_slugs(code: str | None, name: str | None, plugin: bool, slug: str) -> None:
-    """Trap 29: the code passes, a display text becomes a code of the table, what matches nothing is `other`."""
-    assert step_slug(code, name, plugin=plugin) == slug
-
-
-@given(st.one_of(st.none(), st.text()), st.one_of(st.none(), st.text()), st.booleans())
-def test_a_step_slug_is_always_a_safe_word(code: str | None, name: str | None, plugin: bool) -> None:
-    """Whatever the platform sends, no localized text and no address gets into the label."""
-    slug = step_slug(code, name, plugin=plugin)
-    assert slug.isascii()
-    assert slug.replace("_", "").isalnum() or set(slug) == {"_"}
-    assert len(slug) <= 64
-
-
 @given(st.one_of(st.none(), st.integers(), st.floats(), st.text()))
 def test_F14_any_time_is_read_or_refused(value: float | str | None) -> None:
     """A time is whole seconds, nothing, or a wrong shape; no other error gets out."""
