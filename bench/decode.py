@@ -19,7 +19,8 @@ from bench import pages
 from bench.measure import MIB, ROOT, Row, environment, forget_peak, memory_of, python
 from exporter.blueking.envelope import Reply, ResponseDecoder, read
 from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
-from exporter.blueking.nodeman import job_details_decoders, job_list_decoders, task_result_decoders
+from exporter.blueking.nodeman_jobs import job_details_decoders, job_list_decoders
+from exporter.blueking.nodeman_subscriptions import task_result_decoders
 
 BASE = 1_789_000_000_000
 KNOWN = "nodeman task_result, 500 known instances"

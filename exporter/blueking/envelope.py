@@ -51,6 +51,7 @@ _BY_CODE: dict[str, ApiReason] = {
     "1640001": "auth",  # gateway: every credential failure, under HTTP 400
     "3800003": "not_found",
     "3800015": "not_ready",
+    "3800018": "auth",  # NodeMan: the gateway's token has not arrived at it
     "3801012": "not_found",
 }
 _BY_PREFIX: tuple[tuple[str, ApiReason], ...] = (

@@ -18,6 +18,7 @@ from exporter.blueking.steps import step_slug
 from exporter.blueking.text import clean_text
 from exporter.blueking.values import Number, Time, host, integer, seconds, status_slug, word
 from exporter.config.schema import LegacyPlatform
+from exporter.errors import ApiError
 from exporter.model import Host
 
 
@@ -61,9 +62,13 @@ class NodemanLegacyApi:
     async def get_task_info(self, bk_biz_id: int, job_id: int, *, deadline: Deadline) -> LegacyTask:
         """A task of a business with all its hosts; the platform has no paging here."""
         params = {"bk_biz_id": bk_biz_id, "job_id": job_id}
-        return await self._client.call(
+        task = await self._client.call(
             "get_task_info", "GET", self._url, params, self._decoders, identity="esb", deadline=deadline
         )
+        if task.id != job_id or task.bk_biz_id not in (None, bk_biz_id):
+            text = f"get_task_info of task {job_id} gives task {task.id} of business {task.bk_biz_id}"
+            raise ApiError("decode", text, api="get_task_info")
+        return task
 
 
 class _Host(Struct, gc=False):

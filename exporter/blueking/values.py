@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import functools
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from exporter.blueking.envelope import WrongShape
 from exporter.blueking.text import clean_text
@@ -27,8 +29,8 @@ _LATEST = 10**12
 def seconds(value: Time | datetime.datetime, zone: datetime.timezone, path: str) -> int | None:
     """Unix seconds of a time text with or without a zone (then it is of `zone`), or of an epoch number.
 
-    None for no time; 0 and less are no time. A time after `_LATEST` is read as `_LATEST`. Raises WrongShape for anything
-    else.
+    None for no time; 0 and less are no time. A time after `_LATEST` is read as `_LATEST`. Raises WrongShape for
+    anything else.
     """
     try:
         number = _seconds(value, zone)
@@ -47,6 +49,18 @@ def _seconds(value: Time | datetime.datetime, zone: datetime.timezone) -> int | 
         return int((value.replace(tzinfo=zone) if value.tzinfo is None else value).timestamp())
     number = float(value)
     return int(min(number / 1000 if number >= _MILLISECONDS else number, _LATEST))
+
+
+def check_rows(rows: Sequence[Any], zone: datetime.timezone, *times: str) -> None:
+    """Refuse rows that cannot be read later: each needs a status, and `times` are the members to be times.
+
+    Raises WrongShape with the path of the first one.
+    """
+    for index, row in enumerate(rows):
+        if row.status is None or row.status == "":
+            raise WrongShape(f"data.list[{index}].status is missing")
+        for member in times:
+            seconds(getattr(row, member), zone, f"data.list[{index}].{member}")
 
 
 def integer(value: Number) -> int | None:

@@ -15,17 +15,10 @@ from hypothesis import strategies as st
 
 from exporter.blueking.client import Client, Deadline
 from exporter.blueking.envelope import Reply, WrongShape, read
-from exporter.blueking.nodeman import (
-    PAGE_SIZE,
-    JobDetails,
-    JobPage,
-    NodemanApi,
-    Statistics,
-    SubStep,
-    TaskResult,
-    task_result_decoders,
-)
+from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
+from exporter.blueking.nodeman_jobs import JobDetails, JobPage, Statistics
 from exporter.blueking.nodeman_legacy import LegacyTask, NodemanLegacyApi
+from exporter.blueking.nodeman_subscriptions import SubStep, TaskResult, task_result_decoders
 from exporter.blueking.steps import step_slug
 from exporter.blueking.values import host, seconds, status_slug
 from exporter.clock import Clock
@@ -146,7 +139,8 @@ async def ask(asker: Asker, file: str) -> object:
         return await asker.result()
     if "get_task_info" in file:
         return await asker.task()
-    return await asker.details()
+    body = json.loads((FIXTURES / file).read_bytes() or b"{}")
+    return await asker.details((body.get("data") or {}).get("job_id", 187))
 
 
 REFUSALS = {
@@ -247,7 +241,7 @@ async def test_a_failed_instance_names_its_step(canned: Canned) -> None:
         (instance,) = (await asker.result()).instances
         canned.body = (FIXTURES / "nodeman_job_details__ok_host_not_registered_yet.json").read_bytes()
         details = await asker.details()
-    assert (instance.failed_step, instance.job_type) == ("install", "INSTALL_AGENT")
+    assert (instance.failure, instance.job_type) == (("INSTALL_AGENT", "install"), "INSTALL_AGENT")
     assert [step.status for step in instance.steps or ()] == ["success", "success", "failed", "pending", "pending"]
     steps = {(row.host.bk_host_id or row.host.ip): row.step for row in details.hosts if row.host and not row.filtered}
     assert steps == {
@@ -265,7 +259,7 @@ async def test_a_service_instance_takes_the_host_of_its_service(canned: Canned) 
     async with asking(canned.url) as asker:
         (instance,) = (await asker.result()).instances
     assert instance.host == Host("0", "5", "fd00::5")
-    assert (instance.failed_step, instance.job_type, instance.bk_biz_id) == ("other", "", 2)
+    assert (instance.failure, instance.job_type, instance.bk_biz_id) == (("", "other"), "", 2)
 
 
 WIRE = [
@@ -331,7 +325,7 @@ async def test_a_page_larger_than_500_is_refused(canned: Canned) -> None:
     assert canned.asked == []
 
 
-JOB_ROW = {"id": 1, "job_type": "INSTALL_AGENT", "status": "RUNNING"}
+JOB_ROW = {"id": 187, "job_type": "INSTALL_AGENT", "status": "RUNNING"}
 
 
 @pytest.mark.parametrize(
@@ -354,7 +348,7 @@ JOB_ROW = {"id": 1, "job_type": "INSTALL_AGENT", "status": "RUNNING"}
         ("start_time", None, "start_time", None),
         ("status", "NEW_WORD", "status", "new_word"),
         ("status", 12, "status", "12"),
-        ("cost_time", {"odd": []}, "id", 1),
+        ("cost_time", {"odd": []}, "id", 187),
     ],
 )
 async def test_F12_F13_F14_forms_of_values(
@@ -386,7 +380,8 @@ async def test_F12_empty_lists(canned: Canned, rows: object) -> None:
         ({"list": [JOB_ROW, {"id": 1}]}, "data.list[1].status"),
         ({"list": [{**JOB_ROW, "start_time": "yesterday"}]}, "data.list[0].start_time"),
         ({"list": [{**JOB_ROW, "task_id_list": ["x"]}]}, "task_id_list"),
-        ({"list": [{**JOB_ROW, "id": 10**30}]}, "id"),
+        ({"list": [{**JOB_ROW, "id": "seven"}]}, "data.list[0].id"),
+        ({"list": [{**JOB_ROW, "id": 1.5}]}, "data.list[0].id"),
         ({"list": "none"}, "list"),
         ({"total": 3}, "list"),
         (None, "data"),
@@ -498,6 +493,93 @@ async def test_F12_F13_forms_of_values_in_host_rows(
 
 
 @pytest.mark.parametrize(
+    ("display", "step"),
+    [
+        ("安装 失败", "install"),
+        ("Install failed", "install"),
+        ("执行成功", "other"),
+        ("Succeed", "other"),
+        ("安装 成功", "other"),
+        ("", "install"),
+        (None, "install"),
+        ({"odd": []}, "install"),
+    ],
+)
+async def test_a_step_that_succeeded_is_not_the_one_that_failed(canned: Canned, display: object, step: str) -> None:
+    """4.3: with two steps in a subscription the platform names the last sub-step of the first and says it succeeded."""
+    succeeded = {**HOST_ROW, "status": "SUCCESS", "status_display": "执行成功"}
+    canned.says({**JOB_ROW, "list": [{**HOST_ROW, "status_display": display}, succeeded]})
+    async with asking(canned.url) as asker:
+        assert [row.step for row in (await asker.details()).hosts] == [step, "install"]
+
+
+async def test_the_second_step_of_an_instance_names_its_own_action(canned: Canned) -> None:
+    """4.3: the action and the sub-step that failed belong together, whichever step of the subscription they are in."""
+    row = json.loads(json.dumps(INSTANCE))
+    row["steps"][0]["target_hosts"][0]["sub_steps"][0]["status"] = "SUCCESS"
+    row["steps"].append({
+        "type": "PLUGIN", "action": "MAIN_INSTALL_PLUGIN",
+        "target_hosts": [{"sub_steps": [{"node_name": "下发安装包", "status": "FAILED"}]}],
+    })  # fmt: skip
+    canned.says({"total": 1, "list": [row]})
+    async with asking(canned.url) as asker:
+        (instance,) = (await asker.result()).instances
+    assert instance.job_type == "INSTALL_AGENT"
+    assert instance.failure == ("MAIN_INSTALL_PLUGIN", "transfer_package")
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [(1e30, 10**12), ("9" * 30, 10**12), (10**30, 10**12), (-1e30, None), (0, None), (-5, None), ("-7", "decode"),
+     ("1970-01-01 08:00:00+0800", None), ("9999-12-31 23:59:59+0800", 253402271999)],
+)  # fmt: skip
+async def test_F66_times_beyond_every_calendar(canned: Canned, time: object, expected: object) -> None:
+    """0 and less are no time (4.1.11); what is too late for a calendar still fits into a state."""
+    canned.says({"total": 1, "list": [{**JOB_ROW, "end_time": time}]})
+    async with asking(canned.url) as asker:
+        if expected == "decode":
+            with pytest.raises(ApiError, match="end_time is no time"):
+                await asker.list()
+        else:
+            assert (await asker.list()).rows[0].end_time == expected
+
+
+@pytest.mark.parametrize("number", [2**63, 10**30, str(2**63), "9" * 30, 1e30])
+async def test_F66_ids_of_more_than_64_bits(canned: Canned, number: float | str) -> None:
+    """The row is left out of the page and named, the others are read; other ids of a row become none."""
+    canned.says({"total": 2, "list": [{**JOB_ROW, "id": number}, JOB_ROW]})
+    async with asking(canned.url) as asker:
+        page = await asker.list()
+        assert ([job.id for job in page.rows], len(page.odd_ids), page.total) == ([187], 1, 2)
+        canned.says({"total": 1, "list": [{**INSTANCE, "record_id": number, "task_id": number}]})
+        (instance,) = (await asker.result()).instances
+        assert (instance.record_id, instance.task_id) == (None, None)
+        canned.says({**JOB_ROW, "list": [{**HOST_ROW, "bk_host_id": number, "inner_ip": "10.0.0.1"}]})
+        assert (await asker.details()).hosts[0].host == Host("0", "", "10.0.0.1")
+
+
+async def test_4_1_14_what_was_not_asked_for_is_decode(canned: Canned) -> None:
+    """Jobs of another business, a job or a task with another id: the call fails."""
+    async with asking(canned.url) as asker:
+        canned.says({"total": 2, "list": [JOB_ROW, {**JOB_ROW, "id": 188, "bk_biz_scope": [3]}]})
+        assert len((await asker.list()).rows) == 2
+        for asked, text in (({"bk_biz_id": 2}, "other businesses"), ({"job_ids": [187]}, "job 188")):
+            with pytest.raises(ApiError, match=text) as caught:
+                await asker.list(**asked)
+            assert caught.value.reason == "decode"
+        canned.says({**JOB_ROW, "list": []})
+        with pytest.raises(ApiError, match="job_details of job 188 gives job 187") as caught:
+            await asker.details(188)
+        assert caught.value.reason == "decode"
+        canned.body = (FIXTURES / "nodeman_v2_get_task_info__ok_running_and_queue.json").read_bytes()
+        task = await asker.task()
+        for biz, number in ((3, task.id), (2, task.id + 1)):
+            with pytest.raises(ApiError, match="get_task_info of task") as caught:
+                await asker.task(biz, number)
+            assert caught.value.reason == "decode"
+
+
+@pytest.mark.parametrize(
     ("data", "path"),
     [
         ({"list": [HOST_ROW, {**HOST_ROW, "status": None}]}, "data.list[1].status"),
@@ -548,8 +630,8 @@ async def test_steps_are_read_of_the_instances_that_are_asked_for(canned: Canned
     canned.says({"total": 2, "list": [INSTANCE, odd]})
     async with asking(canned.url) as asker:
         first, second = (await asker.result(with_steps=lambda instance: instance.record_id == 7)).instances
-        assert (first.steps, second.steps) == ((SubStep("install", "unknown", None, None),), None)
-        assert (first.failed_step, second.job_type) == ("other", "INSTALL_AGENT")
+        assert (first.steps, second.steps) == ((SubStep("INSTALL_AGENT", "install", "unknown", None, None),), None)
+        assert (first.failure[1], second.job_type) == ("other", "INSTALL_AGENT")
         assert [row.steps for row in (await asker.nodeman.task_result(11, deadline=asker.deadline)).instances] == [
             None, None,
         ]  # fmt: skip
@@ -650,7 +732,7 @@ def test_F14_any_time_is_read_or_refused(value: float | str | None) -> None:
     assert result is None or isinstance(result, int)
 
 
-@pytest.mark.parametrize("text", ["1970-01-01 00:00:00+0000", "9999-12-31 23:59:59+0800", "2016-02-29 12:00:00"])
+@pytest.mark.parametrize("text", ["1970-01-01 00:00:01+0000", "9999-12-31 23:59:59+0800", "2016-02-29 12:00:00"])
 def test_F14_odd_years(text: str) -> None:
     """The first and the last year and a leap day are times like others."""
     assert isinstance(seconds(text, CHINA, "x"), int)
@@ -693,7 +775,7 @@ def reason_of(body: bytes, form: str) -> str:
         for instance in answer.instances:  # which are read only now
             assert instance.status
             assert instance.steps is not None
-            assert instance.failed_step in {"other", *(step.step for step in instance.steps)}
+            assert instance.failure[1] in {"other", *(step.step for step in instance.steps)}
             assert instance.host is None or instance.host.identity
             read_too = (instance.task_id, instance.record_id, instance.bk_biz_id, instance.start_time)
             assert all(value is None or isinstance(value, int) for value in (*read_too, instance.finish_time))
@@ -773,7 +855,7 @@ async def test_against_the_simulator(api: str, app_type: bool, base: str) -> Non
         assert [row.filtered for row in details.hosts] == [False, False, False, True]
         result = await asker.result(job.subscription.id, pagesize=500)
         assert result.counter == {"success": 1, "failed": 1, "removed": 1}
-        assert [row.failed_step for row in result.instances if row.status == "failed"] == ["install"]
+        assert [row.failure[1] for row in result.instances if row.status == "failed"] == ["install"]
         if api == "esb":
             with pytest.raises(ApiError) as caught:
                 await asker.list(bk_biz_id=2)
@@ -789,15 +871,14 @@ async def test_trap29_every_step_is_found_by_its_text(job_type: str) -> None:
     async with simulator() as (world, url, now), asking(f"{url}/api/bk-nodeman/prod") as asker:
         plugin = job_type.endswith("PLUGIN")
         for step in PLANS[job_type]:
-            if step.code != "update_host_process_status":  # of which no English name is known
-                assert step_slug(None, step.en, plugin=plugin) == step.code
+            assert step_slug(None, step.en, plugin=plugin) == step.code
             outcome = {HOSTS[0]: step.code}
             old = world.start_subscription(job_type, outcome, old_engine=True)
             job = world.start_job(job_type, outcome, old_engine=True)
             now[0] += 100
             (instance,) = (await asker.result(old.id, pagesize=10)).instances
             (row,) = (await asker.details(job.id, pagesize=10)).hosts
-            assert (instance.failed_step, row.step) == (step.code, step.code)
+            assert (instance.failure[1], row.step) == (step.code, step.code)
 
 
 async def test_pages_cover_a_large_subscription() -> None:

@@ -17,7 +17,8 @@ from typing import ClassVar
 
 import msgspec
 
-from exporter.blueking.nodeman import PAGE_SIZE, HostRow, Job, NodemanApi
+from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
+from exporter.blueking.nodeman_jobs import HostRow, Job
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import (

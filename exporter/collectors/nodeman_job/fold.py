@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from exporter.blueking.nodeman import Job
+from exporter.blueking.nodeman_jobs import Job
 from exporter.collectors.base import TRUNCATED, Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (

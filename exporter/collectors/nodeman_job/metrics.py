@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
-from exporter.blueking.nodeman import Statistics
+from exporter.blueking.nodeman_jobs import Statistics
 from exporter.collectors import nodeman
 from exporter.collectors.nodeman import NodemanView, status_label
 from exporter.collectors.nodeman_job.fold import DURATION, FINISHED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from exporter.blueking.nodeman import HostRow, Job, Statistics
+from exporter.blueking.nodeman_jobs import HostRow, Job, Statistics
 from exporter.collectors.nodeman import NodemanState, ended
 from exporter.config.schema import NodemanJobConfig
 

@@ -11,7 +11,8 @@ import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
-from exporter.blueking.nodeman import PAGE_SIZE, Instance, NodemanApi
+from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
+from exporter.blueking.nodeman_subscriptions import Instance
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import Collector, FailedExecution, Observed, Platforms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from exporter.blueking.nodeman import Instance
+from exporter.blueking.nodeman_subscriptions import Instance
 from exporter.collectors.base import Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
@@ -125,7 +125,8 @@ class Fold:
 
     def _take(self, id: int, row: Instance, action: str, before: Run | None, *, counts: bool) -> None:
         """Count a finished run that is not known, and learn who fails and who does no longer."""
-        labels = (NAME, row.job_type or action, row.failed_step, "")
+        job_type, step = row.failure if row.status == "failed" else (row.job_type, "")
+        labels = (NAME, job_type or action, step, "")
         if counts:
             self._observe_steps(row, since=before[1] if before and before[0] == row.record_id else 0.0)
             if row.status == "failed":
@@ -144,5 +145,5 @@ class Fold:
                 self.unknown.append(("nodeman_subscription.finish_time", str(step.finish_time)))
                 continue
             self.tally.observe(
-                STEP_DURATION, (row.job_type, step.step), step.finish_time - step.start_time, STEP_BUCKETS
+                STEP_DURATION, (step.job_type, step.step), step.finish_time - step.start_time, STEP_BUCKETS
             )

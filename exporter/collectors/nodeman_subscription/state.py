@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from exporter.blueking.nodeman import Instance
+from exporter.blueking.nodeman_subscriptions import Instance
 from exporter.collectors.nodeman import NodemanState, known_end
 from exporter.model import NODEMAN_UNFINISHED
 
