@@ -169,13 +169,10 @@ class NodemanApi:
         }
 
     def _visible(self, job: Job, user: str, wanted: Sequence[object] | None) -> bool:
-        # Nobody is refused here: what the caller may not see is left out. Businesses that were asked for but may not be
-        # seen leave the filter too, and a filter that is empty then lets every other business through.
+        # Nobody is refused here: what the caller may not see is left out, of a forbidden or unknown business all.
         scope = set(job.bk_biz_scope)
-        if scope and not scope & self.world.denied:
-            asked = {biz for biz in wanted or () if biz not in self.world.denied}
-            if not asked or scope & asked:
-                return True
+        if scope and not scope & self.world.denied and (not wanted or scope & set(wanted)):
+            return True
         return bool(scope) and job.created_by == user and not wanted
 
     def _job_row(self, job: Job, now: float, call: Call) -> dict[str, object]:

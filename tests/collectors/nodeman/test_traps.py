@@ -14,7 +14,6 @@ import pytest
 from exporter.simulator.nodeman_world import PLANS, REMOVED, Filtered, Target
 from tests.support.daemon import BIZ, EPOCH
 from tests.support.nodeman import (
-    FOREIGN,
     HOSTS,
     OTHER,
     Nodeman,
@@ -215,17 +214,22 @@ async def test_trap_23_a_missing_permission_is_an_empty_list(tmp_path: Path) -> 
         assert finished(metrics) == {("INSTALL_AGENT", "failed"): 1}
 
 
-async def test_trap_23_a_forbidden_business_is_no_filter(tmp_path: Path) -> None:
-    """The filter is dropped with the business: rows of others come, none is taken for this one's."""
-    async with watched(tmp_path, job={}, state=MEMORY) as daemon:
-        daemon.nodeman.denied = {2}
-        for host in FOREIGN[:3]:
+async def test_trap_23_jobs_of_other_businesses_fail_the_poll(tmp_path: Path) -> None:
+    """4.1.14: a list that ignores the business is decode; none of its rows is taken for this one's."""
+
+    def foreign(path: str, answer: dict[str, Any]) -> dict[str, Any]:
+        for row in answer["data"]["list"]:
+            row["bk_biz_scope"] = [3]
+        return answer
+
+    async with watched(tmp_path, job={}, change=foreign, state=MEMORY) as daemon:
+        for host in HOSTS[:3]:
             daemon.nodeman.start_job("INSTALL_AGENT", {host: "install"}, duration=10)
         await daemon.start()
         await daemon.sleep_until(100)
         metrics = await daemon.poll()
         assert own(metrics, "success") == 0
-        assert own(metrics, "errors_total", reason="permission") >= 2
+        assert own(metrics, "errors_total", reason="decode") >= 2
         assert metrics.by(nodeman("job_instances"), "status") == {}
         assert failing(metrics) == {}
 
