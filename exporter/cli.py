@@ -1,21 +1,17 @@
-"""The command line: sub-commands, flags, exit codes.
+"""The command line: one table of flags, one table of commands, exit codes.
 
-Exit codes: 0 asked to stop, 1 failed, 2 bad arguments or configuration. What a sub-command does not need is not
-imported.
+Exit codes: 0 asked to stop, 1 failed, 2 bad arguments or configuration. A command imports what it needs when it runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import gc
 import os
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from exporter import __version__
 
@@ -24,33 +20,180 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "BLUEKING_EXPORTER_"
 
-OVERRIDES = {
-    "web.listen-address": "server.listen_address",
-    "web.config.file": "server.web_config_file",
-    "web.telemetry-path": "server.telemetry_path",
-    "web.enable-lifecycle": "server.enable_lifecycle",
-    "state.url": "state.url",
-    "log.level": "log.level",
-    "log.format": "log.format",
-}
-"""Flags that say the same as a key of the configuration file, and win over it."""
-
-SWITCHES = ("web.enable-lifecycle", "web.systemd-socket")
-"""Flags without a value; their variables say true or false."""
-
-RESERVED = ("shard", "total-shards")
-"""Flags of the scale-out step; until it is there they are refused rather than ignored."""
-
 Environ = Mapping[str, str]
+
+
+class Flag(NamedTuple):
+    """One flag and its environment variable. `key`: the key of the configuration file that it wins over.
+
+    Without `metavar` it is a switch. `read` turns the text into a value; its ValueError is the message for the user.
+    """
+
+    name: str
+    metavar: str
+    help: str
+    key: str = ""
+    read: Callable[[str], Any] = str
+    default: Any = None
+    repeatable: bool = False
+
+    @property
+    def attribute(self) -> str:
+        return self.name.replace(".", "_").replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT + self.attribute.upper()
+
+    def add_to(self, parser: argparse._ActionsContainer) -> None:
+        """Declare the flag. It has no default there, so that a flag that is not given is told from one that is."""
+        kind: dict[str, Any] = {"action": "store_true", "default": None}
+        if self.metavar:
+            kind = {"action": "append" if self.repeatable else "store", "metavar": self.metavar, "type": self.argument}
+        parser.add_argument(f"--{self.name}", dest=self.attribute, help=self.help, **kind)
+
+    def argument(self, text: str) -> Any:
+        """The value of the flag on the command line."""
+        try:
+            return self.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    def from_variable(self, text: str) -> Any:
+        """The value of the variable; that of a repeatable flag is separated by commas. Raises ConfigError."""
+        from exporter.errors import ConfigError, Problem
+
+        try:
+            if self.repeatable:
+                return [self.read(part.strip()) for part in text.split(",") if part.strip()]
+            return self.read(text) if self.metavar else _boolean(text)
+        except ValueError as error:
+            raise ConfigError([Problem(self.variable, 0, 0, "", str(error))]) from None
+
+
+class Given:
+    """The values of a command's flags: from the command line, else from the environment, else the default."""
+
+    def __init__(self, flags: Sequence[Flag], parsed: argparse.Namespace, environ: Environ) -> None:
+        self.environ = environ
+        self._overrides: dict[str, tuple[Any, str]] = {}
+        self._values: dict[str, Any] = {}
+        for flag in flags:
+            value, source = getattr(parsed, flag.attribute), f"--{flag.name}"
+            text = environ.get(flag.variable, "").strip()
+            if value is None and text:
+                value, source = flag.from_variable(text), flag.variable
+            if value is not None and flag.key:
+                self._overrides[flag.key] = (tuple(value) if flag.repeatable else value, source)
+            self._values[flag.name] = flag.default if value is None else value
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a flag; None for one that the command does not have."""
+        return self._values.get(name)
+
+    def overrides(self) -> dict[str, Override]:
+        """What replaces keys of the configuration file."""
+        from exporter.config.load import Override
+
+        return {key: Override(value, source) for key, (value, source) in self._overrides.items()}
+
+
+# How the text of a flag is read
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+    except KeyError:
+        raise ValueError(f'want true or false, not "{text}"') from None
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f'want HOST:PORT, not "{text}"')
+    return text
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f'want a whole number, not "{text}"') from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise ValueError(f'want a number from 1 to 100000, not "{text}"')
+    return int(text)
+
+
+def _speed(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0.001 <= float(text) <= 1000:
+            return float(text)
+    raise ValueError(f'want a number from 0.001 to 1000, not "{text}"')
+
+
+def _language(text: str) -> str:
+    if text not in ("en", "zh"):
+        raise ValueError(f'want en or zh, not "{text}"')
+    return text
+
+
+def _faults(text: str) -> str:
+    from exporter.simulator.faults import parse_faults
+
+    parse_faults(text)
+    return text
+
+
+# Flags
+
+CONFIG = (
+    Flag("config.file", "FILE", "configuration file (default: config.yaml)", read=Path, default=Path("config.yaml")),
+)
+WEB = (
+    Flag("web.listen-address", "HOST:PORT", "may be repeated", "server.listen_address", repeatable=True),
+    Flag("web.config.file", "FILE", "web configuration file of exporter-toolkit", "server.web_config_file"),
+    Flag("web.telemetry-path", "PATH", "path of the metrics (default: /metrics)", "server.telemetry_path"),
+    Flag("web.enable-lifecycle", "", "allow POST /-/reload", "server.enable_lifecycle"),
+)
+SYSTEMD = (Flag("web.systemd-socket", "", "use the sockets that systemd has opened"),)
+STATE = (Flag("state.url", "URL", "sqlite:PATH or memory:", "state.url"),)
+RESERVED = (Flag("shard", "N", argparse.SUPPRESS), Flag("total-shards", "M", argparse.SUPPRESS))
+"""Flags of the scale-out step; until it is there they are refused rather than ignored."""
+LOG = (
+    Flag("log.level", "LEVEL", "debug, info, warning or error", "log.level"),
+    Flag("log.format", "FORMAT", "logfmt, json or console", "log.format"),
+)
+SEED = (Flag("seed", "N", "the same seed gives the same world (default: 1)", read=_number, default=1),)
+SIMULATOR = (
+    Flag("listen-address", "HOST:PORT", "default: 127.0.0.1:10072", read=_address, default="127.0.0.1:10072"),
+    *SEED,
+    Flag("scopes", "N", "number of businesses (default: 3)", read=_count, default=3),
+    Flag("speed", "X", "how much faster than in life things happen (default: 1)", read=_speed, default=1.0),
+    Flag("faults", "LIST", "name[:probability][@api], separated by commas", read=_faults, default=""),
+)
+OUTPUT = (Flag("output", "FILE.prom", "file to replace atomically (default: standard output)", read=Path),)
+HEALTH = (
+    Flag("url", "URL", "address or page; default: the first listen address of the environment"),
+    Flag("web.config.file", "FILE", "tells whether the port speaks TLS", read=Path),
+)
+LANGUAGE = (Flag("lang", "en|zh", "language of the reference (default: en)", read=_language, default="en"),)
 
 
 def main(arguments: Sequence[str] | None = None, environ: Environ = os.environ) -> NoReturn:
     """Run one command and end the process with its exit code."""
+    if sys.stdout is not None:
+        # As standard error does: a terminal that cannot show a character gets its code.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = execute(list(sys.argv[1:] if arguments is None else arguments), environ)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has seen enough.
+        # The reader of our output has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except KeyboardInterrupt:
@@ -60,19 +203,16 @@ def main(arguments: Sequence[str] | None = None, environ: Environ = os.environ) 
 
 def execute(arguments: list[str], environ: Environ) -> int:
     """Run one command and return its exit code."""
+    from exporter.errors import ConfigError, ExporterError
+
     # Prometheus takes its flags with one dash too.
     arguments = [f"-{one}" if one[:1] == "-" and one[1:3].isalpha() and len(one) > 2 else one for one in arguments]
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments]
-    parser, commands = _parser()
-    if arguments[0] in commands:
-        arguments[1:1] = _given_by_environment(commands[arguments[0]], environ)
-    flags = parser.parse_args(arguments)
-    command: Callable[[argparse.Namespace, Environ], int] = flags.command
-    from exporter.errors import ConfigError, ExporterError
-
+    parsed = _parser().parse_args(arguments)
+    command: Command = parsed.command
     try:
-        return command(flags, environ)
+        return command.run(Given(command.flags, parsed, environ))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -81,44 +221,46 @@ def execute(arguments: list[str], environ: Environ) -> int:
         return 1
 
 
-# Sub-commands
+# Commands
 
 
-def _run(flags: argparse.Namespace, environ: Environ) -> int:
+def _run(given: Given) -> int:
+    import gc
+
     # What is imported stays: looking for garbage in it would delay the start, and later every full collection.
     gc.disable()
-    from exporter import log
     from exporter.app import run
     from exporter.reload import Options
 
-    overrides = _overrides(flags, environ)
-    loaded = _load(flags, environ, overrides)
+    loaded = _load(given)
     gc.freeze()
     gc.enable()
-    log.configure(loaded.config.log.level, loaded.config.log.format)  # type: ignore[arg-type]
+    _configure_log(loaded)
     _warn(loaded)
-    socket = bool(_value(flags, environ, "web.systemd-socket"))
-    _start(run(Options(_config_file(flags, environ), overrides, systemd_socket=socket), loaded))
+    options = Options(given["config.file"], given.overrides(), systemd_socket=bool(given["web.systemd-socket"]))
+    _start(run(options, loaded))
     return 0
 
 
-def _check(flags: argparse.Namespace, environ: Environ) -> int:
-    loaded = _load(flags, environ, _overrides(flags, environ))
+def _check(given: Given) -> int:
+    loaded = _load(given)
     if loaded.config.server.web_config_file:
         from exporter.web.security import WebConfig
 
         WebConfig(loaded.config.server.web_config_file)
     for warning in loaded.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{_config_file(flags, environ)}: valid, {len(loaded.config.scopes)} scopes")
+    print(f"{given['config.file']}: valid, {len(loaded.config.scopes)} scopes")
     return 0
 
 
-def _probe(flags: argparse.Namespace, environ: Environ) -> int:
+def _probe(given: Given) -> int:
+    import asyncio
+
     from exporter import log
     from exporter.probe import report
 
-    loaded = _load(flags, environ, _overrides(flags, environ))
+    loaded = _load(given)
     log.configure("error", loaded.config.log.format)  # type: ignore[arg-type]
 
     async def probe() -> bool:
@@ -131,78 +273,167 @@ def _probe(flags: argparse.Namespace, environ: Environ) -> int:
     return 0 if asyncio.run(probe()) else 1
 
 
-def _once(flags: argparse.Namespace, environ: Environ) -> int:
-    from exporter import log
+def _once(given: Given) -> int:
+    import asyncio
+
     from exporter.errors import ExporterError
     from exporter.once import once, write_atomically
 
-    loaded = _load(flags, environ, _overrides(flags, environ))
-    log.configure(loaded.config.log.level, loaded.config.log.format)  # type: ignore[arg-type]
+    loaded = _load(given)
+    _configure_log(loaded)
     body, complete = asyncio.run(once(loaded.config))
-    if flags.output is None:
+    if given["output"] is None:
         sys.stdout.buffer.write(body)
     else:
         try:
-            write_atomically(flags.output, body)
+            write_atomically(given["output"], body)
         except OSError as error:
-            raise ExporterError(f"cannot write {flags.output}: {error.strerror}") from error
+            raise ExporterError(f"cannot write {given['output']}: {error.strerror}") from error
     return 0 if complete else 1
 
 
-def _simulate(flags: argparse.Namespace, environ: Environ) -> int:
+def _simulate(given: Given) -> int:
     from exporter.simulator.server import run
 
     work = run(
-        flags.listen_address,
-        seed=flags.seed,
-        scopes=flags.scopes,
-        speed=flags.speed,
-        fault_list=flags.faults,
-        say=lambda line: print(line, flush=True),
+        given["listen-address"],
+        seed=given["seed"],
+        scopes=given["scopes"],
+        speed=given["speed"],
+        fault_list=given["faults"],
+        say=_say,
     )
     return _simulated(work)
 
 
-def _demo(flags: argparse.Namespace, environ: Environ) -> int:
+def _demo(given: Given) -> int:
     from exporter.demo import demo
 
-    overrides = _overrides(flags, environ)
-    return _simulated(demo(overrides, seed=flags.seed, say=lambda line: print(line, flush=True)))
+    return _simulated(demo(given.overrides(), seed=given["seed"], say=_say))
 
 
-def _healthcheck(flags: argparse.Namespace, environ: Environ) -> int:
+def _healthcheck(given: Given) -> int:
     from exporter.healthcheck import healthcheck
 
-    file = _value(flags, environ, "web.config.file")
-    addresses = environ.get(f"{ENVIRONMENT}WEB_LISTEN_ADDRESS", "").split(",")
-    url = flags.url or addresses[0].strip() or "127.0.0.1:10071"
-    problem = healthcheck(f"127.0.0.1{url}" if url.startswith(":") else url, Path(file) if file else None, environ)
+    addresses = given.environ.get(f"{ENVIRONMENT}WEB_LISTEN_ADDRESS", "").split(",")
+    url = given["url"] or addresses[0].strip() or "127.0.0.1:10071"
+    url = f"127.0.0.1{url}" if url.startswith(":") else url
+    problem = healthcheck(url, given["web.config.file"], given.environ)
     if problem:
         print(problem, file=sys.stderr)
     return 1 if problem else 0
 
 
-def _schema(flags: argparse.Namespace, environ: Environ) -> int:
+def _schema(given: Given) -> int:
     import json
 
     from exporter.config.schema import json_schema
 
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    print(json.dumps(json_schema(), indent=2))
     return 0
 
 
-def _metrics(flags: argparse.Namespace, environ: Environ) -> int:
+def _metrics(given: Given) -> int:
     from exporter.reference import reference
 
-    sys.stdout.write(reference(flags.lang))
+    sys.stdout.write(reference(given["lang"]))
     return 0
 
 
-# Helpers of the sub-commands
+class Command(NamedTuple):
+    """One sub-command: `run` gets the values of `flags` and returns the exit code."""
+
+    name: str
+    help: str
+    run: Callable[[Given], int]
+    flags: tuple[Flag, ...] = ()
 
 
-def _start(work) -> None:  # type: ignore[no-untyped-def]
+COMMANDS = (
+    Command("run", "run the daemon (the default)", _run, (*CONFIG, *WEB, *SYSTEMD, *STATE, *RESERVED, *LOG)),
+    Command(
+        "check", "validate the configuration, without any network", _check, (*CONFIG, *WEB, *STATE, *RESERVED, *LOG)
+    ),
+    Command("probe", "ask each scope and collector once: reachable, permitted, cost", _probe, (*CONFIG, *LOG)),
+    Command(
+        "once", "one complete poll of everything, as text exposition", _once,
+        (*CONFIG, *OUTPUT, *STATE, *RESERVED, *LOG),
+    ),
+    Command("simulate", "a BlueKing platform made of thin air", _simulate, SIMULATOR),
+    Command("demo", "simulator and daemon in one command, over real HTTP", _demo, (*SEED, *WEB, *LOG)),
+    Command("healthcheck", "exit 0 if /-/ready answers 200", _healthcheck, HEALTH),
+    Command("schema", "JSON Schema of the configuration", _schema),
+    Command("metrics", "the metric reference as Markdown", _metrics, LANGUAGE),
+)  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    version = f"blueking-exporter {__version__}"
+    parser = argparse.ArgumentParser(
+        prog="blueking-exporter",
+        usage="blueking-exporter [COMMAND] [FLAG ...]",
+        description="Prometheus exporter for Tencent BlueKing: JOB and NodeMan, counted exactly once.",
+        epilog="Every flag has an environment variable: --web.listen-address is BLUEKING_EXPORTER_WEB_LISTEN_ADDRESS.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=version)
+    subparsers = parser.add_subparsers(prog="blueking-exporter", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = subparsers.add_parser(command.name, help=command.help, description=command.help, allow_abbrev=False)
+        sub.set_defaults(command=command)
+        if command.name == "run":
+            sub.add_argument("--version", action="version", version=version)
+            # For the help: without a command, they are parsed as those of `run`.
+            shown = parser.add_argument_group("flags of run")
+            for flag in command.flags:
+                flag.add_to(shown)
+        for flag in command.flags:
+            flag.add_to(sub)
+    return parser
+
+
+# Helpers of the commands
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _load(given: Given) -> Loaded:
+    from exporter.config.load import load
+    from exporter.errors import ConfigError, Problem
+
+    reserved = [
+        Problem(f"--{flag.name}", 0, 0, "", "is reserved for the scale-out step and has no effect yet: leave it out")
+        for flag in RESERVED
+        if given[flag.name] is not None
+    ]
+    try:
+        loaded = load(given["config.file"], given.overrides(), given.environ)
+    except ConfigError as error:
+        raise ConfigError([*reserved, *error.problems]) from None
+    if reserved:
+        raise ConfigError(reserved)
+    return loaded
+
+
+def _configure_log(loaded: Loaded) -> None:
+    from exporter import log
+
+    log.configure(loaded.config.log.level, loaded.config.log.format)  # type: ignore[arg-type]
+
+
+def _warn(loaded: Loaded) -> None:
+    from exporter import log
+
+    for warning in loaded.warnings:
+        log.get().warning("config_warning", field=warning.path, message=str(warning))
+
+
+def _start(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; an error that a task group has wrapped comes out as itself."""
+    import asyncio
+
     from exporter import log
     from exporter.errors import ExporterError
 
@@ -221,7 +452,10 @@ def _start(work) -> None:  # type: ignore[no-untyped-def]
         log.flush()
 
 
-def _simulated(work) -> int:  # type: ignore[no-untyped-def]
+def _simulated(work: Coroutine[Any, Any, None]) -> int:
+    import asyncio
+    import signal
+
     from exporter.errors import ExporterError
 
     async def until_signal() -> None:
@@ -235,225 +469,3 @@ def _simulated(work) -> int:  # type: ignore[no-untyped-def]
     except OSError as error:
         raise ExporterError(str(error)) from error
     return 0
-
-
-def _load(flags: argparse.Namespace, environ: Environ, overrides: Mapping[str, Override]) -> Loaded:
-    from exporter.config.load import load
-    from exporter.errors import ConfigError, Problem
-
-    reserved = [
-        Problem(_flag(name), 0, 0, "", "is reserved for the scale-out step and has no effect yet: leave it out")
-        for name in RESERVED
-        if _value(flags, environ, name) is not None
-    ]
-    try:
-        loaded = load(_config_file(flags, environ), overrides, environ)
-    except ConfigError as error:
-        raise ConfigError([*reserved, *error.problems]) from None
-    if reserved:
-        raise ConfigError(reserved)
-    return loaded
-
-
-def _config_file(flags: argparse.Namespace, environ: Environ) -> Path:
-    return Path(str(_value(flags, environ, "config.file") or "config.yaml"))
-
-
-def _overrides(flags: argparse.Namespace, environ: Environ) -> dict[str, Override]:
-    from exporter.config.load import Override
-
-    found: dict[str, Override] = {}
-    for name, path in OVERRIDES.items():
-        value = _value(flags, environ, name)
-        if value is not None:
-            given = getattr(flags, _attribute(name), None) is not None
-            found[path] = Override(value, _flag(name) if given else _variable(name))
-    return found
-
-
-def _value(flags: argparse.Namespace, environ: Environ, name: str):  # type: ignore[no-untyped-def]
-    """What the flag says, else the environment, else None; an empty variable counts as not set. A repeatable flag is a
-    tuple, comma-separated in a variable."""
-    value = getattr(flags, _attribute(name), None)
-    if value is not None:
-        return tuple(value) if isinstance(value, list) else value
-    text = environ.get(_variable(name), "").strip()
-    if not text:
-        return None
-    if name == "web.listen-address":
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-    if name in SWITCHES:
-        return _switch(name, text)
-    return text
-
-
-def _switch(name: str, text: str) -> bool:
-    from exporter.errors import ConfigError, Problem
-
-    try:
-        return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
-    except KeyError:
-        raise ConfigError([Problem(_variable(name), 0, 0, "", f'want true or false, not "{text}"')]) from None
-
-
-def _warn(loaded: Loaded) -> None:
-    from exporter import log
-
-    for warning in loaded.warnings:
-        log.get().warning("config_warning", field=warning.path, message=str(warning))
-
-
-def _flag(name: str) -> str:
-    return f"--{name}"
-
-
-def _attribute(name: str) -> str:
-    return name.replace(".", "_").replace("-", "_")
-
-
-def _variable(name: str) -> str:
-    return ENVIRONMENT + _attribute(name).upper()
-
-
-# Flags
-
-
-def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
-    parser = argparse.ArgumentParser(
-        prog="blueking-exporter",
-        description="Prometheus exporter for Tencent BlueKing: JOB and NodeMan, counted exactly once.",
-        epilog="Every flag has an environment variable: --web.listen-address is BLUEKING_EXPORTER_WEB_LISTEN_ADDRESS.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"blueking-exporter {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, run: Callable[[argparse.Namespace, Environ], int], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(command=run)
-        return sub
-
-    run = command("run", _run, "run the daemon (the default)")
-    run.add_argument("--version", action="version", version=f"blueking-exporter {__version__}")
-    _config_flags(run)
-    _web_flags(run)
-    run.add_argument(
-        "--web.systemd-socket", action="store_true", default=None, help="take the sockets that systemd opened"
-    )
-    _state_flags(run)
-    _log_flags(run)
-
-    check = command("check", _check, "validate the configuration, without any network")
-    _config_flags(check)
-    _web_flags(check)
-    _state_flags(check)
-    _log_flags(check)
-
-    probe = command("probe", _probe, "ask each scope and collector once: reachable, permitted, cost")
-    _config_flags(probe)
-    _log_flags(probe)
-
-    once = command("once", _once, "one complete poll of everything, as text exposition")
-    _config_flags(once)
-    once.add_argument(
-        "--output", type=Path, metavar="FILE.prom", help="file to replace atomically; default: standard output"
-    )
-    _state_flags(once)
-    _log_flags(once)
-
-    simulate = command("simulate", _simulate, "a BlueKing platform made of thin air")
-    simulate.add_argument("--listen-address", type=_address, default="127.0.0.1:10072", metavar="HOST:PORT")
-    simulate.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed gives the same world")
-    simulate.add_argument("--scopes", type=_count, default=3, metavar="N")
-    simulate.add_argument(
-        "--speed", type=_speed, default=1.0, metavar="X", help="how much faster than life things happen"
-    )
-    simulate.add_argument(
-        "--faults", type=_faults, default="", metavar="LIST", help="name[:probability][@api], comma-separated"
-    )
-
-    demo = command("demo", _demo, "simulator and daemon in one command, over real HTTP")
-    demo.add_argument("--seed", type=int, default=1, metavar="N")
-    _web_flags(demo)
-    _log_flags(demo)
-
-    healthcheck = command("healthcheck", _healthcheck, "exit 0 if /-/ready answers 200")
-    healthcheck.add_argument(
-        "--url", metavar="URL", help="address or page; default: the first listen address of the environment"
-    )
-    healthcheck.add_argument("--web.config.file", metavar="FILE", help="tells whether the port speaks TLS")
-
-    command("schema", _schema, "JSON Schema of the configuration")
-    metrics = command("metrics", _metrics, "the metric reference as Markdown")
-    metrics.add_argument("--lang", choices=("en", "zh"), default="en")
-    for sub in commands.choices.values():
-        _accept_dotted(sub)
-    return parser, commands.choices
-
-
-def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f'want HOST:PORT, not "{text}"')
-    return text
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
-        raise argparse.ArgumentTypeError(f'want a number from 1 to 100000, not "{text}"')
-    return int(text)
-
-
-def _speed(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0.001 <= float(text) <= 1000:
-            return float(text)
-    raise argparse.ArgumentTypeError(f'want a number from 0.001 to 1000, not "{text}"')
-
-
-def _faults(text: str) -> str:
-    from exporter.simulator.faults import parse_faults
-
-    try:
-        parse_faults(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _given_by_environment(parser: argparse.ArgumentParser, environ: Environ) -> list[str]:
-    """The flags of a sub-command that its own options take from the environment; those with a dot are `_value`'s."""
-    given = []
-    for action in parser._actions:
-        name = action.option_strings[-1].removeprefix("--") if action.option_strings else ""
-        if action.nargs is None and "." not in name and environ.get(_variable(name)):
-            given.append(f"--{name}={environ[_variable(name)]}")
-    return given
-
-
-def _accept_dotted(parser: argparse.ArgumentParser) -> None:
-    """Dotted flags become attributes that Python can name."""
-    for action in parser._actions:
-        action.dest = _attribute(action.dest)
-
-
-def _config_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config.file", metavar="FILE", help="configuration file (default: config.yaml)")
-
-
-def _web_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--web.listen-address", action="append", metavar="HOST:PORT", help="may be repeated")
-    parser.add_argument("--web.config.file", metavar="FILE", help="web configuration file of exporter-toolkit")
-    parser.add_argument("--web.telemetry-path", metavar="PATH", help="path of the metrics (default: /metrics)")
-    parser.add_argument("--web.enable-lifecycle", action="store_true", default=None, help="allow POST /-/reload")
-
-
-def _state_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--state.url", metavar="URL", help="sqlite:PATH or memory:")
-    parser.add_argument("--shard", metavar="N", help=argparse.SUPPRESS)
-    parser.add_argument("--total-shards", metavar="M", help=argparse.SUPPRESS)
-
-
-def _log_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log.level", metavar="LEVEL", help="debug, info, warning or error")
-    parser.add_argument("--log.format", metavar="FORMAT", help="logfmt, json or console")

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, MutableMapping
+from functools import partial
 from typing import Any, Literal, TextIO, cast
 from urllib.parse import quote
 
@@ -163,14 +164,13 @@ def _order(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return {**head, **event}
 
 
-def _json(value: Any, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 def _renderer(format: Format, stream: TextIO) -> Processor:
     match format:
         case "json":
-            return structlog.processors.JSONRenderer(serializer=_json)
+            # A stream that is not UTF-8 would escape characters as Python does, which is not JSON.
+            utf8 = (stream.encoding or "utf-8").lower().replace("-", "") == "utf8"
+            write = partial(json.dumps, ensure_ascii=not utf8, separators=(",", ":"))
+            return structlog.processors.JSONRenderer(serializer=lambda event, **_: write(event))
         case "console":
             return structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
         case "logfmt":
