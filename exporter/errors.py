@@ -11,7 +11,7 @@ ExporterError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import msgspec
 
@@ -106,6 +106,11 @@ class ApiError(ExporterError):
         self.code = code
         self.retry_after = retry_after
         self.actions = actions
+
+    def named(self, what: str) -> Self:
+        """This error, with a message that begins with what was asked for."""
+        self.args = (f"{what}: {self}",)
+        return self
 
     @property
     def transient(self) -> bool:

@@ -279,9 +279,9 @@ class Poller:
         if observation.full and not self._full:
             self._log.warning("max_series_reached", consequence="new label values of the platform are shown as other")
         self._full = observation.full
-        for reason in observed.errors:
-            self._count_error(reason)
-            self._log.warning("execution_not_examined", reason=reason, consequence="counted without host results")
+        for failed in observed.errors:
+            self._count_error(failed.reason)
+            self._log.warning("call_failed", **msgspec.structs.asdict(failed))
         for field, value in observed.unknown:
             self._telemetry.unknown_value(field)
             if (field, value) not in self._unknown and len(self._unknown) < 1000:

@@ -46,14 +46,32 @@ S = TypeVar("S", bound=CollectorState)
 S_co = TypeVar("S_co", bound=CollectorState, covariant=True)
 
 
+WITHOUT_HOSTS = "counted without host results"
+"""Consequence of a call that failed."""
+
+
+class FailedCall(msgspec.Struct, frozen=True):
+    """A call that failed without failing the poll. `about`: what it was made for, as "job 181"; `consequence`: what the
+    poll did without its answer."""
+
+    reason: str
+    about: str
+    consequence: str
+    message: str
+
+    @classmethod
+    def of(cls, error: ApiError, about: str, consequence: str) -> FailedCall:
+        return cls(error.reason, about, consequence, str(error))
+
+
 class Observed(msgspec.Struct, Generic[S_co], frozen=True):
     """What one poll changed. `unknown`: (field, value) of words that the tables do not have, for the log and
-    `unknown_values_total`. `errors`: reasons of calls that failed for good without failing the poll. `more`: there is
-    history left to read, poll again at once."""
+    `unknown_values_total`. `errors`: calls that failed without failing the poll. `more`: there is history left to read,
+    poll again at once."""
 
     state: S_co
     unknown: tuple[tuple[str, str], ...] = ()
-    errors: tuple[str, ...] = ()
+    errors: tuple[FailedCall, ...] = ()
     more: bool = False
 
 

@@ -11,7 +11,7 @@ import msgspec
 from exporter.blueking.nodeman import PAGE_SIZE
 from exporter.clock import Clock
 from exporter.collectors import failing_hosts
-from exporter.collectors.base import GAP, TRUNCATED, Attempts, CollectorState
+from exporter.collectors.base import GAP, TRUNCATED, Attempts, CollectorState, FailedCall
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
@@ -72,27 +72,27 @@ class NodemanCollector(Generic[S, C, A]):
         self._attempts = Attempts()
 
     async def ask_each(
-        self, ids: Iterable[int], ask: Callable[[int], Awaitable[R]]
-    ) -> tuple[dict[int, R], tuple[str, ...]]:
-        """The answer of `ask` for each of `ids`, and the reasons of those that are left out.
+        self, what: str, ids: Iterable[int], ask: Callable[[int], Awaitable[R]]
+    ) -> tuple[dict[int, R], tuple[FailedCall, ...]]:
+        """The answer of `ask` for each of `ids`, and the calls that failed. `what` is what the ids name.
 
         An id is left out when its answer is not ready, or, as long as another id has an answer, when it is refused for
         good. Raises `ApiError`.
         """
         found: dict[int, R] = {}
-        errors: list[ApiError] = []
+        errors: dict[int, ApiError] = {}
         for id in ids:
             try:
                 found[id] = await ask(id)
             except ApiError as error:
                 if not self._attempts.give_up(id, error):
                     raise
-                errors.append(error)
-        fatal = [error for error in errors if error.reason != "not_ready"]
+                errors[id] = error
+        fatal = [error.named(f"{what} {id}") for id, error in errors.items() if error.reason != "not_ready"]
         if fatal and not found:
             raise fatal[0]
         self._attempts.forget(found)
-        return found, tuple(error.reason for error in errors)
+        return found, tuple(FailedCall.of(error, f"{what} {id}", "not shown") for id, error in errors.items())
 
     def view(self, state: S) -> NodemanView[S, C]:
         return NodemanView(state, self.config)

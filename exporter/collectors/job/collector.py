@@ -16,7 +16,9 @@ from exporter.blueking.job import Execution, ExecutionPage, ExecutionStatus, Job
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import (
+    WITHOUT_HOSTS,
     Attempts,
+    FailedCall,
     FailedExecution,
     Observed,
     Platforms,
@@ -190,7 +192,7 @@ class JobCollector:
         examined: dict[int, ExecutionStatus] = {}
         unexamined: set[int] = set()
         deferred: set[int] = set()
-        errors: list[str] = []
+        errors: list[FailedCall] = []
         # Queueing for the rate budget does not use up a deadline, so a flood of failures is bounded by time, not by
         # errors.
         patience = max(self.interval, deadline.remaining() / 2)
@@ -204,12 +206,12 @@ class JobCollector:
             except ApiError as error:
                 if not self._attempts.exhausted(row.id, error):
                     raise
-                errors.append(error.reason)
+                errors.append(FailedCall.of(error, f"execution {row.id}", WITHOUT_HOSTS))
                 unexamined.add(row.id)
             else:
                 examined[row.id] = answer
                 if not complete:
-                    errors.append("api_error")
+                    errors.append(FailedCall("api_error", f"execution {row.id}", WITHOUT_HOSTS, "code 1240002"))
                     unexamined.add(row.id)
 
         try:

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from exporter.blueking.job import Execution, ExecutionStatus
-from exporter.collectors.base import CollectorState
+from exporter.collectors.base import CollectorState, FailedCall
 from exporter.collectors.failing_hosts import FailingHosts
 from exporter.config.schema import Watch
 from exporter.model import Outcome, job_outcome, name_matches
@@ -86,7 +86,7 @@ class JobRecords(msgspec.Struct, frozen=True):
     examined: dict[int, ExecutionStatus] = {}
     unexamined: frozenset[int] = frozenset()
     deferred: frozenset[int] = frozenset()
-    errors: tuple[str, ...] = ()
+    errors: tuple[FailedCall, ...] = ()
     looked: bool = False
     looked_holders: bool = False
     more: bool = False

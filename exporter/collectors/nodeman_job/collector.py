@@ -22,7 +22,9 @@ from exporter.blueking.nodeman_jobs import HostRow, Job
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import (
+    WITHOUT_HOSTS,
     Collector,
+    FailedCall,
     FailedExecution,
     Observed,
     Platforms,
@@ -79,15 +81,13 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
             rows, floor = await self._baseline(deadline)
         elif self.config.discover and state is not None:
             rows = await self._discover(state, deadline)
-        errors: list[ApiError] = []
+        errors: list[FailedCall] = []
         gone = await self._look_up(state, rows, errors, deadline)
         now = self._clock.platform()
         looked = await self._look_again(state, rows, now, errors, deadline) if state else frozenset()
         hosts, unexamined = await self._examine(state, rows, errors, deadline)
         self._attempts.forget(rows)
-        return NodemanJobRecords(
-            now, min(begun, now), floor, rows, hosts, unexamined, gone, looked, tuple(error.reason for error in errors)
-        )
+        return NodemanJobRecords(now, min(begun, now), floor, rows, hosts, unexamined, gone, looked, tuple(errors))
 
     async def _baseline(self, deadline: Deadline) -> tuple[dict[int, Job], int]:
         """Every unfinished job, however old, and those that began recently enough for a retry or a failing host; the id
@@ -134,7 +134,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         return not job.bk_biz_ids or self.biz in job.bk_biz_ids
 
     async def _look_up(
-        self, state: NodemanJobState | None, rows: dict[int, Job], errors: list[ApiError], deadline: Deadline
+        self, state: NodemanJobState | None, rows: dict[int, Job], errors: list[FailedCall], deadline: Deadline
     ) -> frozenset[int]:
         """Add to `rows` the known and configured jobs that are not in it; the ids that no longer exist.
 
@@ -150,9 +150,9 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                 found = {job.id: job for job in answer.rows if job.id in set(some)}
                 rows |= {id: job for id, job in found.items() if self._is_ours(job)}
                 foreign |= found.keys() - rows.keys()
-        errors += [ApiError("not_found", f"job {id} is none of business {self.biz}") for id in sorted(foreign)]
+        text = f"it does not touch business {self.biz}"
+        refused = {id: ApiError("not_found", text, api="job_list") for id in sorted(foreign)}
         gone: set[int] = set()
-        refused: list[ApiError] = []
 
         async def look(id: int) -> None:
             # job_list leaves out what one may not see; the details say which it is: gone, or forbidden.
@@ -162,25 +162,25 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                 if error.reason == "not_found" and id in known:
                     gone.add(id)
                 elif self._attempts.give_up(id, error):
-                    refused.append(error)
+                    refused[id] = error
                     # Of one that has been counted nothing more is to be learnt: do not ask again in every poll.
                     if id in known and known[id].counted and rows and id not in self.config.job_ids:
                         gone.add(id)
                 else:
                     raise
             if len(refused) >= CONCURRENCY and not rows:
-                raise refused[0]
+                raise next(iter(refused.values())).named(f"job {next(iter(refused))}")
 
         await gather_bounded((look(id) for id in ids if id not in rows and id not in foreign), CONCURRENCY)
-        errors += refused
+        errors += [FailedCall.of(error, f"job {id}", "left as it was") for id, error in refused.items()]
         # An id that does not exist is a mistake in the configuration, which must not hide that all else is well.
-        fatal = [error for error in errors if error.reason != "not_found" or not self.config.discover]
+        fatal = [id for id, error in refused.items() if error.reason != "not_found" or not self.config.discover]
         if fatal and not rows:
-            raise fatal[0]
+            raise refused[fatal[0]].named(f"job {fatal[0]}")
         return frozenset(gone)
 
     async def _look_again(
-        self, state: NodemanJobState, rows: dict[int, Job], now: float, errors: list[ApiError], deadline: Deadline
+        self, state: NodemanJobState, rows: dict[int, Job], now: float, errors: list[FailedCall], deadline: Deadline
     ) -> frozenset[int]:
         """Replace in `rows` ended jobs with failing hosts by what their details say; which they were."""
         if not self._api.lists_jobs:
@@ -200,7 +200,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
             except ApiError as error:
                 if not self._attempts.give_up(id, error):
                     raise
-                errors.append(error)
+                errors.append(FailedCall.of(error, f"job {id}", "left as it was"))
             else:
                 row = rows[id]
                 rows[id] = msgspec.structs.replace(job, task_ids=row.task_ids, bk_biz_ids=row.bk_biz_ids)
@@ -210,7 +210,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         return frozenset(looked)
 
     async def _examine(
-        self, state: NodemanJobState | None, rows: Mapping[int, Job], errors: list[ApiError], deadline: Deadline
+        self, state: NodemanJobState | None, rows: Mapping[int, Job], errors: list[FailedCall], deadline: Deadline
     ) -> tuple[dict[int, tuple[HostRow, ...]], frozenset[int]]:
         """Host rows of the jobs that failed anew or may clear a host that fails; the jobs that refuse them."""
         jobs = state.jobs if state else {}
@@ -229,7 +229,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
             except ApiError as error:
                 if not self._attempts.give_up(id, error):
                     raise
-                errors.append(error)
+                errors.append(FailedCall.of(error, f"job {id}", WITHOUT_HOSTS))
                 unexamined.add(id)
 
         def statuses(id: int, row: Job) -> tuple[str, ...]:

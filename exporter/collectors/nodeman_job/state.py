@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from exporter.blueking.nodeman_jobs import HostRow, Job, Statistics
+from exporter.collectors.base import FailedCall
 from exporter.collectors.nodeman import NodemanState, ended
 from exporter.config.schema import NodemanJobConfig
 
@@ -59,7 +60,7 @@ class NodemanJobRecords(msgspec.Struct, frozen=True):
     unexamined: frozenset[int] = frozenset()
     gone: frozenset[int] = frozenset()
     looked: frozenset[int] = frozenset()
-    errors: tuple[str, ...] = ()
+    errors: tuple[FailedCall, ...] = ()
 
     @property
     def size(self) -> int:

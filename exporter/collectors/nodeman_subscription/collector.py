@@ -66,7 +66,7 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
         begun = self._clock.platform()
         known = state.subscriptions if state else {}
         answers, errors = await self.ask_each(
-            self.config.subscription_ids, lambda id: self._ask(id, known.get(id), deadline)
+            "subscription", self.config.subscription_ids, lambda id: self._ask(id, known.get(id), deadline)
         )
         now = self._clock.platform()
         return SubscriptionRecords(now, min(begun, now), answers, errors)

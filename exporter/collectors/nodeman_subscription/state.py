@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from exporter.blueking.nodeman_subscriptions import Instance
+from exporter.collectors.base import FailedCall
 from exporter.collectors.nodeman import NodemanState, known_end
 from exporter.model import NODEMAN_UNFINISHED
 
@@ -59,7 +60,7 @@ class SubscriptionRecords(msgspec.Struct, frozen=True):
     now: float
     watermark: float
     answers: dict[int, Answer]
-    errors: tuple[str, ...]
+    errors: tuple[FailedCall, ...]
 
     @property
     def size(self) -> int:

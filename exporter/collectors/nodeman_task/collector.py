@@ -39,7 +39,7 @@ class NodemanTaskCollector(NodemanCollector[TaskState, NodemanTaskConfig, Nodema
         `ApiError`."""
         begun = self._clock.platform()
         tasks, errors = await self.ask_each(
-            self.config.job_ids, lambda id: self._api.get_task_info(self.biz, id, deadline=deadline)
+            "task", self.config.job_ids, lambda id: self._api.get_task_info(self.biz, id, deadline=deadline)
         )
         now = self._clock.platform()
         return TaskRecords(now, min(begun, now), tasks, errors)

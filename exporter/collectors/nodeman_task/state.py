@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from exporter.blueking.nodeman_legacy import LegacyHost, LegacyTask
+from exporter.collectors.base import FailedCall
 from exporter.collectors.nodeman import NodemanState
 
 NAME = "nodeman_task"
@@ -34,7 +35,7 @@ class TaskRecords(msgspec.Struct, frozen=True):
     now: float
     watermark: float
     tasks: dict[int, LegacyTask]
-    errors: tuple[str, ...]
+    errors: tuple[FailedCall, ...]
 
     @property
     def size(self) -> int:

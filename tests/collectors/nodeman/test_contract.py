@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from exporter.simulator.nodeman_world import PLANS, REMOVED, Filtered, LegacyHost, Target
 from tests.support.daemon import BIZ, EPOCH, Metrics
@@ -858,6 +859,32 @@ async def test_legacy_hosts_without_an_address_are_told_apart(tmp_path: Path) ->
         await daemon.sleep_until(100)
         metrics = await daemon.poll(3)
         assert sum(failures(metrics).values()) == 2
+
+
+async def test_a_call_that_failed_names_what_it_was_for(tmp_path: Path) -> None:
+    """The log line of a subscription, job or task that is missing names its id and says what follows."""
+    collectors: dict[str, Any] = {
+        "job": {"job_ids": [181, 999]},
+        "subscription": {"subscription_ids": [99, 11]},
+        "task": {"job_ids": [181, 199]},
+    }
+    with capture_logs() as logged:
+        async with watched(tmp_path, **collectors) as daemon:
+            daemon.nodeman.start_job("INSTALL_AGENT", {HOSTS[0]: None}, duration=10)
+            daemon.nodeman.start_legacy_task(2, "INSTALL_PAGENT", {HOSTS[0]: None})
+            await daemon.start()
+            daemon.set("nodeman_subscription", subscription_ids=[99])
+            await daemon.reload()
+            await daemon.poll()
+    failed = {(line["about"], line["reason"], line["consequence"]) for line in logged if line["event"] == "call_failed"}
+    assert failed == {
+        ("job 999", "not_found", "left as it was"),
+        ("subscription 99", "not_found", "not shown"),
+        ("task 199", "api_error", "not shown"),
+    }
+    polls = [line["message"] for line in logged if line["event"] == "poll_failed"]
+    assert polls
+    assert all(message.startswith("subscription 99: ") for message in polls)
 
 
 # What the exporter offers beside the page
