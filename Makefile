@@ -52,6 +52,7 @@ clean:
 .PHONY: components
 components:
 	sh scripts/components.sh
+	sh scripts/newer_components.sh
 
 $(READY): pyproject.toml scripts/venv.sh
 	sh scripts/venv.sh $(PYTHON) $(VENV)

@@ -134,7 +134,7 @@ def test_json_fits_the_types_of_grafana() -> None:
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Prometheus]:
+def demo(components: None) -> Iterator[Prometheus]:
     """A Prometheus that scrapes `blueking-exporter demo`."""
     require("prometheus")
     port = free_port()

@@ -231,6 +231,14 @@ class Stack:
         self._servers.append(server)
         return server
 
+    def server(self, name: str, argv: Sequence[str], health: str) -> Server:
+        """Any server that answers 200 at the path `health`; {folder} and {address} in `argv` are replaced."""
+        folder, port = self._new_folder(name), free_port()
+        filled = [one.replace("{folder}", str(folder)).replace("{address}", f"{LOOPBACK}:{port}") for one in argv]
+        server = Server(name, filled, folder, port, _answers(f"http://{LOOPBACK}:{port}{health}"))
+        self._servers.append(server)
+        return server
+
     def redis(self, *arguments: str) -> Server:
         """An empty Redis that keeps nothing on disk; `arguments` are added to its command line."""
         binary, folder, port = require("redis-server"), self._new_folder("redis"), free_port()
