@@ -20,7 +20,8 @@ from exporter.blueking.nodeman import NodemanApi
 from exporter.blueking.nodeman_legacy import NodemanLegacyApi
 from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
-from exporter.collectors.base import Collector, Platforms, gather_bounded
+from exporter.collectors.base import Collector, Platforms
+from exporter.collectors.calls import gather_bounded
 from exporter.config.schema import BlueKing, Config, ScopeConfig
 from exporter.errors import StateError
 from exporter.exposed import scope_key, show_scope, show_status_codes

@@ -9,12 +9,16 @@
 
 App-type resources have twins under /system/. Both the names that the platform sends (job_instance_id, status, type) and
 those of its documents (id, task_status, task_type) are understood. Times are ms since the epoch.
+
+An answer about another scope or another execution than the one asked for is an error (reason `decode`). A row whose id
+is beyond 64 bits is left out and reported by its creation time; other numbers beyond 64 bits are kept as the nearest
+ones (times) or as unknown (enums).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from msgspec import Raw, Struct, field
 
@@ -22,10 +26,10 @@ from exporter.blueking.client import Client, Deadline, Identity
 from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed, text_in
 from exporter.blueking.text import clean_text
 from exporter.config.schema import JobPlatform
+from exporter.errors import ApiError
 from exporter.model import Host, Scope
 
 T = TypeVar("T")
-V = TypeVar("V", int | None, int | str | None)
 
 UNKNOWN_NUMBER = -1
 """Stands for an enum value that is absent or no number, as the status "NEW": in no table, so it becomes `unknown`."""
@@ -35,18 +39,22 @@ NO_PLAN = -1
 
 _V3_MAX_WINDOW = 30 * 86_400_000
 
-_Number = Int | str | None
-_AnyNumber = int | str | None
-"""Where nothing is stored but text: to look at bounds costs a tenth of a large answer."""
+_Number: TypeAlias = int | float | str | None
+"""A number in every form that is understood; of any size."""
+_TargetNumber: TypeAlias = int | str | None
+"""The same in the fast form of a target, whose id is stored as text."""
+_LEAST, _MOST = -(2**63), 2**63 - 1
 
 
 class Execution(Struct, frozen=True, gc=False, kw_only=True):
     """One row of the history. Times in ms since the epoch as the platform gives them; unknown numbers are kept.
 
     Field names on the wire and their order are the platform's: the usual page decodes straight into these, and fastest
-    where the next member is the next field. `start_time` may be of any size: no state keeps it.
+    where the next member is the next field. `start_time` may be of any size: it is checked before it is kept.
     """
 
+    scope_type: str = field(name="bk_scope_type", default="")
+    scope_id: str = field(name="bk_scope_id", default="")
     id: Int = field(name="job_instance_id")
     plan_id: Int = field(name="job_plan_id")
     raw_name: Raw = field(name="name")
@@ -64,13 +72,25 @@ class Execution(Struct, frozen=True, gc=False, kw_only=True):
 
 
 class ExecutionPage(Struct, frozen=True):
-    """One page, newest first; rows of one create_time have no order. `total` counts the whole window, None in v4."""
+    """One page, newest first; rows of one create_time have no order. `total` counts the whole window, None in v4.
+    `unreadable`: creation times (ms) of rows that are left out because their id is beyond 64 bits."""
 
     rows: tuple[Execution, ...]
     total: int | None
+    unreadable: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Rows as the platform counts them."""
+        return len(self.rows) + len(self.unreadable)
+
+    @property
+    def times(self) -> list[int]:
+        """Creation times of all rows."""
+        return [*(row.create_time for row in self.rows), *self.unreadable]
 
 
-class HostResult(Protocol):
+class TargetResult(Protocol):
     """The result of a step on one target, as it came: tens of thousands may stand in one answer, so the host is read
     only when it is asked for, and numbers may be of any size."""
 
@@ -86,8 +106,8 @@ class HostResult(Protocol):
 
 
 class _Host(Struct, frozen=True, gc=False):
-    bk_host_id: _AnyNumber = None
-    bk_cloud_id: _AnyNumber = None
+    bk_host_id: _TargetNumber = None
+    bk_cloud_id: _TargetNumber = None
     ip: str | None = None
     ipv6: str | None = None
 
@@ -95,13 +115,13 @@ class _Host(Struct, frozen=True, gc=False):
 class _ExecuteObject(Struct, frozen=True, gc=False):
     """`type` 1 is a host, whose `resource_id` is its id in the CMDB; 2 is a container, others are not known."""
 
-    type: _AnyNumber = None
-    resource_id: _AnyNumber = None
+    type: _TargetNumber = None
+    resource_id: _TargetNumber = None
     host: _Host | None = None
 
 
 class ObjectResult(Struct, frozen=True, gc=False, kw_only=True):
-    """`HostResult` of v4."""
+    """`TargetResult` of v4."""
 
     execute_object: _ExecuteObject
     status: int
@@ -119,11 +139,11 @@ class ObjectResult(Struct, frozen=True, gc=False, kw_only=True):
 
 
 class IpResult(Struct, frozen=True, gc=False, kw_only=True):
-    """`HostResult` of v3, which puts the host into the row."""
+    """`TargetResult` of v3, which puts the host into the row."""
 
-    bk_host_id: _AnyNumber
+    bk_host_id: _TargetNumber
     ip: str | None = None
-    bk_cloud_id: _AnyNumber = None
+    bk_cloud_id: _TargetNumber = None
     status: int
     exit_code: int | None = None
     end_time: int | None = None
@@ -134,7 +154,7 @@ class IpResult(Struct, frozen=True, gc=False, kw_only=True):
         return _host(_host_id(self.bk_host_id), self.bk_cloud_id, self.ip or self.ipv6)
 
 
-def _host(bk_host_id: str, bk_cloud_id: _AnyNumber, ip: str | None) -> Host | None:
+def _host(bk_host_id: str, bk_cloud_id: _TargetNumber, ip: str | None) -> Host | None:
     """None without id and address: such targets would all be taken for the same one."""
     if not bk_host_id and not ip:
         return None
@@ -149,16 +169,18 @@ class Step(Struct, frozen=True):
     status: int
     execute_count: int
     end_time: int | None
-    results: tuple[HostResult, ...]
+    results: tuple[TargetResult, ...]
 
 
 class ExecutionStatus(Struct, frozen=True):
-    """An execution with its steps, in their order."""
+    """An execution with its steps, in their order. `scope_type` and `scope_id` are empty where the answer has none."""
 
     id: int
     status: int
     end_time: int | None
     steps: tuple[Step, ...]
+    scope_type: str = ""
+    scope_id: str = ""
 
 
 class JobApi:
@@ -194,7 +216,8 @@ class JobApi:
         """Executions created in [begin, end], both inclusive, in ms.
 
         With `job_instance_id` the platform ignores the other filters except the scope. v3 refuses begin == end: it is
-        asked for one ms more, so rows of end + 1 may be among them.
+        asked for one ms more, so rows of end + 1 may be among them. Raises ApiError, `decode` for rows of another scope
+        or id.
         """
         params: dict[str, object] = {
             "bk_scope_type": scope.bk_scope_type,
@@ -206,14 +229,20 @@ class JobApi:
             "status": status,
             "job_instance_id": job_instance_id,
         }
-        return await self._ask("get_job_instance_list", params, LIST_V4 if self._v4 else LIST_V3, deadline)
+        page = await self._ask("get_job_instance_list", params, LIST_V4 if self._v4 else LIST_V3, deadline)
+        for row in page.rows:
+            _check_scope(row, scope, "get_job_instance_list")
+            if job_instance_id is not None and row.id != job_instance_id:
+                raise _other_id(row.id, job_instance_id, "get_job_instance_list")
+        return page
 
     async def status(
         self, scope: Scope, job_instance_id: int, *, host_results: bool, deadline: Deadline
     ) -> ExecutionStatus:
         """One execution with its steps, with per-target results if asked for.
 
-        v3 fails completely with ApiError code 1240002 where a target is a container and results are asked for.
+        v3 fails completely with ApiError code 1240002 where a target is a container and results are asked for. Raises
+        ApiError, `decode` for an answer about another scope or id.
         """
         params: dict[str, object] = {
             "bk_scope_type": scope.bk_scope_type,
@@ -221,7 +250,11 @@ class JobApi:
             "job_instance_id": job_instance_id,
             "return_execute_object_result" if self._v4 else "return_ip_result": host_results,
         }
-        return await self._ask("get_job_instance_status", params, STATUS, deadline)
+        answer = await self._ask("get_job_instance_status", params, STATUS, deadline)
+        _check_scope(answer, scope, "get_job_instance_status")
+        if answer.id != job_instance_id:
+            raise _other_id(answer.id, job_instance_id, "get_job_instance_status")
+        return answer
 
     async def _ask(
         self, api: str, params: dict[str, object], decoders: Sequence[ResponseDecoder[Any, T]], deadline: Deadline
@@ -235,6 +268,18 @@ class JobApi:
             identity=self._identity,
             deadline=deadline,
         )
+
+
+def _check_scope(given: Execution | ExecutionStatus, asked: Scope, api: str) -> None:
+    if given.scope_id != asked.bk_scope_id or given.scope_type != asked.bk_scope_type:
+        # Documents and some versions leave the scope out.
+        kind, id = given.scope_type or asked.bk_scope_type, given.scope_id or asked.bk_scope_id
+        if (kind, id) != (asked.bk_scope_type, asked.bk_scope_id):
+            raise ApiError("decode", f"execution {given.id} is of scope {clean_text(f'{kind}/{id}', 64)}", api=api)
+
+
+def _other_id(given: int, asked: int, api: str) -> ApiError:
+    return ApiError("decode", f"the answer is about execution {given}, not about {asked}", api=api)
 
 
 # Reading a page. The usual one decodes straight into its rows; only what differs takes the longer way.
@@ -252,8 +297,10 @@ class _UsualV3(Struct):
 class _Row(Struct, gc=False):
     """A row in every form that is understood: aliases, numbers as text, nulls."""
 
-    job_instance_id: Int | None = None
-    id: Int | None = None
+    bk_scope_type: str | None = None
+    bk_scope_id: int | str | None = None
+    job_instance_id: _Number = None
+    id: _Number = None
     status: _Number = None
     task_status: _Number = None
     type: _Number = None
@@ -261,9 +308,9 @@ class _Row(Struct, gc=False):
     launch_mode: _Number = None
     job_plan_id: _Number = None
     name: Raw = Raw()
-    create_time: Int | None = None
-    start_time: Int | None = None
-    end_time: Int | None = None
+    create_time: _Number = None
+    start_time: _Number = None
+    end_time: _Number = None
 
 
 class _AnyV4(Struct):
@@ -275,42 +322,52 @@ class _AnyV3(Struct):
     total: Int | None = None
 
 
-def _executions(rows: list[_Row] | Empty | None, path: str) -> tuple[Execution, ...]:
-    return tuple(_execution(row, f"{path}[{index}]") for index, row in enumerate(listed(rows)))
+def _page(rows: list[_Row] | Empty | None, total: int | None, path: str) -> ExecutionPage:
+    found: list[Execution] = []
+    unreadable: list[int] = []
+    for index, row in enumerate(listed(rows)):
+        at = f"{path}[{index}]"
+        id = _whole(_either(row.job_instance_id, row.id), f"{at}.job_instance_id")
+        created = _int64(row.create_time, f"{at}.create_time")
+        if _LEAST <= id <= _MOST:
+            found.append(_execution(row, id, created, at))
+        else:
+            unreadable.append(created)
+    return ExecutionPage(tuple(found), total, tuple(unreadable))
 
 
-def _execution(row: _Row, path: str) -> Execution:
+def _execution(row: _Row, id: int, created: int, path: str) -> Execution:
     return Execution(
-        id=_required(_either(row.job_instance_id, row.id), f"{path}.job_instance_id"),
+        scope_type=row.bk_scope_type or "",
+        scope_id="" if row.bk_scope_id is None else str(row.bk_scope_id),
+        id=id,
         status=_status(_either(row.status, row.task_status), f"{path}.status"),
         task_type=_number(_either(row.type, row.task_type)),
         launch_mode=_number(row.launch_mode),
         plan_id=NO_PLAN if row.job_plan_id is None else _number(row.job_plan_id),
         raw_name=row.name,
-        create_time=_required(row.create_time, f"{path}.create_time"),
-        start_time=row.start_time,
-        end_time=row.end_time,
+        create_time=created,
+        start_time=_time(row.start_time, f"{path}.start_time"),
+        end_time=_time(row.end_time, f"{path}.end_time"),
     )
 
 
 LIST_V4: Sequence[ResponseDecoder[Any, ExecutionPage]] = (
     ResponseDecoder(_UsualV4, lambda page: ExecutionPage(tuple(page.job_instance_list), None)),
-    ResponseDecoder(
-        _AnyV4,
-        lambda page: ExecutionPage(_executions(page.job_instance_list, "data.job_instance_list"), None),
-        strict=False,
-    ),
+    ResponseDecoder(_AnyV4, lambda page: _page(page.job_instance_list, None, "data.job_instance_list"), strict=False),
 )
 LIST_V3: Sequence[ResponseDecoder[Any, ExecutionPage]] = (
     ResponseDecoder(_UsualV3, lambda page: ExecutionPage(tuple(page.data), page.total)),
-    ResponseDecoder(_AnyV3, lambda page: ExecutionPage(_executions(page.data, "data.data"), page.total), strict=False),
+    ResponseDecoder(_AnyV3, lambda page: _page(page.data, page.total, "data.data"), strict=False),
 )
 
 
 # Reading a status, in the same two ways.
 
 
-class _UsualInstance(Struct):
+class _UsualInstance(Struct, kw_only=True):
+    bk_scope_type: str = ""
+    bk_scope_id: str = ""
     job_instance_id: Int
     status: Int
     end_time: Int | None = None
@@ -334,11 +391,18 @@ class _UsualStatus(Struct):
 def _usual_status(data: _UsualStatus) -> ExecutionStatus:
     instance = data.job_instance
     steps = tuple(_usual_step(step) for step in data.step_instance_list)
-    return ExecutionStatus(instance.job_instance_id, instance.status, instance.end_time, steps)
+    return ExecutionStatus(
+        instance.job_instance_id,
+        instance.status,
+        instance.end_time,
+        steps,
+        instance.bk_scope_type,
+        instance.bk_scope_id,
+    )
 
 
 def _usual_step(step: _UsualStep) -> Step:
-    results: tuple[HostResult, ...] | None = step.step_execute_object_result_list
+    results: tuple[TargetResult, ...] | None = step.step_execute_object_result_list
     if results is None:
         results = step.step_ip_result_list or ()
     return Step(step.step_instance_id, step.type, step.status, step.execute_count, step.end_time, results)
@@ -347,26 +411,28 @@ def _usual_step(step: _UsualStep) -> Step:
 class _Result(_Host, frozen=True, gc=False):
     status: _Number = None
     exit_code: _Number = None
-    end_time: Int | None = None
+    end_time: _Number = None
     execute_object: _ExecuteObject | None = None
 
 
 class _Step(Struct):
-    step_instance_id: Int | None = None
+    step_instance_id: _Number = None
     status: _Number = None
     type: _Number = None
-    execute_count: Int | None = None
-    end_time: Int | None = None
+    execute_count: _Number = None
+    end_time: _Number = None
     step_ip_result_list: list[_Result] | Empty | None = None
     step_execute_object_result_list: list[_Result] | Empty | None = None
 
 
 class _Instance(Struct):
-    job_instance_id: Int | None = None
-    id: Int | None = None
+    bk_scope_type: str | None = None
+    bk_scope_id: int | str | None = None
+    job_instance_id: _Number = None
+    id: _Number = None
     status: _Number = None
     task_status: _Number = None
-    end_time: Int | None = None
+    end_time: _Number = None
 
 
 class _Status(Struct):
@@ -378,10 +444,12 @@ def _execution_status(data: _Status) -> ExecutionStatus:
     instance, steps = data.job_instance, data.step_instance_list
     path = "data.job_instance"
     return ExecutionStatus(
-        id=_required(_either(instance.job_instance_id, instance.id), f"{path}.job_instance_id"),
+        id=_int64(_either(instance.job_instance_id, instance.id), f"{path}.job_instance_id"),
         status=_status(_either(instance.status, instance.task_status), f"{path}.status"),
-        end_time=instance.end_time,
+        end_time=_time(instance.end_time, f"{path}.end_time"),
         steps=tuple(_step(step, f"data.step_instance_list[{index}]") for index, step in enumerate(listed(steps))),
+        scope_type=instance.bk_scope_type or "",
+        scope_id="" if instance.bk_scope_id is None else str(instance.bk_scope_id),
     )
 
 
@@ -390,33 +458,28 @@ def _step(step: _Step, path: str) -> Step:
     if results is None:
         name, results = "step_ip_result_list", step.step_ip_result_list
     return Step(
-        id=_required(step.step_instance_id, f"{path}.step_instance_id"),
+        id=_int64(step.step_instance_id, f"{path}.step_instance_id"),
         step_type=_number(step.type),
         status=_status(step.status, f"{path}.status"),
-        execute_count=step.execute_count or 0,
-        end_time=step.end_time,
+        execute_count=_int64(step.execute_count or 0, f"{path}.execute_count"),
+        end_time=_time(step.end_time, f"{path}.end_time"),
         results=tuple([_result(result, path, name, index) for index, result in enumerate(listed(results))]),
     )
 
 
-def _result(result: _Result, path: str, name: str, index: int) -> HostResult:
-    exit_code = result.exit_code
-    if result.status is None:
-        raise WrongShape(f"{path}.{name}[{index}].status is missing")
-    if isinstance(exit_code, str):
-        exit_code = _whole(exit_code)
-    status = _number(result.status)
+def _result(result: _Result, path: str, name: str, index: int) -> TargetResult:
+    at = f"{path}.{name}[{index}]"
+    status, exit_code = _status(result.status, f"{at}.status"), _integer(result.exit_code)
+    end_time = _time(result.end_time, f"{at}.end_time")
     if result.execute_object is not None:
-        return ObjectResult(
-            execute_object=result.execute_object, status=status, exit_code=exit_code, end_time=result.end_time
-        )
+        return ObjectResult(execute_object=result.execute_object, status=status, exit_code=exit_code, end_time=end_time)
     return IpResult(
         bk_host_id=result.bk_host_id,
         ip=result.ip,
         bk_cloud_id=result.bk_cloud_id,
         status=status,
         exit_code=exit_code,
-        end_time=result.end_time,
+        end_time=end_time,
         ipv6=result.ipv6,
     )
 
@@ -424,11 +487,10 @@ def _result(result: _Result, path: str, name: str, index: int) -> HostResult:
 _HOST, _CONTAINER = 1, 2
 
 
-def _host_id(value: _AnyNumber) -> str:
+def _host_id(value: _TargetNumber) -> str:
     """The id in the CMDB; 0, -1 and null are none."""
-    if not isinstance(value, int):
-        value = _whole(value) or 0
-    return str(value) if 0 < value < 2**63 else ""
+    number = _integer(value) or 0
+    return str(number) if 0 < number <= _MOST else ""
 
 
 STATUS: Sequence[ResponseDecoder[Any, ExecutionStatus]] = (
@@ -440,14 +502,25 @@ STATUS: Sequence[ResponseDecoder[Any, ExecutionStatus]] = (
 # Values.
 
 
-def _either(value: V, alias: V) -> V:
+def _either(value: _Number, alias: _Number) -> _Number:
     return alias if value is None else value
 
 
-def _required(value: T | None, path: str) -> T:
+def _whole(value: _Number, path: str) -> int:
+    """A whole number of any size, which must be there."""
     if value is None:
         raise WrongShape(f"{path} is missing")
-    return value
+    number = _integer(value)
+    if number is None:
+        raise WrongShape(f"{path} is no whole number")
+    return number
+
+
+def _int64(value: _Number, path: str) -> int:
+    number = _whole(value, path)
+    if not _LEAST <= number <= _MOST:
+        raise WrongShape(f"{path} is beyond 64 bits")
+    return number
 
 
 def _status(value: _Number, path: str) -> int:
@@ -456,18 +529,31 @@ def _status(value: _Number, path: str) -> int:
     return _number(value)
 
 
-def _number(value: _AnyNumber) -> int:
+def _number(value: _Number) -> int:
+    """The number of an enum; `UNKNOWN_NUMBER` for what can be none."""
+    number = _integer(value)
+    return UNKNOWN_NUMBER if number is None or not _LEAST <= number <= _MOST else number
+
+
+def _time(value: _Number, path: str) -> int | None:
+    """A time, at most the last one that 64 bits can tell."""
+    if value is None:
+        return None
+    number = int(value) if isinstance(value, float) else _integer(value)
+    if number is None:
+        raise WrongShape(f"{path} is no time")
+    return max(_LEAST, min(number, _MOST))
+
+
+def _integer(value: _Number) -> int | None:
+    """The integer that a number or text spells; None for anything else and for texts longer than that of any id."""
     if isinstance(value, int):
         return value
-    whole = _whole(value)
-    return UNKNOWN_NUMBER if whole is None else whole
-
-
-def _whole(text: str | None) -> int | None:
-    """The integer that a text spells; None for anything else and for more digits than an int64 has."""
-    if text is None or len(text) > 19 or not text.isascii():
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if value is None or len(value) > 20 or not value.isascii():
         return None
     try:
-        return int(text)
+        return int(value)
     except ValueError:
         return None

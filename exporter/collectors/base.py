@@ -9,7 +9,7 @@ Adding an API to watch is one file here and one line in `COLLECTORS`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
@@ -91,37 +91,6 @@ class Records(Protocol):
         """Rows in it, which is what folding it takes its time for."""
 
 
-class Attempts:
-    """How often one thing has failed the poll of its scope for a reason that may pass: lives with the poller."""
-
-    MOST = 5
-    """Polls that one execution may fail before it is counted without what it does not tell."""
-
-    def __init__(self) -> None:
-        self._failed: dict[int, int] = {}
-
-    def exhausted(self, id: int, error: ApiError) -> bool:
-        """Whether to go on without `id`: at once after an answer that is final, else after `MOST` failed polls."""
-        return not error.transient or self._failed.get(id, 0) >= self.MOST
-
-    def give_up(self, id: int, error: ApiError) -> bool:
-        """`exhausted`; where not, the poll fails because of `id` once more."""
-        if self.exhausted(id, error):
-            return True
-        self.charge((id,))
-        return False
-
-    def charge(self, ids: Iterable[int]) -> None:
-        """The present poll fails, and these are what it could not get."""
-        for id in ids:
-            self._failed[id] = self._failed.get(id, 0) + 1
-
-    def forget(self, ids: Iterable[int]) -> None:
-        """These have been dealt with."""
-        for id in ids:
-            self._failed.pop(id, None)
-
-
 class FailedExecution(msgspec.Struct, frozen=True):
     """A recent failure, for /api/v1/failures. `end` in unix seconds, None where the platform gave none."""
 
@@ -179,34 +148,3 @@ async def fold(size: int, work: Callable[[], T]) -> T:
     Many are folded in a thread: there the interpreter lets the event loop in between.
     """
     return work() if size <= MANY else await asyncio.to_thread(work)
-
-
-async def gather_bounded(calls: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]:
-    """The results of `calls` in their order, at most `limit` under way at once. The first error ends them all."""
-    numbered = list(enumerate(calls))
-    if not numbered:
-        return []
-    waiting = iter(numbered)
-    results: dict[int, T] = {}
-
-    async def work() -> None:
-        for index, call in waiting:
-            results[index] = await call
-
-    first: BaseException | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(limit, len(numbered))):
-                group.create_task(work())
-    except BaseExceptionGroup as errors:
-        first = errors.exceptions[0]
-    finally:
-        for _, call in waiting:
-            call.close()
-    try:
-        if first is not None:
-            raise first
-    finally:
-        # Raised outside the handler and forgotten here: in a circle with the group it would hold on to whole answers.
-        first = None
-    return [results[index] for index in sorted(results)]

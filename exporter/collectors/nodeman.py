@@ -11,7 +11,8 @@ import msgspec
 from exporter.blueking.nodeman import PAGE_SIZE
 from exporter.clock import Clock
 from exporter.collectors import failing_hosts
-from exporter.collectors.base import GAP, TRUNCATED, Attempts, CollectorState, FailedCall
+from exporter.collectors.base import GAP, TRUNCATED, CollectorState, FailedCall
+from exporter.collectors.calls import Attempts
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally

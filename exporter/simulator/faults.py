@@ -49,6 +49,10 @@ FAULTS: Mapping[str, str] = {
     "huge_int": "times of 5000 digits",
     "nan": "NaN where a time should be",
     "infinity": "1e400 where a time should be",
+    "huge_id": "the first job_instance_id is 2^63",
+    "huge_end_time": "every end_time is 1e30",
+    "other_scope": "the first bk_scope_id is that of another business",
+    "other_id": "the first job_instance_id is another one",
     "duplicate_keys": "every create_time twice, with different values",
     "null_data": "data is null",
     "invalid_utf8": "names that are no UTF-8",
@@ -189,7 +193,18 @@ def rewrite(fault: Fault, answer: Answer) -> Answer:
         spoilt, found = re.subn(rb'"create_time":\s*\d+', b'"create_time":' + becomes, body)
         return spoilt if found else re.sub(rb"\{", b'{"create_time":' + becomes + b",", body, count=1)
 
+    def first(member: bytes, becomes: bytes) -> bytes:
+        return re.sub(rb'("%b":\s*)("[^"]*"|\d+)' % member, rb"\g<1>" + becomes, body, count=1)
+
     match fault.name:
+        case "huge_id":
+            body = first(b"job_instance_id", b"%d" % 2**63)
+        case "huge_end_time":
+            body = re.sub(rb'"end_time":\s*\d+', b'"end_time":1e30', body)
+        case "other_scope":
+            body = first(b"bk_scope_id", b'"999999"')
+        case "other_id":
+            body = first(b"job_instance_id", b"1")
         case "huge_int":
             body = times(b"9" * 5000)
         case "nan":

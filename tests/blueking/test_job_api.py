@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from typing import Any, Literal
 
 import msgspec
@@ -35,10 +36,10 @@ SCOPE = Scope("biz", "2")
 
 
 async def ask(
-    body: object, *, api: str = "v4", status: int = 200, headers: dict[str, str] | None = None
+    body: object, *, api: str = "v4", status: int = 200, headers: dict[str, str] | None = None, biz: str = "2"
 ) -> ExecutionPage:
-    """The page that the list call makes of `body`, bytes or what is to be JSON."""
-    page = await _call(body, api, status, headers, "list")
+    """The page that the list call for a business makes of `body`, bytes or what is to be JSON."""
+    page = await _call(body, api, status, headers, "list", biz)
     assert isinstance(page, ExecutionPage)
     return page
 
@@ -52,7 +53,9 @@ async def ask_status(
     return execution
 
 
-async def _call(body: object, api: Any, status: int, headers: dict[str, str] | None, call: str) -> Any:
+async def _call(
+    body: object, api: Any, status: int, headers: dict[str, str] | None, call: str, scope: str = "2"
+) -> Any:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = reply(raw, status)
     answer.headers.update(headers or {})
@@ -60,8 +63,9 @@ async def _call(body: object, api: Any, status: int, headers: dict[str, str] | N
         job = JobApi(asking, JobPlatform(upstream.url, api))
         deadline = Deadline(0.4, Clock())
         if call == "list":
-            return await job.list(SCOPE, 1, 2, deadline=deadline)
-        return await job.status(SCOPE, 411, host_results=True, deadline=deadline)
+            return await job.list(Scope("biz", scope), 1, 2, deadline=deadline)
+        asked = re.search(rb'"job_instance_id": *(\d+)', raw)
+        return await job.status(SCOPE, int(asked[1]) if asked else 411, host_results=True, deadline=deadline)
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -287,9 +291,12 @@ async def test_F11_every_sample_is_read_as_its_note_says(sample: dict[str, Any])
     name = sample["file"]
     body = (FIXTURES / name).read_bytes()
     api = "v3" if "v3" in name or "v2" in name else "v4"
-    call = ask_status if "_status__" in name or "status_error" in name else ask
+    asked: dict[str, Any] = {"api": api, "status": sample["http_status"], "headers": sample["headers"]}
     try:
-        answer = await call(body, api=api, status=sample["http_status"], headers=sample["headers"])
+        if "_status__" in name or "status_error" in name:
+            answer: ExecutionPage | ExecutionStatus = await ask_status(body, **asked)
+        else:
+            answer = await ask(body, biz="1" if "doc_shape" in name else "2", **asked)
     except ApiError as error:
         got: Any = (error.reason, error.code)
     else:
@@ -342,7 +349,8 @@ async def test_F12_an_empty_list_has_several_forms() -> None:
         (v4(row(), row(job_instance_id=None)), "data.job_instance_list[1].job_instance_id"),
         (v4(row(status=None)), "data.job_instance_list[0].status"),
         (v4(row(start_time="yesterday")), "data.job_instance_list[0].start_time"),
-        (v4(row(job_instance_id=2**70)), "data.job_instance_list[0].job_instance_id"),
+        (v4(row(create_time=2**63)), "data.job_instance_list[0].create_time"),
+        (v4(row(create_time=1e30)), "data.job_instance_list[0].create_time"),
         (v4(row(job_instance_id=1.5)), "data.job_instance_list[0].job_instance_id"),
         ({"data": {}}, "job_instance_list"),
         ({"data": {"job_instance_list": {"0": row()}}}, "data.job_instance_list"),
@@ -356,6 +364,75 @@ async def test_F12_anything_else_is_decode_and_names_the_path(body: dict[str, An
         await ask(body)
     assert caught.value.reason == "decode"
     assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("id", [2**63, 2**70, -(2**63) - 1, 1e30, str(2**63)])
+async def test_F66_a_row_whose_id_is_beyond_64_bits_is_left_out(id: object) -> None:
+    """The other rows are read; the one that is left out is known by its creation time, and counts as a row."""
+    rows = row(job_instance_id=id, create_time=1789000000007), row()
+    for page in (await ask(v4(*rows)), await ask({"code": 0, "data": {"total": 2, "data": list(rows)}}, api="v3")):
+        assert page.rows == (ROW,)
+        assert (page.unreadable, page.size) == ((1789000000007,), 2)
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [(1e30, 2**63 - 1), (2**70, 2**63 - 1), (-1e30, -(2**63)), (-5, -5), (1789000004200.5, 1789000004200), (0, 0)],
+)
+async def test_F66_times_beyond_every_calendar_cost_no_row(sent: object, read: int) -> None:
+    """They are kept as the nearest time that 64 bits can tell, which the collector takes for none."""
+    (found,) = (await ask(v4(row(start_time=sent, end_time=sent)))).rows
+    assert found.end_time == read
+    answer = await ask_status(finished({"execute_object": {}, "status": 9, "end_time": sent}, end_time=sent))
+    assert (answer.steps[0].end_time, answer.steps[0].results[0].end_time) == (read, read)
+
+
+@pytest.mark.parametrize("member", ["status", "type", "launch_mode", "job_plan_id"])
+@pytest.mark.parametrize("value", [2**63, -(2**70), 1e30, "x"])
+async def test_F66_enums_of_any_size_cost_no_row(member: str, value: object) -> None:
+    """What can be no status, type or mode is unknown."""
+    (found,) = (await ask(v4(row(**{member: value})))).rows
+    assert UNKNOWN_NUMBER in (found.status, found.task_type, found.launch_mode, found.plan_id)
+
+
+@pytest.mark.parametrize("where", [{"step_instance_id": 2**63}, {"execute_count": 2**63}, {"execute_count": "x"}])
+async def test_F66_a_step_that_cannot_be_kept_is_decode(where: dict[str, Any]) -> None:
+    """Its execution is counted without host results, as after any status call that fails for good."""
+    with pytest.raises(ApiError) as caught:
+        await ask_status(finished(**where))
+    assert caught.value.reason == "decode"
+    assert next(iter(where)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "scope", [{"bk_scope_type": "biz", "bk_scope_id": "3"}, {"bk_scope_type": "biz_set", "bk_scope_id": "2"}]
+)
+async def test_4_1_14_rows_and_answers_of_another_scope_are_decode(scope: dict[str, str]) -> None:
+    """Not of the business that was asked for: the call fails, whatever else the page holds."""
+    page = v4(row(bk_scope_type="biz", bk_scope_id="2"), row(**scope))
+    answer = finished()
+    answer["data"]["job_instance"] |= scope
+    for call, body in ((ask, page), (ask_status, answer)):
+        with pytest.raises(ApiError) as caught:
+            await call(body)
+        assert caught.value.reason == "decode"
+        assert "/".join(scope.values()) in str(caught.value)
+    for same in ({"bk_scope_id": 2}, {"bk_scope_type": "biz"}, {"bk_scope_type": None, "bk_scope_id": None}):
+        assert len((await ask(v4(row(**same)))).rows) == 1
+
+
+async def test_4_1_14_an_answer_about_another_execution_is_decode() -> None:
+    """Of the status call, and of a list that was asked for one id."""
+    async with Upstream(reply(json.dumps(finished()))) as upstream, client() as asking:
+        job = JobApi(asking, JobPlatform(upstream.url, "v4"))
+        with pytest.raises(ApiError) as caught:
+            await job.status(SCOPE, 412, host_results=True, deadline=Deadline(5, Clock()))
+        assert caught.value.reason == "decode"
+    async with Upstream(reply(json.dumps(v4(row())))) as upstream, client() as asking:
+        job = JobApi(asking, JobPlatform(upstream.url, "v4"))
+        with pytest.raises(ApiError) as caught:
+            await job.list(SCOPE, 1, 2, job_instance_id=412, deadline=Deadline(5, Clock()))
+        assert caught.value.reason == "decode"
 
 
 async def test_F12_v3_without_its_rows_is_no_empty_page() -> None:
@@ -521,7 +598,8 @@ def test_F50_any_row_is_an_execution_or_an_api_error(odd: dict[str, Any]) -> Non
         page = read(Reply(200, json.dumps(v4({**row(), **odd})).encode(), {}), LIST_V4)
         for found in page.rows:
             numbers = msgspec.structs.asdict(found)
-            del numbers["raw_name"]
+            for text in ("raw_name", "scope_type", "scope_id"):
+                del numbers[text]
             msgspec.convert(numbers, dict[str, int | None])
             del numbers["start_time"]
             assert msgspec.msgpack.encode([found.name, *numbers.values()])

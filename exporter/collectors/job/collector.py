@@ -17,14 +17,13 @@ from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import (
     WITHOUT_HOSTS,
-    Attempts,
     FailedCall,
     FailedExecution,
     Observed,
     Platforms,
     fold,
-    gather_bounded,
 )
+from exporter.collectors.calls import Attempts, gather_bounded
 from exporter.collectors.failing_hosts import FailingHosts
 from exporter.collectors.job.fold import Fold, host_results
 from exporter.collectors.job.history import Window, read_slice, read_window
@@ -90,6 +89,7 @@ class JobCollector:
     async def _baseline(self, deadline: Deadline) -> JobRecords:
         rows: dict[int, Execution] = {}
         unreadable: frozenset[int] = frozenset()
+        without_id: frozenset[int] = frozenset()
         wanted = [(status, self.config.max_unfinished_age) for status in UNFINISHED_STATUSES]
         wanted += [(status, self.config.reopen_window) for status in FAILED_STATUSES]
         for status, age in wanted:
@@ -97,11 +97,19 @@ class JobCollector:
             window = await self._read(now - ms(age), now, deadline, status)
             rows |= window.rows
             unreadable |= window.unreadable
+            without_id |= window.without_id
         # Now the platform's clock is known, whatever this machine's says.
         now = self._now()
         window = await self._read(now - ms(self.config.lookback), now, deadline)
         begin = now - ms(self.config.lookback)
-        return JobRecords(begin, now, now, rows | window.rows, unreadable=unreadable | window.unreadable)
+        return JobRecords(
+            begin,
+            now,
+            now,
+            rows | window.rows,
+            unreadable=unreadable | window.unreadable,
+            without_id=without_id | window.without_id,
+        )
 
     async def _poll(self, state: JobState, deadline: Deadline) -> JobRecords:
         started = self._clock.monotonic()
@@ -128,7 +136,7 @@ class JobCollector:
         end = min(max(window.end, watermark), now)
         begin = max(begin, state.begin, min(end, now - ms(self.config.lookback)))
         self._span = end - watermark if more else None
-        records = JobRecords(begin, end, now, news, gap, window.unreadable, more=more)
+        records = JobRecords(begin, end, now, news, gap, window.unreadable, window.without_id, more=more)
         if not more:
             records = await self._follow(state, records, window.rows.keys(), deadline)
         return await self._examine(state, records, deadline, started)
@@ -268,13 +276,13 @@ class JobCollector:
 
     async def _read(self, begin: int, end: int, deadline: Deadline, status: int | None = None) -> Window:
         """[begin, end] completely, in as many windows as the dialect wants."""
-        rows: dict[int, Execution] = {}
-        unreadable: frozenset[int] = frozenset()
+        read = Window({}, end)
         for first, last in self._windows(begin, end):
             window = await read_window(self._history(deadline, status), first, last)
-            rows |= window.rows
-            unreadable |= window.unreadable
-        return Window(rows, end, unreadable)
+            read = Window(
+                read.rows | window.rows, end, read.unreadable | window.unreadable, read.without_id | window.without_id
+            )
+        return read
 
     async def _read_slice(self, begin: int, end: int, watermark: int, deadline: Deadline) -> Window:
         _, last = next(self._windows(begin, end))

@@ -86,6 +86,7 @@ class Fold:
         )
         self._forget({streak.run for streak in hosts.streaks.values()})
         known_unreadable = state.unreadable if state else frozenset()
+        self.unknown += [("job.job_instance_id", "beyond 64 bits") for _ in records.without_id - known_unreadable]
         if records.gap:
             self.tally.inc(GAP, by=records.gap)
         if truncated := records.truncated + len(records.unreadable - known_unreadable):

@@ -35,11 +35,12 @@ class History(Protocol):
 
 class Window(msgspec.Struct, frozen=True):
     """All executions created in [begin, end], except for the milliseconds in `unreadable`, which give no more than a
-    part of theirs."""
+    part of theirs. `without_id`: those among them that hold a row without a usable id."""
 
     rows: dict[int, Execution]
     end: int
     unreadable: frozenset[int] = frozenset()
+    without_id: frozenset[int] = frozenset()
 
 
 class TooMany(Exception):
@@ -55,16 +56,18 @@ async def read_window(
     """
     rows: dict[int, Execution] = {}
     unreadable: set[int] = set()
+    without_id: set[int] = set()
     top = end
     while top > begin:
         page, first = first or await history.ask(begin, top, 0), None
-        known = len(rows)
+        known = len(rows) + len(without_id)
         rows.update((row.id, row) for row in page.rows if row.create_time >= begin)
-        if _is_last(page, len(page.rows), history):
-            return Window(rows, end, frozenset(unreadable))
-        if len(rows) == known:
+        without_id.update(at for at in page.unreadable if at >= begin)
+        if _is_last(page, page.size, history):
+            break
+        if len(rows) + len(without_id) == known:
             raise _nonsense(page)
-        times = [row.create_time for row in page.rows]
+        times = page.times
         oldest = min(times)
         if oldest < max(times):
             top = oldest
@@ -74,10 +77,11 @@ async def read_window(
             top = oldest - 1
         if at_most is not None and len(rows) > at_most:
             raise TooMany
-    # Not [begin, begin], to which v3 would add the next millisecond, maybe a page full of it.
-    if top == begin and not await _read_millisecond(history, begin, rows):
-        unreadable.add(begin)
-    return Window(rows, end, frozenset(unreadable))
+    else:
+        # Not [begin, begin], to which v3 would add the next millisecond, maybe a page full of it.
+        if top == begin and not await _read_millisecond(history, begin, rows):
+            unreadable.add(begin)
+    return Window(rows, end, frozenset(unreadable | without_id), frozenset(without_id))
 
 
 async def read_slice(history: History, begin: int, end: int, floor: int, span: int | None) -> Window:
@@ -89,10 +93,10 @@ async def read_slice(history: History, begin: int, end: int, floor: int, span: i
         end = min(end, max(floor, begin + 2 * span))
     while True:
         page = await history.ask(begin, end, 0)
-        if _is_last(page, len(page.rows), history):
+        if _is_last(page, page.size, history):
             return await read_window(history, begin, end, first=page)
-        newest = end - min((row.create_time for row in page.rows), default=end) + 1
-        share = SLICE_ROWS / max(1, len(page.rows)) * newest / (end - begin + 1)
+        newest = end - min(page.times, default=end) + 1
+        share = SLICE_ROWS / max(1, page.size) * newest / (end - begin + 1)
         if share >= 0.5 or end <= floor:
             try:
                 at_most = None if end <= floor else 4 * SLICE_ROWS
@@ -104,7 +108,7 @@ async def read_slice(history: History, begin: int, end: int, floor: int, span: i
 
 def _is_last(page: ExecutionPage, read: int, history: History) -> bool:
     # A full page is never the last, whatever total it tells; v3 tells one, and a shorter page can have successors.
-    return len(page.rows) < history.page_size and (page.total is None or read >= page.total)
+    return page.size < history.page_size and (page.total is None or read >= page.total)
 
 
 def _nonsense(page: ExecutionPage) -> ApiError:
@@ -129,13 +133,13 @@ async def _read_millisecond(history: History, at: int, rows: dict[int, Execution
                 if error.code == START_LIMIT_CODE:
                     return False
                 raise
-            if not page.rows and not _is_last(page, offset, history):
+            if not page.size and not _is_last(page, offset, history):
                 raise _nonsense(page)
             here = [row for row in page.rows if row.create_time == at]
             rows.update((row.id, row) for row in here)
             found.update(row.id for row in here)
             positions += len(here)
-            offset += len(page.rows)
+            offset += page.size
             if len(here) < len(page.rows) or _is_last(page, offset, history):
                 break
         if len(found) >= positions:

@@ -81,6 +81,7 @@ class JobRecords(msgspec.Struct, frozen=True):
     rows: dict[int, Execution]
     gap: float = 0.0
     unreadable: frozenset[int] = frozenset()
+    without_id: frozenset[int] = frozenset()
     truncated: int = 0
     gone: frozenset[int] = frozenset()
     examined: dict[int, ExecutionStatus] = {}

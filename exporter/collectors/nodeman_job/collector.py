@@ -28,8 +28,8 @@ from exporter.collectors.base import (
     FailedExecution,
     Observed,
     Platforms,
-    gather_bounded,
 )
+from exporter.collectors.calls import gather_bounded
 from exporter.collectors.nodeman import NodemanCollector, ended, name_of, read_pages, status_label
 from exporter.collectors.nodeman_job.fold import Fold
 from exporter.collectors.nodeman_job.metrics import FAMILIES

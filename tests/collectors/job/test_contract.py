@@ -491,6 +491,49 @@ async def test_F16_a_list_that_lies_fails_the_poll_or_changes_nothing(tmp_path: 
         assert page.own("truncated_total") == 0
 
 
+@pytest.mark.parametrize("api", ["v4", "v3", "esb"])
+async def test_F66_a_row_without_a_usable_id_does_not_block_its_scope(tmp_path: Path, api: str) -> None:
+    """The others are counted, poll after poll; the one that cannot be known is truncated and named, once."""
+    async with daemon(tmp_path, api=api) as one:
+        await one.start()
+        begin(one, create_time=one.ms)
+        for number in range(3):
+            begin(one, {A: 104}, create_time=one.ms - 1000 - number)
+        one.platform.faults.add(Fault("huge_id", api=LIST))
+        page = await one.poll(4)
+        assert (page.own("success"), created(page), finished(page, "failed")) == (1, 3, 3)
+        assert page.own("truncated_total") == 1
+        assert (
+            page.samples["blueking_exporter_unknown_values_total", frozenset({("field", "job.job_instance_id")})] == 1
+        )
+
+
+async def test_4_1_14_rows_of_another_scope_fail_the_poll_and_count_nothing(tmp_path: Path) -> None:
+    """A list that shows somebody else's executions is not believed at all; when it is right again, all is counted."""
+    async with daemon(tmp_path) as one:
+        await one.start()
+        for _ in range(3):
+            begin(one)
+        one.platform.faults.add(Fault("other_scope", api=LIST))
+        page = await one.poll()
+        assert (page.own("success"), page.own("errors_total", reason="decode"), created(page)) == (0, 1, 0)
+        one.platform.faults.clear()
+        assert created(await one.poll()) == 3
+
+
+@pytest.mark.parametrize("fault", ["other_id", "other_scope"])
+async def test_4_1_14_a_status_answer_about_something_else_is_not_taken(tmp_path: Path, fault: str) -> None:
+    """As after any status call that fails for good: counted without host results, truncated, the error counted."""
+    async with daemon(tmp_path) as one:
+        await one.start()
+        one.platform.faults.add(Fault(fault, api=STATUS))
+        begin(one, {A: 104})
+        page = await one.poll()
+        assert (page.own("success"), finished(page, "failed"), page.get("host_results_total")) == (1, 1, 0)
+        assert (page.own("truncated_total"), page.own("errors_total", reason="decode")) == (1, 1)
+        assert failing(page) == {}
+
+
 async def test_F49_the_same_executions_in_two_scopes_stay_apart(tmp_path: Path) -> None:
     """Each scope has its own counts and its own trouble: one without permission does not touch the other."""
     other = Scope("biz_set", "2")

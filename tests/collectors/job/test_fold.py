@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from exporter.blueking.job import Execution, ExecutionStatus, HostResult, IpResult, JobApi, Step
+from exporter.blueking.job import Execution, ExecutionStatus, IpResult, JobApi, Step, TargetResult
 from exporter.clock import Clock
 from exporter.collectors.base import GAP, TRUNCATED, Observed
 from exporter.collectors.job.collector import JobCollector
@@ -130,7 +130,7 @@ def script(id: int, status: int, results: Mapping[int, int], *, count: int = 0, 
     return Step(id, 1, status, count, NOW + end, hosts)
 
 
-def container(status: int, exit_code: int | None) -> HostResult:
+def container(status: int, exit_code: int | None) -> TargetResult:
     """The result of a target that is no host."""
     return IpResult(bk_host_id=None, status=status, exit_code=exit_code, end_time=NOW)
 

@@ -301,3 +301,20 @@ async def test_4_1_3_an_empty_history_is_one_slice() -> None:
     read = await slices(listing, 0, 7 * DAY, lookback=600_000)
     assert [(window.end, len(window.rows)) for _, window in read] == [(7 * DAY, 0)]
     assert len(listing.calls) == 1
+
+
+@pytest.mark.parametrize("without_id", [lambda id: id % 3 == 0, lambda id: id >= 1300, lambda id: True])
+@pytest.mark.parametrize("spacing", [1, 0.01])
+async def test_F66_rows_without_a_usable_id_hide_no_others(without_id: Callable[[int], bool], spacing: float) -> None:
+    """A third of the rows, the newest pages, or all of them: the others are read, and their milliseconds are told."""
+    listing = Listing([DAY + int(n * spacing) for n in range(1500)])
+
+    def spoil(_: int, page: ExecutionPage) -> ExecutionPage:
+        times = tuple(row.create_time for row in page.rows if without_id(row.id))
+        return ExecutionPage(tuple(row for row in page.rows if not without_id(row.id)), page.total, times)
+
+    listing.spoil = spoil
+    window = await read_window(listing, DAY, 2 * DAY)
+    assert window.rows.keys() == {id for id in listing.ids if not without_id(id)}
+    assert window.without_id == {row.create_time for row in listing.rows if without_id(row.id)}
+    assert window.unreadable == window.without_id
