@@ -1,0 +1,190 @@
+"""One locked `apply` starts, changes and stops all pollers, for a configuration and for an assignment."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from exporter.clock import Clock
+from exporter.config.load import load
+from exporter.config.schema import Config
+from exporter.errors import StateError
+from exporter.exposed import page_families
+from exporter.fleet import Fleet
+from exporter.metrics.negotiate import Format
+from exporter.metrics.page import Page
+from exporter.model import Key, Scope
+from exporter.poller import Services
+from exporter.simulator.platform import Platform
+from exporter.simulator.server import SimulatorServer
+from exporter.simulator.world import StepScript, target
+from exporter.state.base import Stored
+from exporter.state.memory import MemoryStore
+from exporter.telemetry import Telemetry
+from tests.support.parsers import parse
+
+SCOPES = [Scope("biz", str(number)) for number in range(2, 12)]
+INTERVAL = 30.0
+EPOCH = 1_795_000_000.0
+
+pytestmark = pytest.mark.looptime
+
+
+class Store(MemoryStore):
+    """A store that fails to load the state of these scopes, and takes a while for the others."""
+
+    broken: frozenset[Scope] = frozenset()
+
+    async def load(self, key: Key) -> Stored | None:
+        await asyncio.sleep(0.01)
+        if key.scope in self.broken:
+            raise StateError("broken")
+        return await super().load(key)
+
+
+class Watched:
+    """A fleet, the platform that it polls, and its page."""
+
+    def __init__(self, folder: Path, url: str, platform: Platform, fleet: Fleet, page: Page, store: Store) -> None:
+        self.folder, self.url, self.platform = folder, url, platform
+        self.fleet, self.page, self.store = fleet, page, store
+
+    def config(self, scopes: Iterable[Scope] = SCOPES, **blueking: object) -> Config:
+        """A configuration of these scopes."""
+        file = self.folder / "config.yaml"
+        settings = {
+            "blueking": {
+                "job": {"url": f"{self.url}/api/bk-job/prod"},
+                "auth": {"app_code": "blueking-exporter", "app_secret": "simulated", "username": "admin"},
+                "requests_per_second": 1000,
+                **blueking,
+            },
+            "collectors": {"job": {"interval": f"{INTERVAL:.0f}s"}},
+            "counter_birth_hold": "0s",
+            "scopes": [{"bk_scope_type": one.bk_scope_type, "bk_scope_id": one.bk_scope_id} for one in scopes],
+        }
+        file.write_text(yaml.safe_dump(settings))
+        return load(file).config
+
+    async def calls_per_poll(self) -> Counter[str]:
+        """Calls by scope within three intervals, once all baselines are over."""
+        await asyncio.sleep(INTERVAL)
+        self.platform.calls.clear()
+        await asyncio.sleep(3 * INTERVAL)
+        return Counter(call.scope for call in self.platform.calls)
+
+    def shown(self, name: str) -> dict[str, int]:
+        """The values of a metric on the page by scope; several series of a scope are added up."""
+        found: Counter[str] = Counter()
+        text = b"".join(self.page.exposition(Format.TEXT)).decode()
+        for family in parse(text, Format.TEXT):
+            for sample in family.samples:
+                if sample.name == name:
+                    found[f"{sample.labels['bk_scope_type']}/{sample.labels['bk_scope_id']}"] += int(sample.value)
+        return dict(found)
+
+    def finish(self, scope: Scope) -> None:
+        """An execution that is over at once."""
+        self.platform.job.start(scope, steps=[StepScript(duration=0.0, results={target(1): 9})])
+
+
+@asynccontextmanager
+async def watched(folder: Path) -> AsyncIterator[Watched]:
+    loop = asyncio.get_running_loop()
+
+    def now() -> float:
+        return EPOCH + loop.time()
+
+    looks = itertools.count()
+
+    def monotonic() -> float:
+        # A nanosecond for each look, or a loop that waits for a moment would never see it pass.
+        return loop.time() + next(looks) * 1e-9
+
+    platform = Platform(scopes=SCOPES, now=now)
+    store, page = Store(), Page(page_families())
+    services = Services(store, page, Telemetry(), Clock(now, monotonic))
+    async with SimulatorServer(platform) as server, Fleet(services) as fleet:
+        yield Watched(folder, server.url, platform, fleet, page, store)
+
+
+def names(scopes: Iterable[Scope]) -> set[str]:
+    return {str(scope) for scope in scopes}
+
+
+def times(calls: int, scopes: Iterable[Scope]) -> dict[str, int]:
+    return dict.fromkeys(sorted(names(scopes)), calls)
+
+
+async def test_F53_applies_at_the_same_time_leave_one_poller_per_key(tmp_path: Path) -> None:
+    """Twenty changes of scopes and of the client at once: the last one holds, and each scope is asked once a poll."""
+    async with watched(tmp_path) as one:
+        changes = [one.config(SCOPES[: number % 10 + 1], max_concurrency=number % 3 + 1) for number in range(20)]
+        await asyncio.gather(*(one.fleet.apply(config) for config in changes))
+        await asyncio.gather(*(one.fleet.apply(one.config(SCOPES[:7])) for _ in range(20)))
+        assert one.shown("blueking_scope_info").keys() == names(SCOPES[:7])
+        assert dict(sorted((await one.calls_per_poll()).items())) == times(3, SCOPES[:7])
+        assert one.shown("blueking_exporter_collector_success") == dict.fromkeys(names(SCOPES[:7]), 1)
+
+
+async def test_an_assignment_narrows_what_is_polled(tmp_path: Path) -> None:
+    """What is not assigned is neither asked nor shown, also after a reload; what comes back goes on counting."""
+    finished = "blueking_job_executions_finished_total"
+    async with watched(tmp_path) as one:
+        await one.fleet.apply(one.config())
+        await asyncio.sleep(INTERVAL)
+        for scope in SCOPES:
+            one.finish(scope)
+        await asyncio.sleep(INTERVAL)
+        assert one.shown(finished) == dict.fromkeys(names(SCOPES), 1)
+
+        mine = SCOPES[:3]
+        await one.fleet.apply(assigned=lambda key: key.scope in mine)
+        assert one.shown("blueking_scope_info").keys() == one.shown(finished).keys() == names(mine)
+        await one.fleet.apply(one.config(SCOPES[1:], max_concurrency=5))
+        assert one.shown("blueking_scope_info").keys() == names(SCOPES[1:3])
+        assert await one.calls_per_poll() == times(3, SCOPES[1:3])
+
+        one.finish(SCOPES[5])
+        await one.fleet.apply(assigned=lambda key: True)
+        assert one.shown(finished) == dict.fromkeys(names(SCOPES[1:]), 1), "loaded counters are shown at once"
+        await asyncio.sleep(INTERVAL)
+        assert one.shown(finished) == dict.fromkeys(names(SCOPES[1:]), 1) | {str(SCOPES[5]): 2}
+
+
+async def test_what_fails_changes_nothing(tmp_path: Path) -> None:
+    """A state that cannot be loaded: scopes, client and assignment stay as they were, and the next apply succeeds."""
+    async with watched(tmp_path) as one:
+        await one.fleet.apply(one.config(SCOPES[:4]), assigned=lambda key: key.scope in SCOPES[:2])
+        one.store.broken = frozenset({SCOPES[3]})
+        for change in (
+            one.fleet.apply(assigned=lambda key: True),
+            one.fleet.apply(one.config(max_concurrency=2), assigned=lambda key: key.scope in SCOPES[2:]),
+        ):
+            with pytest.raises(StateError):
+                await change
+            assert one.shown("blueking_scope_info").keys() == names(SCOPES[:2])
+        assert await one.calls_per_poll() == times(3, SCOPES[:2])
+        one.store.broken = frozenset()
+        assert await one.fleet.apply(assigned=lambda key: True)
+        assert one.shown("blueking_scope_info").keys() == names(SCOPES[:4])
+
+
+async def test_a_stop_is_for_good(tmp_path: Path) -> None:
+    """It ends all polls and leaves the page; an apply that waited for its turn starts nothing."""
+    async with watched(tmp_path) as one:
+        applied = [asyncio.create_task(one.fleet.apply(one.config(SCOPES[:n]))) for n in (3, 5)]
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(one.fleet.stop())
+        applied.append(asyncio.create_task(one.fleet.apply(one.config())))
+        await stopping
+        assert await asyncio.gather(*applied) == [True, True, False]
+        assert one.shown("blueking_scope_info").keys() == names(SCOPES[:5])
+        assert await one.calls_per_poll() == {}
