@@ -39,6 +39,8 @@ T = TypeVar("T")
 Identity = Literal["app", "user", "esb"]
 """How a call says who asks: app-type gateway resource, user-type gateway resource, or ESB component."""
 
+LARGE = 1024 * 1024
+"""Bytes: a larger answer is decoded in a thread."""
 TRIES = 3
 RETRIED: frozenset[ApiReason] = frozenset({"timeout", "connect", "http_5xx", "rate_limited"})
 BACKOFF = 0.5
@@ -173,7 +175,9 @@ class Client:
                 raise ApiError("timeout", "no time was left in this poll")
             reply = await self._exchange(api, request(), seconds)
         try:
-            return read(reply, decoders)
+            if len(reply.body) <= LARGE:
+                return read(reply, decoders)
+            return await asyncio.to_thread(read, reply, decoders)
         except ApiError as error:
             error.retry_after = self._asked_wait(error.reason, reply.headers)
             raise

@@ -17,19 +17,24 @@ ones (times) or as unknown (enums).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+import msgspec
 from msgspec import Raw, Struct, field
 
 from exporter.blueking.client import Client, Deadline, Identity
 from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed, text_in
+from exporter.blueking.long_lists import LongList, cut_out
 from exporter.blueking.text import clean_text
 from exporter.config.schema import JobPlatform
 from exporter.errors import ApiError
 from exporter.model import Host, Scope
 
 T = TypeVar("T")
+W = TypeVar("W")
 
 UNKNOWN_NUMBER = -1
 """Stands for an enum value that is absent or no number, as the status "NEW": in no table, so it becomes `unknown`."""
@@ -161,6 +166,14 @@ def _host(bk_host_id: str, bk_cloud_id: _TargetNumber, ip: str | None) -> Host |
     return Host("" if bk_cloud_id is None else clean_text(str(bk_cloud_id)), bk_host_id, clean_text(ip or ""))
 
 
+class TargetResults(Protocol):
+    """The results of a step. Where they are many, each pass over them decodes them anew."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[TargetResult]: ...
+    def __reversed__(self) -> Iterator[TargetResult]: ...
+
+
 class Step(Struct, frozen=True):
     """A step and the results of its newest attempt; `execute_count` 0 is the first."""
 
@@ -169,7 +182,7 @@ class Step(Struct, frozen=True):
     status: int
     execute_count: int
     end_time: int | None
-    results: tuple[TargetResult, ...]
+    results: TargetResults
 
 
 class ExecutionStatus(Struct, frozen=True):
@@ -463,12 +476,12 @@ def _step(step: _Step, path: str) -> Step:
         status=_status(step.status, f"{path}.status"),
         execute_count=_int64(step.execute_count or 0, f"{path}.execute_count"),
         end_time=_time(step.end_time, f"{path}.end_time"),
-        results=tuple([_result(result, path, name, index) for index, result in enumerate(listed(results))]),
+        results=tuple([_result(row, f"{path}.{name}", index) for index, row in enumerate(listed(results))]),
     )
 
 
-def _result(result: _Result, path: str, name: str, index: int) -> TargetResult:
-    at = f"{path}.{name}[{index}]"
+def _result(result: _Result, path: str, index: int) -> TargetResult:
+    at = f"{path}[{index}]"
     status, exit_code = _status(result.status, f"{at}.status"), _integer(result.exit_code)
     end_time = _time(result.end_time, f"{at}.end_time")
     if result.execute_object is not None:
@@ -493,9 +506,104 @@ def _host_id(value: _TargetNumber) -> str:
     return str(number) if 0 < number <= _MOST else ""
 
 
+# Reading a status with so many results that they are taken out first, and decoded piece by piece.
+
+LONG = 1024 * 1024
+"""Bytes; of a longer status the results stay compressed."""
+_RESULT_LISTS = ("step_ip_result_list", "step_execute_object_result_list")
+
+
+class _ManyResults:
+    """`TargetResults` out of a long list; all of them are valid. `read` decodes an array that begins at some index."""
+
+    def __init__(self, rows: LongList, read: Callable[[bytes, int], Sequence[TargetResult]]) -> None:
+        self._rows = rows
+        self._read = read
+        for before, array in rows.arrays():
+            read(array, before)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[TargetResult]:
+        return itertools.chain.from_iterable(self._read(array, before) for before, array in self._rows.arrays())
+
+    def __reversed__(self) -> Iterator[TargetResult]:
+        return itertools.chain.from_iterable(reversed(self._read(array, 0)) for array in self._rows.arrays_backwards())
+
+
+class _StatusDecoder(ResponseDecoder[W, ExecutionStatus]):
+    """`rows` reads a long list that stands at a path."""
+
+    def __init__(
+        self,
+        wire: type[W],
+        build: Callable[[W], ExecutionStatus],
+        rows: Callable[[LongList, str], TargetResults],
+        *,
+        strict: bool = True,
+    ) -> None:
+        super().__init__(wire, build, strict=strict)
+        self._rows = rows
+
+    def read(self, body: bytes | bytearray) -> ExecutionStatus:
+        cut = cut_out(body, _RESULT_LISTS, _placeholder) if len(body) > LONG else None
+        if cut is None:
+            return super().read(body)
+        rest, lists = cut
+        answer = super().read(rest)
+        steps = tuple(self._with_results(step, index, lists) for index, step in enumerate(answer.steps))
+        return msgspec.structs.replace(answer, steps=steps)
+
+    def _with_results(self, step: Step, index: int, lists: Sequence[LongList]) -> Step:
+        number = _number_of_list(step.results)
+        if number is None or number >= len(lists):
+            return step
+        rows = lists[number]
+        path = f"data.step_instance_list[{index}].{rows.name}"
+        return msgspec.structs.replace(step, results=self._rows(rows, path))
+
+
+def _placeholder(number: int) -> bytes:
+    """A result of either dialect that names the list which it stands for."""
+    return b'{"bk_host_id":"list %d","status":0,"execute_object":{"resource_id":"list %d"}}' % (number, number)
+
+
+def _number_of_list(results: TargetResults) -> int | None:
+    """The number in a placeholder, None for results as the platform sends them."""
+    row = next(iter(results), None) if len(results) == 1 else None
+    name = row.execute_object.resource_id if isinstance(row, ObjectResult) else getattr(row, "bk_host_id", None)
+    found = re.fullmatch(r"list (\d{1,9})", name) if isinstance(name, str) else None
+    return int(found[1]) if found else None
+
+
+_usual_rows: Mapping[str, msgspec.json.Decoder[Any]] = {
+    "step_ip_result_list": msgspec.json.Decoder(tuple[IpResult, ...]),
+    "step_execute_object_result_list": msgspec.json.Decoder(tuple[ObjectResult, ...]),
+}
+_any_rows: msgspec.json.Decoder[list[_Result]] = msgspec.json.Decoder(list[_Result], strict=False)
+
+
+def _many_usual(rows: LongList, path: str) -> TargetResults:
+    decode = _usual_rows[rows.name].decode
+    return _ManyResults(rows, lambda array, before: decode(array))
+
+
+def _many_of_any_form(rows: LongList, path: str) -> TargetResults:
+    def read(array: bytes, before: int) -> Sequence[TargetResult]:
+        try:
+            decoded = _any_rows.decode(array)
+        except msgspec.ValidationError as error:
+            told = re.sub(r"`\$\[(\d+)\]", lambda at: f"`{path}[{before + int(at[1])}]", str(error))
+            raise WrongShape(told) from None
+        return [_result(row, path, index) for index, row in enumerate(decoded, before)]
+
+    return _ManyResults(rows, read)
+
+
 STATUS: Sequence[ResponseDecoder[Any, ExecutionStatus]] = (
-    ResponseDecoder(_UsualStatus, _usual_status),
-    ResponseDecoder(_Status, _execution_status, strict=False),
+    _StatusDecoder(_UsualStatus, _usual_status, _many_usual),
+    _StatusDecoder(_Status, _execution_status, _many_of_any_form, strict=False),
 )
 
 
