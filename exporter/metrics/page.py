@@ -59,10 +59,16 @@ class Snapshot:
         self._crc: int | None = None
 
     def plain(self, extra: bytes) -> Iterator[bytes]:
-        """The lines and `extra` after them, in writes of about `WRITE` bytes."""
+        """The lines and `extra` after them. Chunks above `WRITE` bytes are shared by all scrapes; what is joined for
+        one scrape is at most `WRITE` bytes and a piece long."""
         gathered: list[bytes] = []
         size = 0
         for piece in self.pieces:
+            if piece.size > WRITE:
+                yield b"".join(gathered)
+                yield from piece.lines
+                gathered, size = [], 0
+                continue
             gathered += piece.lines
             size += piece.size
             if size >= WRITE:
@@ -77,10 +83,15 @@ class Snapshot:
         size = 0
         for piece in self.pieces:
             deflated, piece_crc = piece.deflated()
-            gathered.append(deflated)
-            size += len(deflated) if known else piece.size
             if not known:
                 crc = isal_zlib.crc32_combine(crc, piece_crc, piece.size)
+            if len(deflated) > WRITE:
+                yield b"".join(gathered)
+                yield deflated
+                gathered, size = [], 0
+                continue
+            gathered.append(deflated)
+            size += len(deflated) if known else piece.size
             if size >= WRITE:
                 yield b"".join(gathered)
                 gathered, size = [], 0

@@ -13,28 +13,36 @@ import hashlib
 import hmac
 import importlib.util
 import os
+import platform
 import secrets
 import ssl
 import time
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from exporter import log
-from exporter.config.files import stamp
+from exporter.config.files import read_file, reason, stamp
 from exporter.config.secret import Secret
 from exporter.config.web_file import CIPHERS, CURVES, VERSIONS, TlsServer, WebFile, load_web
 from exporter.errors import ConfigError, Problem
 
+LOOK = 1.5
+"""Seconds between two looks at the files."""
 LONGEST_PASSWORD = 72
 """Bytes of a password that bcrypt uses; its library refuses longer ones."""
-WAITING = 16
-"""Passwords that wait to be checked at most; one check takes about 0.1 s."""
+FAILURES_KEPT = 60.0
+"""Seconds for which wrong passwords count against a client."""
+REFUSAL_PACE = 4
+"""Checks in whose time one refusal is sent while several clients wait."""
+OLDEST_EVERY = 4
+"""Every so many checks it is the turn of the one that waits for the longest time, else of the newest."""
 _WRONG_KEPT = 256
+LARGEST_PEM = 2**20
 # A well-formed hash that no password is known for; the cost is filled in.
 _DUMMY = "$2b${cost:02d}$iF/givzoYo2U/5KlER3aVuxKygz8sZN3cmlrKauEoxqOeg22ZQjjK"
 
@@ -76,31 +84,37 @@ class TokenBucket:
 # ---- users -----------------------------------------------------------------------------------------------------------
 
 
-class Busy(Exception):
-    """Too many passwords wait to be checked."""
+Client = tuple[str, int]
+"""Address and port of a client."""
 
 
 class Users:
     """Checks passwords against bcrypt hashes, one at a time, in a thread.
 
-    Right and wrong passwords are remembered and not hashed again. Right ones are kept per user, so that many wrong
-    ones cannot displace them.
+    A right password is remembered per user, so that a scraper's is hashed once. While many clients guess, a user whose
+    password is not remembered yet still gets in soon: `_next` prefers clients that have not guessed, then new ones, and
+    refusals are sent more slowly than passwords are checked, so that guesses do not use up all checks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, matches: Callable[[bytes, str], bool] | None = None) -> None:
+        """`matches(password, hash)` is run in a thread; bcrypt by default."""
+        self._matches = matches or _matches
         self._key = secrets.token_bytes(32)
         self._right: dict[str, bytes] = {}
         self._wrong: OrderedDict[bytes, None] = OrderedDict()
-        self._one = asyncio.Lock()
-        self._waiting = 0
+        self._waiting: list[_Check] = []
+        self._worker: asyncio.Task[None] | None = None
+        self._checks = 0
+        self._seconds = 0.0
+        """That the newest check took."""
+        self._refusals = 0
+        """That are delayed now."""
+        self._next_refusal = 0.0
+        self._failures: Counter[str | Client] = Counter()
+        self._failures_since = 0.0
 
-    async def admits(self, authorization: str | None, users: Mapping[str, str]) -> bool:
-        """Whether this Authorization header names one of `users` (name → bcrypt hash); always when there are none.
-
-        Raises `Busy` rather than refuse a password that was not checked.
-        """
-        if not users:
-            return True
+    async def admits(self, authorization: str | None, users: Mapping[str, str], client: Client) -> bool:
+        """Whether this Authorization header names one of `users` (name → bcrypt hash)."""
         user, password = credentials(authorization or "")
         if user is None:
             return False
@@ -109,33 +123,89 @@ class Users:
         possible = known is not None and len(password) <= LONGEST_PASSWORD and b"\0" not in password
         hashed = known or _DUMMY.format(cost=max(int(one[4:6]) for one in users.values()))
         mark = hmac.digest(self._key, b"\0".join((user.encode(), hashed.encode(), password)), hashlib.sha256)
-        if (remembered := self._remembered(user, mark)) is not None:
-            return remembered
-        if self._waiting >= WAITING:
-            raise Busy
-        self._waiting += 1
-        try:
-            async with self._one:
-                if (remembered := self._remembered(user, mark)) is not None:
-                    return remembered
-                right = await asyncio.to_thread(_matches, password if possible else b"-", hashed) and possible
-        finally:
-            self._waiting -= 1
-        self._remember(user, mark, right)
-        return right
-
-    def _remembered(self, user: str, mark: bytes) -> bool | None:
         if hmac.compare_digest(self._right.get(user, b""), mark):
             return True
-        return False if mark in self._wrong else None
+        if mark not in self._wrong:
+            right = await self._check(_Check(client, mark, password if possible else b"-", hashed))
+            if right and possible:
+                self._right[user] = mark
+                return True
+            self._wrong[mark] = None
+            while len(self._wrong) > _WRONG_KEPT:
+                self._wrong.popitem(last=False)
+        self._count_failure(client)
+        await self._delay_refusal()
+        return False
 
-    def _remember(self, user: str, mark: bytes, right: bool) -> None:
-        if right:
-            self._right[user] = mark
+    async def _check(self, check: _Check) -> bool:
+        self._waiting.append(check)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work(), name="password checks")
+        try:
+            return await check.result
+        finally:
+            if check in self._waiting:
+                self._waiting.remove(check)
+
+    async def _work(self) -> None:
+        """Check the passwords that wait, until none is left. A check whose client has left still runs to its end."""
+        while self._waiting:
+            check = self._next()
+            begin = time.perf_counter()
+            right = await asyncio.to_thread(self._matches, check.password, check.hashed)
+            self._seconds = time.perf_counter() - begin
+            for one in (check, *self._waiting):
+                if one.mark == check.mark and not one.result.done():
+                    one.result.set_result(right)
+            self._waiting = [one for one in self._waiting if not one.result.done()]
+
+    def _next(self) -> _Check:
+        """The check whose turn it is.
+
+        The client with the fewest failures goes first: of its address, then of its connection. Among equal ones the
+        newest goes first, so that a queue of guesses delays nobody; now and then the oldest does, so that a steady flow
+        of new guesses delays nobody for ever.
+        """
+        self._checks += 1
+        fewest = min(map(self._rank, self._waiting))
+        equal = [check for check in self._waiting if self._rank(check) == fewest]
+        check = equal[-1 if self._checks % OLDEST_EVERY else 0]
+        self._waiting.remove(check)
+        return check
+
+    def _rank(self, check: _Check) -> tuple[int, int]:
+        return self._failures[check.client[0]], self._failures[check.client]
+
+    def _count_failure(self, client: Client) -> None:
+        now = time.monotonic()
+        if now - self._failures_since > FAILURES_KEPT:
+            self._failures.clear()
+            self._failures_since = now
+        self._failures[client[0]] += 1
+        self._failures[client] += 1
+
+    async def _delay_refusal(self) -> None:
+        """While other clients wait too, send one refusal in the time of `REFUSAL_PACE` checks."""
+        if not self._waiting and not self._refusals:
             return
-        self._wrong[mark] = None
-        while len(self._wrong) > _WRONG_KEPT:
-            self._wrong.popitem(last=False)
+        now, interval = time.monotonic(), REFUSAL_PACE * self._seconds
+        self._refusals += 1
+        self._next_refusal = min(max(self._next_refusal, now) + interval, now + interval * self._refusals)
+        try:
+            await asyncio.sleep(self._next_refusal - now)
+        finally:
+            self._refusals -= 1
+
+
+class _Check(msgspec.Struct, eq=False):
+    """One password that waits to be checked."""
+
+    client: Client
+    mark: bytes
+    """The same for the same user, hash and password."""
+    password: bytes
+    hashed: str
+    result: asyncio.Future[bool] = msgspec.field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 def credentials(authorization: str) -> tuple[str | None, bytes]:
@@ -184,6 +254,21 @@ class WebConfig:
         self._broken = False
         if path is not None:
             self._use(*_read(path))
+
+    async def follow(self) -> None:
+        """Use changed files from the second look on at which they are the same: one that is being written is not read.
+
+        Runs until it is cancelled.
+        """
+        if self._path is None:
+            return
+        before = self._stamps
+        while True:
+            await asyncio.sleep(LOOK)
+            stamps = await asyncio.to_thread(_stamps, self._files)
+            if stamps == before:
+                await self.refresh()
+            before = stamps
 
     async def refresh(self) -> tuple[Problem, ...]:
         """Read the files again when one of them has changed or the last version is broken. Returns its problems."""
@@ -281,47 +366,56 @@ def context(tls: TlsServer) -> ssl.SSLContext:
         made.minimum_version = _VERSIONS[lowest]
         made.maximum_version = _VERSIONS[tls.max_version]
     if tls.curve_preferences:
-        try:
-            made.set_ecdh_curve(CURVES[tls.curve_preferences[0]])
-        except (ValueError, ssl.SSLError):
-            raise TlsError("curve_preferences", "this Python's OpenSSL does not take the curve") from None
-    _certificate(made, tls)
+        _set_curve(made, tls.curve_preferences[0])
+    _load_certificate(made, tls)
     if tls.client_auth_type != "NoClientCert":
         required = tls.client_auth_type == "RequireAndVerifyClientCert"
         made.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
-        key = "client_ca_file" if tls.client_ca_file else "client_ca"
         try:
-            made.load_verify_locations(tls.client_ca_file, cadata=tls.client_ca.reveal() if tls.client_ca else None)
+            with _pem_file(tls.client_ca, tls.client_ca_file) as authority:
+                made.load_verify_locations(authority)
         except (OSError, ValueError) as error:
+            key = "client_ca_file" if tls.client_ca_file else "client_ca"
             raise TlsError(key, f"is no CA certificate: {_why(error)}") from None
     return made
 
 
-def _certificate(made: ssl.SSLContext, tls: TlsServer) -> None:
-    key = "cert_file" if tls.cert_file else "cert"
-    with ExitStack() as open_files:
-        try:
-            cert = tls.cert_file or open_files.enter_context(_as_file(tls.cert))
-            private = tls.key_file or open_files.enter_context(_as_file(tls.key))
+def _set_curve(made: ssl.SSLContext, curve: str) -> None:
+    try:
+        made.set_ecdh_curve(CURVES[curve])
+    except (ValueError, ssl.SSLError):
+        here = f"Python {platform.python_version()} with {ssl.OPENSSL_VERSION}"
+        known = "want CurveP256, CurveP384 or CurveP521, or leave it out"
+        if curve == "X25519":
+            known = f"{curve} alone needs Python 3.11.4; {known}: then {curve} is preferred"
+        raise TlsError("curve_preferences", f"{here} cannot be restricted to {curve}; {known}") from None
+
+
+def _load_certificate(made: ssl.SSLContext, tls: TlsServer) -> None:
+    try:
+        with _pem_file(tls.cert, tls.cert_file) as certificate, _pem_file(tls.key, tls.key_file) as key:
             # Without a password OpenSSL would ask the terminal for that of an encrypted key.
-            made.load_cert_chain(cert, private, password=lambda: "")
-        except (OSError, ValueError) as error:
-            raise TlsError(key, f"certificate and key cannot be used: {_why(error)}") from None
+            made.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        name = "cert_file" if tls.cert_file else "cert"
+        raise TlsError(name, f"certificate and key cannot be used: {_why(error)}") from None
 
 
 def _why(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "not PEM").lower().replace("_", " ")
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "not PEM"
+    return reason(error)
 
 
 @contextmanager
-def _as_file(secret: Secret | None) -> Iterator[Path]:
-    # ssl reads certificates from files only; this one has no name on any disk.
-    assert secret is not None
+def _pem_file(inline: Secret | None, file: Path | None) -> Iterator[str]:
+    """A file that OpenSSL can read without waiting: a copy in memory of the value or of the regular file."""
+    pem = inline.reveal().encode() if inline else read_file(file, LARGEST_PEM) if file else b""
+    if len(pem) > LARGEST_PEM:
+        raise ValueError("is larger than 1 MiB")
     descriptor = os.memfd_create("pem", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, secret.reveal().encode())
-        yield Path(f"/proc/self/fd/{descriptor}")
+        os.write(descriptor, pem)
+        yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)

@@ -1,6 +1,6 @@
-"""The web server: listeners, the way of one request, start and stop.
+"""The web server: listeners, the path of one request, start and stop.
 
-accept ─► connection ─► rate limit ─► user ─► route ─► Reply ─► writes of 256 kB, each followed by a turn for others
+accept ─► connection ─► rate limit ─► user ─► route ─► Reply ─► writes of 256 kB; others are served between two writes
 """
 
 from __future__ import annotations
@@ -27,14 +27,12 @@ from exporter.web import api
 from exporter.web.connection import Connection, Limits
 from exporter.web.pages.landing import landing
 from exporter.web.reply import SECURITY_HEADERS, WRITE, WRITE_TLS, Reply, text, writes
-from exporter.web.security import Busy, WebConfig
+from exporter.web.security import WebConfig
 
 RESERVED_FILES = 32
 """Descriptors kept for pollers, state and logs, however many clients come."""
 WATCH = 1.0
 """Seconds between two looks at overdue clients."""
-REFRESH = 2.0
-"""Seconds between two looks at the web configuration file and the certificates."""
 TRANSIENT = frozenset(
     {
         errno.EMFILE,
@@ -102,7 +100,8 @@ class WebServer:
         self._backend = backend
         self._config = config or WebConfig()
         self._limits = limits = limits or Limits()
-        self._manager = Server(self._handle)
+        # A request ends with its connection: a client that left does not wait for a password check.
+        self._manager = Server(self._handle, handler_cancellation=True)
         self._connections: dict[Connection, None] = {}  # in the order of their arrival
         self._gone = asyncio.Event()
         self._drained_by: float | None = None
@@ -119,7 +118,7 @@ class WebServer:
                 for listener in listeners:
                     tasks.create_task(self._accept(listener), name=f"accept {listener.getsockname()}")
                 tasks.create_task(self._watch(), name="web watch")
-                tasks.create_task(self._refresh(), name="web configuration")
+                tasks.create_task(self._config.follow(), name="web configuration")
         finally:
             for listener in listeners:
                 listener.close()
@@ -162,6 +161,7 @@ class WebServer:
 
     def _open(self, client: socket.socket) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._limits.send_buffer)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._limits.receive_buffer)
         current = self._config.current
         connection = Connection(self._manager, self._limits, current.allowed_sans, self._forget)
         self._connections[connection] = None
@@ -187,28 +187,30 @@ class WebServer:
         self._gone.set()
 
     def _make_room(self) -> bool:
-        """Cut the oldest connection that no answer is being sent on, so that silent clients cannot lock others out."""
-        for connection in self._connections:
-            if not connection.busy:
-                connection.abort()
-                self._forget(connection)
-                return True
-        return False
+        """Close the oldest idle connection, else the one whose answer has waited for the longest time.
+
+        So neither silent clients nor clients that do not read can use up the connections.
+        """
+        waiting = [one for one in self._connections if one.waiting_since is not None]
+        closable = next((one for one in self._connections if not one.busy), None) or min(
+            waiting, key=lambda one: one.waiting_since or 0.0, default=None
+        )
+        if closable is None:
+            return False
+        closable.abort()
+        self._forget(closable)
+        return True
 
     async def _watch(self) -> None:
-        """Cut clients that let a request head, or the end of an answer, wait for too long."""
+        """Close the connections of clients that send a request head, or read their answers, too slowly."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH)
             now = loop.time()
             for connection in [one for one in self._connections if one.overdue(now)]:
+                if connection.stalled(now):
+                    log.get().warning("client_too_slow", timeout=self._limits.stall_timeout)
                 connection.abort()
-
-    async def _refresh(self) -> None:
-        """Follow changes of the web configuration file and of the files it names."""
-        while True:
-            await asyncio.sleep(REFRESH)
-            await self._config.refresh()
 
     async def _drain(self) -> None:
         """Close idle connections, wait for running answers, cut what is left."""
@@ -235,23 +237,24 @@ class WebServer:
         assert isinstance(connection, Connection)
         connection.begin()
         try:
-            return await self._send(request, await self._reply(request), connection)
+            return await self._send(request, await self._reply(request, connection), connection)
         finally:
             connection.end()
 
-    async def _reply(self, request: BaseRequest) -> Reply:
+    async def _reply(self, request: BaseRequest, connection: Connection) -> Reply:
         current = self._config.current
         if request.version not in (HttpVersion10, HttpVersion11):
             return text(400)
         if not current.limiter.allow():
             return text(429)
-        try:
-            admitted = await self._config.users.admits(request.headers.get("Authorization"), current.users)
-        except Busy:
-            return text(503, headers={"Retry-After": "1"})
-        if not admitted:
+        if current.users and not await self._admits(request, connection):
             return text(401, headers={"WWW-Authenticate": 'Basic realm="blueking-exporter", charset="UTF-8"'})
         return await self._route(request)
+
+    async def _admits(self, request: BaseRequest, connection: Connection) -> bool:
+        users, authorization = self._config.current.users, request.headers.get("Authorization")
+        with connection.waiting():
+            return await self._config.users.admits(authorization, users, connection.client)
 
     async def _route(self, request: BaseRequest) -> Reply:
         backend = self._backend
@@ -292,6 +295,9 @@ class WebServer:
                         size += len(piece)
                         await asyncio.sleep(0)
                 await response.write_eof()
+                # Small answers are written without waiting. Before the next request of the connection is answered, the
+                # client has to read.
+                await request.writer.drain()
         except TimeoutError:
             log.get().warning("client_too_slow", path=request.path, timeout=self._limits.write_timeout)
             connection.abort()

@@ -68,7 +68,7 @@ class Running:
         with contextlib.suppress(asyncio.CancelledError):
             await self.task
 
-    async def raw(self, data: bytes, *, until: float = 5.0) -> bytes:
+    async def raw(self, data: bytes, *, until: float = 30.0) -> bytes:
         """Everything the server sends back to these bytes, until it closes."""
         async with asyncio.timeout(until):
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
