@@ -74,7 +74,7 @@ class App:
             await self.fleet.apply(config)
             gc.freeze()  # pollers stay: walking over thousands of them would make every full collection slow
 
-            server = WebServer(self._backend(), self.web)
+            server = WebServer(self._backend(), config.server, self.web)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             serving = tasks.create_task(server.run(sockets), name="web")
             background = [
@@ -124,22 +124,21 @@ class App:
         self.configuration.note("web configuration", broken=not taken)
 
     def _backend(self) -> Backend:
-        server = self.configuration.loaded.config.server
         return Backend(
             exposition=self._exposition,
             status=self.status,
             failures=partial(failures, self.fleet),
             ready=lambda: self.ready,
             reload=self.configuration.reload,
-            sent=self.telemetry.exposition,
-            telemetry_path=server.telemetry_path,
-            enable_lifecycle=server.enable_lifecycle,
         )
 
     def _exposition(self, form: Format, names: frozenset[str] | None, gzip: bool) -> Exposition:
         # Counting first: it is what finds out how many series max_series cuts.
         self.telemetry.series(self.page.counts())
-        return self.page.exposition(form, names, self.telemetry.render(form.openmetrics, names), gzip)
+        exposition = self.page.exposition(form, names, self.telemetry.render(form.openmetrics, names), gzip)
+        if names is None:
+            self.telemetry.exposition(exposition.size)
+        return exposition
 
 
 def _url(address: tuple[object, ...], tls: bool) -> str:

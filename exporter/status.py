@@ -10,7 +10,6 @@ import msgspec
 from exporter import __version__, log
 from exporter.collectors.base import Collector, CollectorState
 from exporter.collectors.failing_hosts import Streak
-from exporter.collectors.job.collector import JobCollector
 from exporter.fleet import Fleet
 from exporter.poller import Poller
 
@@ -62,6 +61,7 @@ class FailingExecution(msgspec.Struct, frozen=True, kw_only=True):
     job_instance_id: int | None = None
     job_id: int | None = None
     end_time: float | None = None
+    url: str | None = None
 
 
 class FailingHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +79,7 @@ class FailingHost(msgspec.Struct, frozen=True, kw_only=True):
     consecutive: int
     job_instance_id: int | None = None
     job_id: int | None = None
+    url: str | None = None
 
 
 class Failures(msgspec.Struct, frozen=True):
@@ -138,7 +139,6 @@ def failures(fleet: Fleet, scope_type: str | None, scope_id: str | None) -> Fail
 
 
 def _failing_executions(collector: Collector, state: CollectorState) -> list[FailingExecution]:
-    is_job = collector.name == JobCollector.name
     return [
         FailingExecution(
             collector=collector.name,
@@ -146,16 +146,15 @@ def _failing_executions(collector: Collector, state: CollectorState) -> list[Fai
             bk_scope_id=collector.scope.bk_scope_id,
             status=failed.status,
             name=failed.name,
-            job_instance_id=failed.id if is_job else None,
-            job_id=None if is_job else failed.id,
             end_time=failed.end,
+            url=collector.url(failed.id) or None,
+            **_run_id(collector, failed.id),
         )
         for failed in collector.failed_executions(state)
     ]
 
 
 def _failing_host(collector: Collector, streak: Streak) -> FailingHost:
-    is_job = collector.name == JobCollector.name
     labels = dict(zip(collector.failure_labels, streak.labels, strict=True))
     return FailingHost(
         collector=collector.name,
@@ -168,6 +167,10 @@ def _failing_host(collector: Collector, streak: Streak) -> FailingHost:
         reason=labels.get("reason") or labels.get("step", ""),
         since=streak.since,
         consecutive=streak.count,
-        job_instance_id=streak.run if is_job else None,
-        job_id=None if is_job else streak.run,
+        url=collector.url(streak.run) or None,
+        **_run_id(collector, streak.run),
     )
+
+
+def _run_id(collector: Collector, run: int) -> dict[str, int]:
+    return {collector.run_id: run} if collector.run_id else {}

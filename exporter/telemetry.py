@@ -115,8 +115,8 @@ PROCESS_FAMILIES = (
         "gauge",
         "exposition_bytes",
         (),
-        "Size of the last exposition, uncompressed.",
-        "最近一次页面压缩前的大小（字节）。",
+        "Size of the newest whole page before compression; pages selected by name[] do not count.",
+        "最近一次完整页面压缩前的大小（字节），以 name[] 筛选的页面不计。",
     ),
     _row(
         "gauge",
@@ -237,7 +237,7 @@ class Telemetry:
         self._set("render_duration_seconds", seconds)
 
     def exposition(self, nbytes: int) -> None:
-        """An exposition of this uncompressed size was handed out."""
+        """A whole page of this size before compression was built for a scrape."""
         self._set("exposition_bytes", nbytes)
 
     def loop_lag(self, seconds: float) -> None:

@@ -201,6 +201,7 @@ class JobApi:
 
     def __init__(self, client: Client, platform: JobPlatform) -> None:
         self._client = client
+        self.web_url = platform.web_url or ""
         self._v4 = platform.api == "v4"
         self._identity: Identity = "esb" if platform.api == "esb" else "app" if platform.app_type else "user"
         if self._identity == "esb":

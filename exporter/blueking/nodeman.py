@@ -33,6 +33,7 @@ class NodemanApi:
 
     def __init__(self, client: Client, platform: NodemanPlatform, zone: datetime.timezone) -> None:
         self._client = client
+        self.web_url = platform.web_url or ""
         self._identity: Identity = "esb" if platform.api == "esb" else "app" if platform.app_type else "user"
         self.lists_jobs = platform.api != "esb"
         """Whether `job_list` can be asked."""

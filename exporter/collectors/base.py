@@ -110,6 +110,8 @@ class Collector(Protocol):
     families: ClassVar[tuple[Family, ...]]
     state_type: ClassVar[type[Any]]
     failure_labels: ClassVar[tuple[str, ...]]
+    run_id: ClassVar[str]
+    """What /api/v1/failures calls the id of a run: `job_instance_id` or `job_id`; "" where runs have no id."""
     scope: Scope
     interval: float
 
@@ -131,6 +133,9 @@ class Collector(Protocol):
 
     def failing_hosts(self, state: Any) -> FailingHosts:
         """The hosts that fail now; the labels of their failures are named by `failure_labels`."""
+
+    def url(self, run: int) -> str:
+        """The platform's page of a run, "" where there is none or `web_url` is not configured."""
 
     def failed_executions(self, state: Any) -> list[FailedExecution]:
         """The newest failures in the state, newest first."""

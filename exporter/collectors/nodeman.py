@@ -62,6 +62,7 @@ class NodemanCollector(Generic[S, C, A]):
     """What the collectors have in common. `S` is their state, `C` the settings of their scope, `A` the API."""
 
     failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
+    run_id: ClassVar[str] = "job_id"
 
     def __init__(self, scope: Scope, config: C, api: A, clock: Clock) -> None:
         self.scope = scope

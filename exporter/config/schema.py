@@ -21,6 +21,7 @@ from exporter.config.values import (
     Choice,
     Duration,
     File,
+    HostName,
     Kind,
     Number,
     ProxyUrl,
@@ -106,6 +107,17 @@ class Server(msgspec.Struct, frozen=True):
     enable_lifecycle: Annotated[
         bool, Key(_BOOLEAN, "Allow POST /-/reload; off, because whoever reaches the port could use it.")
     ] = False
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Key(
+            Items(HostName(), rule="unique"),
+            "Names and addresses under which the pages may be asked for, without ports; empty: any. Other names are "
+            "refused, which protects a port without users from DNS rebinding.",
+        ),
+    ] = ()
+    health_without_auth: Annotated[
+        bool, Key(_BOOLEAN, "Answer /-/healthy and /-/ready without user and password, for probes of an orchestrator.")
+    ] = False
 
 
 class State(msgspec.Struct, frozen=True):
@@ -126,6 +138,9 @@ class Log(msgspec.Struct, frozen=True):
     )
 
 
+_WEB_URL = Key(
+    Url(), "Address of the web pages, with their path, for links to executions; nothing is asked there.", null=True
+)
 _APP_TYPE = Key(
     _BOOLEAN,
     "true: the application acts, with app_code and app_secret; false: a real user does, with access_token or bk_token.",
@@ -141,6 +156,7 @@ class JobPlatform(msgspec.Struct, frozen=True):
         Key(Choice("v4", "v3", "esb"), "Dialect: gateway v4, gateway v3, or v3 behind the ESB."),
     ] = "v4"
     app_type: Annotated[bool, _APP_TYPE] = True
+    web_url: Annotated[str | None, _WEB_URL] = None
 
 
 class NodemanPlatform(msgspec.Struct, frozen=True):
@@ -151,6 +167,7 @@ class NodemanPlatform(msgspec.Struct, frozen=True):
         Literal["gateway", "esb"], Key(Choice("gateway", "esb"), "Dialect; the ESB publishes no list of jobs.")
     ] = "gateway"
     app_type: Annotated[bool, _APP_TYPE] = True
+    web_url: Annotated[str | None, _WEB_URL] = None
 
 
 class LegacyPlatform(msgspec.Struct, frozen=True):

@@ -246,6 +246,27 @@ class Address(Text):
         return text
 
 
+class HostName(Text):
+    """A host name or IP address without a port; lower case, an IPv6 address without brackets."""
+
+    def __init__(self) -> None:
+        super().__init__("a host name or IP address without a port", r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?")
+
+    def parse(self, value: object, directory: Path) -> str:
+        text = str(super().parse(value, directory)).lower().strip("[]").rstrip(".")
+        if ":" in text:
+            try:
+                return str(ipaddress.IPv6Address(text))
+            except ValueError:
+                raise Wrong(self.want) from None
+        if not text:
+            raise Wrong(self.want)
+        return text
+
+    def write(self, value: Any) -> str:
+        return str(value)
+
+
 class TelemetryPath(Text):
     """An absolute path that hides none of the exporter's own pages."""
 
@@ -255,8 +276,8 @@ class TelemetryPath(Text):
     def parse(self, value: object, directory: Path) -> str:
         text: str = super().parse(value, directory)
         parts = text.split("/")[1:]
-        if parts[0] in ("-", "api") or "." in parts or ".." in parts:
-            raise Wrong("want a path like /metrics outside /-/ and /api/")
+        if parts[0] in ("-", "api") or "." in parts or ".." in parts or text == "/failures":
+            raise Wrong("want a path like /metrics outside /-/, /api/ and /failures")
         return text
 
 

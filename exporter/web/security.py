@@ -1,7 +1,7 @@
-"""The web configuration file in use: TLS, users, headers and rate limit. `WebConfig` follows the file.
+"""Who may use the web server: the web configuration file in use, and what browsers may do.
 
 `config/web_file.py` reads and checks the file; here its values become an SSL context, a check of passwords and a rate
-limiter.
+limiter, and `WebConfig` follows the file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import hmac
 import importlib.util
+import ipaddress
 import os
 import platform
 import secrets
@@ -22,8 +23,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
+from aiohttp.web_request import BaseRequest
 
 from exporter import log
 from exporter.config.files import read_file, reason, stamp
@@ -53,6 +56,37 @@ _VERSIONS = dict(
         strict=True,
     )
 )
+
+
+# ---- browsers ------------------------------------------------------------------------------------------------------
+
+
+def is_cross_site(request: BaseRequest) -> bool:
+    """Whether a browser says that a page of another site, or one without an origin, sends the request."""
+    own = request.headers.get("Host", "").lower()
+    origins = request.headers.getall("Origin", [])
+    sites = request.headers.getall("Sec-Fetch-Site", [])
+    return any(not own or origin.lower().partition("://")[2] != own for origin in origins) or any(
+        site.lower() not in ("same-origin", "none") for site in sites
+    )
+
+
+def requested_host(request: BaseRequest) -> str:
+    """The name or address of the Host header as `server.allowed_hosts` writes it; "" when there is none, or several."""
+    try:
+        (host,) = request.headers.getall("Host", [])
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def is_address(host: str) -> bool:
+    """Whether this is an IP address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 # ---- rate limit ------------------------------------------------------------------------------------------------------

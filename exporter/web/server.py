@@ -21,13 +21,14 @@ from aiohttp.web_response import StreamResponse
 from aiohttp.web_server import Server
 
 from exporter import log
+from exporter.config import schema
 from exporter.errors import ExporterError
 from exporter.status import Failures, Status
 from exporter.web import api
 from exporter.web.connection import Connection, Limits
 from exporter.web.pages.landing import landing
 from exporter.web.reply import SECURITY_HEADERS, WRITE, WRITE_TLS, Reply, text, writes
-from exporter.web.security import WebConfig
+from exporter.web.security import WebConfig, is_address, is_cross_site, requested_host
 
 RESERVED_FILES = 32
 """Descriptors kept for pollers, state and logs, however many clients come."""
@@ -49,13 +50,14 @@ TRANSIENT = frozenset(
 )
 """Errors of accept() that pass by themselves."""
 HTTP_READ = ("GET", "HEAD")
+HEALTH = ("/-/healthy", "/-/ready")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """All that the web layer knows of the rest. None of these may block; `failures` takes scope type and id or None.
+    """What the web server needs from the rest. None of these may block; `failures` takes scope type and id or None.
 
-    `reload` returns the errors, none when the new configuration is in force. `sent` is told the bytes of an exposition.
+    `reload` returns the errors, none when the new configuration is in use.
     """
 
     exposition: api.Exposition
@@ -63,9 +65,6 @@ class Backend:
     failures: Callable[[str | None, str | None], Failures]
     ready: Callable[[], bool]
     reload: Callable[[], Awaitable[Sequence[str]]]
-    sent: Callable[[int], None] = lambda _: None
-    telemetry_path: str = "/metrics"
-    enable_lifecycle: bool = False
 
 
 def listen(addresses: Sequence[str]) -> list[socket.socket]:
@@ -93,11 +92,29 @@ def _listen(family: int, target: tuple[object, ...], *, dualstack: bool) -> sock
     return socket.create_server(target[:2], family=family, backlog=128, dualstack_ipv6=dualstack)
 
 
+async def _readable(listener: socket.socket) -> None:
+    """Wait until a connection can be accepted; cancelling `loop.sock_accept` could lose one that it has accepted."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(listener, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(listener)
+
+
 class WebServer:
     """The state of one server: its connections and how to answer them."""
 
-    def __init__(self, backend: Backend, config: WebConfig | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: schema.Server | None = None,
+        config: WebConfig | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self._backend = backend
+        self._settings = settings or schema.Server()
         self._config = config or WebConfig()
         self._limits = limits = limits or Limits()
         # A request ends with its connection: a client that left does not wait for a password check.
@@ -138,12 +155,14 @@ class WebServer:
     # ---- connections -------------------------------------------------------------------------------------------------
 
     async def _accept(self, listener: socket.socket) -> None:
-        """Take connections for ever. Running out of descriptors is waited out and said once."""
-        loop = asyncio.get_running_loop()
+        """Accept connections until cancelled. When descriptors run out, close a connection, log it and wait."""
         listener.setblocking(False)
         while True:
+            await _readable(listener)
             try:
-                client, _ = await loop.sock_accept(listener)
+                client, _ = listener.accept()
+            except BlockingIOError:
+                continue
             except OSError as error:
                 if error.errno not in TRANSIENT:
                     raise
@@ -156,10 +175,9 @@ class WebServer:
             else:
                 log.get().warning("connections_exhausted", most=self._most)
                 client.close()
-            # A flood is taken one client a turn, so that those who were cut give back their descriptors in between.
-            await asyncio.sleep(0)
 
     def _open(self, client: socket.socket) -> None:
+        client.setblocking(False)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._limits.send_buffer)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._limits.receive_buffer)
         current = self._config.current
@@ -247,29 +265,43 @@ class WebServer:
             return text(400)
         if not current.limiter.allow():
             return text(429)
+        if not self._host_allowed(request):
+            return text(403, "this name is not in server.allowed_hosts")
         if current.users and not await self._admits(request, connection):
             return text(401, headers={"WWW-Authenticate": 'Basic realm="blueking-exporter", charset="UTF-8"'})
         return await self._route(request)
 
+    def _host_allowed(self, request: BaseRequest) -> bool:
+        allowed = self._settings.allowed_hosts
+        if not allowed or request.path in HEALTH:
+            return True
+        host = requested_host(request)
+        # A scraper may find the exporter by an address that changes; a browser that is deceived asks for a name.
+        return host in allowed or (request.path == self._settings.telemetry_path and is_address(host))
+
     async def _admits(self, request: BaseRequest, connection: Connection) -> bool:
+        if self._settings.health_without_auth and request.path in HEALTH:
+            return True
         users, authorization = self._config.current.users, request.headers.get("Authorization")
         with connection.waiting():
             return await self._config.users.admits(authorization, users, connection.client)
 
     async def _route(self, request: BaseRequest) -> Reply:
-        backend = self._backend
+        backend, settings = self._backend, self._settings
         path = request.path
         if path == "/-/reload":
             if request.method != "POST":
                 return text(405, headers={"Allow": "POST"})
-            return await asyncio.shield(api.reload(backend.enable_lifecycle, backend.reload))
+            if is_cross_site(request):
+                return text(403, "a page of another site may not reload")
+            return await asyncio.shield(api.reload(settings.enable_lifecycle, backend.reload))
         routes: dict[str, Callable[[], Reply]] = {
-            "/": lambda: landing(request, backend.status(), backend.telemetry_path),
+            "/": lambda: landing(request, backend.status(), settings.telemetry_path),
             "/-/healthy": api.healthy,
             "/-/ready": lambda: api.ready(backend.ready()),
             "/api/v1/status": lambda: api.status(backend.status()),
             "/api/v1/failures": lambda: api.failures(request, backend.failures),
-            backend.telemetry_path: lambda: api.metrics(request, backend.exposition),
+            settings.telemetry_path: lambda: api.metrics(request, backend.exposition),
         }
         route = routes.get(path)
         if route is None:
@@ -285,14 +317,12 @@ class WebServer:
             response.content_length = reply.length
         elif request.version < HttpVersion11:
             response.force_close()  # what else tells HTTP/1.0 where the body ends
-        size = 0
         try:
             async with asyncio.timeout(self._limits.write_timeout):
                 await response.prepare(request)
                 if request.method != "HEAD":
                     for piece in writes(reply.body, WRITE_TLS if connection.ssl_context else WRITE):
                         await response.write(piece)
-                        size += len(piece)
                         await asyncio.sleep(0)
                 await response.write_eof()
                 # Small answers are written without waiting. Before the next request of the connection is answered, the
@@ -302,6 +332,4 @@ class WebServer:
             log.get().warning("client_too_slow", path=request.path, timeout=self._limits.write_timeout)
             connection.abort()
             raise ConnectionResetError("the client did not take the answer in time") from None
-        if request.path == self._backend.telemetry_path and reply.status == 200 and size:
-            self._backend.sent(size)
         return response

@@ -40,6 +40,7 @@ class Scripted:
     families: ClassVar[tuple[Family, ...]] = ()
     state_type: ClassVar[type[Any]] = CollectorState
     failure_labels: ClassVar[tuple[str, ...]] = ()
+    run_id: ClassVar[str] = ""
 
     def __init__(self, *reasons: ApiReason | None, interval: float = 30.0) -> None:
         self.scope = SCOPE
@@ -69,6 +70,9 @@ class Scripted:
 
     def failing_hosts(self, state: CollectorState) -> FailingHosts:
         raise NotImplementedError
+
+    def url(self, run: int) -> str:
+        return ""
 
     def failed_executions(self, state: CollectorState) -> list[FailedExecution]:
         return []

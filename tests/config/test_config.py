@@ -406,7 +406,7 @@ def test_bad_listen_addresses(write: Write, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "metrics", "/-/ready", "/-", "/api/v1", "/api", "/a?b", "/{x}", "/../x", "/a//b"]
+    "path", ["/", "metrics", "/-/ready", "/-", "/api/v1", "/api", "/a?b", "/{x}", "/../x", "/a//b", "/failures"]
 )
 def test_bad_telemetry_paths(write: Write, path: str) -> None:
     """The metrics page hides none of the exporter's own pages."""

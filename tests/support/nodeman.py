@@ -65,7 +65,11 @@ class Nodeman(Daemon):
         self._settings = {
             "server": {"listen_address": ["127.0.0.1:0"], "enable_lifecycle": True},
             "blueking": {
-                "nodeman": {"url": url if api == "esb" else f"{url}/api/bk-nodeman/prod", "api": api},
+                "nodeman": {
+                    "url": url if api == "esb" else f"{url}/api/bk-nodeman/prod",
+                    "api": api,
+                    "web_url": "https://nodeman.example.com/o/",
+                },
                 "nodeman_legacy": {"url": url},
                 "auth": {"app_code": "blueking-exporter", "app_secret": "simulated", "username": "admin"},
                 "requests_per_second": 1000,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from exporter.config import schema
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Exposition, Piece, Snapshot
 from exporter.status import Failures, Status
@@ -80,7 +81,9 @@ class Running:
 
     async def get(self, path: str, *headers: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
         """Status, headers with lower-case names and body of one request on a connection of its own."""
-        lines = [f"{method} {path} HTTP/1.1", "Host: test", "Connection: close", *headers, "", ""]
+        lines = [f"{method} {path} HTTP/1.1", "Connection: close", *headers, "", ""]
+        if not any(header.lower().startswith("host:") for header in headers):
+            lines.insert(1, "Host: test")
         return parsed(await self.raw("\r\n".join(lines).encode("latin-1")))
 
 
@@ -103,12 +106,15 @@ def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
 
 @contextlib.asynccontextmanager
 async def running(
-    config: Path | WebConfig | None = None, limits: Limits | None = None, **changes: Any
+    config: Path | WebConfig | None = None,
+    limits: Limits | None = None,
+    settings: schema.Server | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Running]:
     """A server with `BACKEND`, some of its parts changed."""
     if isinstance(config, Path):
         config = WebConfig(config)
-    server = WebServer(replace(BACKEND, **changes), config, limits)
+    server = WebServer(replace(BACKEND, **changes), settings, config, limits)
     listeners = listen(["127.0.0.1:0"])
     port = listeners[0].getsockname()[1]
     run = Running(port, asyncio.get_running_loop().create_task(server.run(listeners), name="server"), server)

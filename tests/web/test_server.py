@@ -21,6 +21,7 @@ import pytest
 import structlog
 
 from exporter import log, systemd
+from exporter.config import schema
 from exporter.errors import ConfigError, ExporterError
 from exporter.status import FailingExecution, FailingHost, Failures, PollerStatus, Status
 from exporter.web.connection import Limits
@@ -136,7 +137,7 @@ async def test_ready_follows_the_daemon(lines: io.StringIO) -> None:
 
 async def test_other_telemetry_path(lines: io.StringIO) -> None:
     """The page moves, and the landing page links to where it went."""
-    async with running(telemetry_path="/other/metrics") as server:
+    async with running(settings=schema.Server(telemetry_path="/other/metrics")) as server:
         assert (await server.get("/other/metrics"))[2] == b"up 1\n"
         assert (await server.get("/metrics"))[0] == 404
         assert b'href="/other/metrics"' in (await server.get("/"))[2]
@@ -219,7 +220,7 @@ async def test_F36_reload_is_off_unless_enabled(lines: io.StringIO) -> None:
     async with running(reload=reload) as server:
         assert (await server.get("/-/reload", method="POST"))[0] == 403
         assert not calls
-    async with running(reload=reload, enable_lifecycle=True) as server:
+    async with running(reload=reload, settings=schema.Server(enable_lifecycle=True)) as server:
         assert (await server.get("/-/reload"))[0] == 405
         assert not calls
         status, _, body = await server.get("/-/reload", "Content-Length: 0", method="POST")
@@ -228,6 +229,68 @@ async def test_F36_reload_is_off_unless_enabled(lines: io.StringIO) -> None:
         assert (await server.get("/-/reload", "Content-Length: 0", method="POST"))[0] == 200
         for path in ("/-/quit", "/debug/pprof/", "/debug/vars", "/-/config"):
             assert (await server.get(path, method="POST"))[0] == 404
+
+
+CROSS_SITE = [
+    ("Origin: https://evil.example",),
+    ("Origin: null",),
+    ("Origin: http://exporter.example.evil.example",),
+    ("Origin: http://exporter.example:1",),
+    ("Origin: http://exporter.example", "Origin: null"),
+    ("Sec-Fetch-Site: cross-site",),
+    ("Sec-Fetch-Site: same-site", "Origin: http://exporter.example"),
+    ("Origin: http://exporter.example", "Sec-Fetch-Site: cross-site"),
+]
+SAME_SITE = [
+    (),
+    ("Origin: http://exporter.example",),
+    ("Origin: HTTPS://Exporter.example", "Sec-Fetch-Site: same-origin"),
+    ("Sec-Fetch-Site: none",),
+]
+
+
+async def test_F73_a_page_of_another_site_may_not_reload(lines: io.StringIO) -> None:
+    """403 for what a browser marks as cross-site, whether the reload is enabled or not; others may reload."""
+    calls: list[int] = []
+
+    async def reload() -> list[str]:
+        calls.append(1)
+        return []
+
+    async with running(reload=reload, settings=schema.Server(enable_lifecycle=True)) as server:
+        for headers in CROSS_SITE:
+            status, _, body = await server.get("/-/reload", "Host: exporter.example", *headers, method="POST")
+            assert (status, body) == (403, b"a page of another site may not reload\n")
+        assert not calls
+        for headers in SAME_SITE:
+            assert (await server.get("/-/reload", "Host: exporter.example", *headers, method="POST"))[0] == 200
+        assert len(calls) == len(SAME_SITE)
+    async with running(reload=reload) as server:
+        assert (await server.get("/-/reload", "Origin: null", method="POST"))[0] == 403
+
+
+async def test_F73_pages_are_answered_under_allowed_hosts_only(lines: io.StringIO) -> None:
+    """403 under other names, which a site can point at any address; the health checks are answered under every name,
+    the metrics under every address."""
+    allowed = ("exporter.example", "192.0.2.7", "2001:db8::7")
+    pages = ("/", "/api/v1/status", "/api/v1/failures", "/nothing")
+    async with running(settings=schema.Server(allowed_hosts=allowed)) as server:
+        for host in ("exporter.example", "Exporter.Example.:10071", "192.0.2.7:10071", "[2001:db8::7]:10071"):
+            for path in (*pages, "/metrics"):
+                assert (await server.get(path, f"Host: {host}"))[0] == (404 if path == "/nothing" else 200)
+        for host in ("evil.example", "exporter.example.evil.example", "", "exporter.example@evil.example", "[", "a b"):
+            for path in (*pages, "/metrics"):
+                status, _, body = await server.get(path, f"Host: {host}")
+                assert (status, b"allowed_hosts" in body) in ((403, True), (400, False))
+        for host in ("192.0.2.8", "192.0.2.8:10071", "[2001:db8::8]"):
+            assert [(await server.get(path, f"Host: {host}"))[0] for path in pages] == [403] * 4
+            assert (await server.get("/metrics", f"Host: {host}"))[0] == 200
+        for path in ("/-/healthy", "/-/ready"):
+            assert (await server.get(path, "Host: evil.example"))[0] == 200
+        two = "Host: exporter.example", "Host: evil.example"
+        assert (await server.get("/api/v1/status", *two))[0] in (400, 403)
+    async with running() as server:
+        assert (await server.get("/api/v1/status", "Host: evil.example"))[0] == 200, "empty: any"
 
 
 async def test_a_bug_is_a_500_and_one_line(lines: io.StringIO) -> None:

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from exporter.config import schema
 from exporter.errors import ConfigError
 from exporter.web.connection import Limits, names
 from exporter.web.security import LONGEST_PASSWORD, LOOK, TokenBucket, Users, WebConfig, credentials
@@ -322,7 +323,7 @@ def test_certificates_inside_the_file(ca: Authority, write: Callable[[str], Path
 async def test_users_protect_every_path(write: Callable[[str], Path]) -> None:
     """Without the right password every path is a 401 that asks for one, unknown paths and the reload too."""
     config = write(f"basic_auth_users: {{ann: {HASH}, bob: {OTHER}}}\n")
-    async with running(config, enable_lifecycle=True) as server:
+    async with running(config, settings=schema.Server(enable_lifecycle=True)) as server:
         for path in ("/", "/metrics", "/-/healthy", "/-/ready", "/api/v1/status", "/api/v1/failures", "/nothing"):
             status, headers, body = await server.get(path)
             assert (status, body) == (401, b"Unauthorized\n")
@@ -332,6 +333,19 @@ async def test_users_protect_every_path(write: Callable[[str], Path]) -> None:
         assert (await server.get("/metrics", basic("bob", "0ther")))[0] == 200
         assert (await server.get("/metrics", basic("bob", "s3cret")))[0] == 401
         assert (await server.get("/nothing", basic("ann", "s3cret")))[0] == 404
+
+
+async def test_health_without_auth(write: Callable[[str], Path]) -> None:
+    """With `health_without_auth` only the two health checks need no user; the rate limit covers them."""
+    config = write(f"basic_auth_users: {{ann: {HASH}}}\nrate_limit: {{interval: 1h, burst: 9}}\n")
+    async with running(config, settings=schema.Server(health_without_auth=True)) as server:
+        assert (await server.get("/-/healthy"))[0] == 200
+        assert (await server.get("/-/ready", basic("ann", "wrong")))[0] == 200
+        for path in ("/", "/metrics", "/api/v1/status", "/-/healthy/", "/-/reload"):
+            assert (await server.get(path))[0] == 401
+        assert (await server.get("/-/healthy", method="POST"))[0] == 405
+        assert (await server.get("/-/healthy"))[0] == 200
+        assert (await server.get("/-/healthy"))[0] == 429
 
 
 @pytest.mark.parametrize(

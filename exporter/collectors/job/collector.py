@@ -13,6 +13,7 @@ from typing import ClassVar
 import msgspec
 
 from exporter.blueking.job import Execution, ExecutionPage, ExecutionStatus, JobApi
+from exporter.blueking.links import job_execution
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import (
@@ -64,6 +65,7 @@ class JobCollector:
     state_type: ClassVar[type[JobState]] = JobState
     families: ClassVar[tuple[Family, ...]] = FAMILIES
     failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
+    run_id: ClassVar[str] = "job_instance_id"
 
     def __init__(self, scope: Scope, config: JobConfig, api: JobApi, clock: Clock) -> None:
         self.scope = scope
@@ -339,6 +341,9 @@ class JobCollector:
 
     def failing_hosts(self, state: JobState) -> FailingHosts:
         return state.hosts
+
+    def url(self, run: int) -> str:
+        return job_execution(self._api.web_url, run)
 
     def failed_executions(self, state: JobState) -> list[FailedExecution]:
         failed = [

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import msgspec
 
+from exporter.blueking.links import nodeman_job
 from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
 from exporter.blueking.nodeman_jobs import HostRow, Job
 from exporter.blueking.pacing import Deadline
@@ -299,6 +300,9 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         calls = int(self.config.discover) + (1 if lists and self.config.job_ids else len(self.config.job_ids))
         failing = {streak.run for streak in state.hosts.streaks.values()} if lists else set()
         return 86400.0 * (calls / self.interval + len(failing) / max(LOOK_AGAIN, self.interval))
+
+    def url(self, run: int) -> str:
+        return nodeman_job(self._api.web_url, run)
 
     def failed_executions(self, state: NodemanJobState) -> list[FailedExecution]:
         return [

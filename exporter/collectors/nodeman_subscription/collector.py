@@ -51,6 +51,7 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
     name: ClassVar[str] = NAME
     state_type: ClassVar[type[SubscriptionState]] = SubscriptionState
     families: ClassVar[tuple[Family, ...]] = FAMILIES
+    run_id: ClassVar[str] = ""
 
     @classmethod
     def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Collector | None:
@@ -128,6 +129,10 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
     async def probe(self, state: SubscriptionState, deadline: Deadline) -> float:
         """One call per subscription and interval."""
         return len(self.config.subscription_ids) * 86400.0 / self.interval
+
+    def url(self, run: int) -> str:
+        """None: the record of an instance leads to no job."""
+        return ""
 
     def failed_executions(self, state: SubscriptionState) -> list[FailedExecution]:
         """None: a subscription does not end."""

@@ -52,6 +52,10 @@ class NodemanTaskCollector(NodemanCollector[TaskState, NodemanTaskConfig, Nodema
         """One call per task and interval."""
         return len(self.config.job_ids) * 86400.0 / self.interval
 
+    def url(self, run: int) -> str:
+        """None: NodeMan 1.x has no page of one task."""
+        return ""
+
     def failed_executions(self, state: TaskState) -> list[FailedExecution]:
         """Tasks with failed hosts, newest first."""
         return [

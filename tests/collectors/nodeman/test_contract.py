@@ -891,7 +891,7 @@ async def test_a_call_that_failed_names_what_it_was_for(tmp_path: Path) -> None:
 
 
 async def test_drill_down_names_the_jobs(tmp_path: Path) -> None:
-    """/api/v1/failures gives job ids of failed jobs and failing hosts."""
+    """/api/v1/failures gives ids and pages of failed jobs and of the jobs of failing hosts."""
     async with watched(tmp_path, job={}) as daemon:
         await daemon.start()
         job = daemon.failing_on("INSTALL_AGENT", HOSTS[0], duration=10)
@@ -903,6 +903,7 @@ async def test_drill_down_names_the_jobs(tmp_path: Path) -> None:
         (execution,), (host,) = told["executions"], told["hosts"]
         assert (execution["collector"], execution["job_id"], execution["status"]) == ("nodeman_job", job.id, "failed")
         assert (host["job_id"], host["bk_host_id"], host["reason"]) == (job.id, "1", "install")
+        assert {execution["url"], host["url"]} == {f"https://nodeman.example.com/o/#/task-list/detail/{job.id}"}
 
 
 async def test_gauges_vanish_when_polls_fail_for_long(tmp_path: Path) -> None:
