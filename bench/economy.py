@@ -11,10 +11,11 @@ from collections import Counter
 from bench.measure import Row, scratch
 from bench.platform import config, scopes
 from exporter import log
+from exporter.blueking.client import Client
 from exporter.clock import Clock
 from exporter.config.load import load
 from exporter.exposed import page_families
-from exporter.fleet import platforms, pollers
+from exporter.fleet import pollers
 from exporter.metrics.page import Page
 from exporter.poller import Poller, Services
 from exporter.simulator.platform import Platform
@@ -90,9 +91,9 @@ async def _measure() -> list[Row]:
             file.write_text(json.dumps(settings))
             loaded = load(file).config
             store = open_store("memory:")
-            async with platforms(loaded.blueking, clock, telemetry) as apis:
+            async with Client(loaded.blueking, clock, telemetry, log.get()) as client:
                 services = Services(store, Page(page_families()), telemetry, clock)
-                (poller,) = pollers(loaded, apis, services)
+                (poller,) = pollers(loaded, client, services)
                 one = Watched(platform, poller, at)
                 await one.poll(2)
                 one.calls()
@@ -122,7 +123,7 @@ async def _measure() -> list[Row]:
                     one.sleep(2)
                 await one.poll(1)
                 calls = one.calls()
-                least = math.ceil((10_000 + collector.config.lookback / 2) / 200)  # type: ignore[attr-defined]
+                least = math.ceil((10_000 + poller.collector.config.lookback / 2) / 200)  # type: ignore[attr-defined]
                 rows.append(_row("catch-up of 10,000 executions", calls["list"], least, MOST))
 
                 one.sleep(REOPEN * 2)

@@ -19,10 +19,11 @@ from pathlib import Path
 from bench.pages import ROWS
 from bench.platform import config
 from exporter import log
+from exporter.blueking.client import Client
 from exporter.clock import Clock
 from exporter.config.load import load
 from exporter.exposed import page_families
-from exporter.fleet import platforms, pollers
+from exporter.fleet import pollers
 from exporter.metrics.page import Page
 from exporter.poller import Poller, Services
 from exporter.state.base import open_store
@@ -48,8 +49,8 @@ async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, fl
     await store.open()
     page = Page(page_families())
     try:
-        async with platforms(loaded.blueking, clock, telemetry) as apis:
-            built = pollers(loaded, apis, Services(store, page, telemetry, clock))
+        async with Client(loaded.blueking, clock, telemetry, log.get()) as client:
+            built = pollers(loaded, client, Services(store, page, telemetry, clock))
 
             async def round_of() -> float:
                 began = time.process_time()

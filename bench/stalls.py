@@ -17,10 +17,11 @@ import aiohttp
 
 from bench.platform import SUBSCRIPTION, config
 from exporter import log
+from exporter.blueking.client import Client
 from exporter.clock import Clock
 from exporter.config.load import load
 from exporter.exposed import page_families
-from exporter.fleet import platforms, pollers
+from exporter.fleet import pollers
 from exporter.metrics.page import Page
 from exporter.model import Scope
 from exporter.poller import Poller, Services
@@ -59,8 +60,8 @@ async def run(url: str, folder: Path, sizes: list[int]) -> list[dict[str, object
     page = Page(page_families())
     found: list[dict[str, object]] = []
     try:
-        async with platforms(loaded.blueking, clock, telemetry) as apis, aiohttp.ClientSession() as session:
-            built = pollers(loaded, apis, Services(store, page, telemetry, clock))
+        async with Client(loaded.blueking, clock, telemetry, log.get()) as client, aiohttp.ClientSession() as session:
+            built = pollers(loaded, client, Services(store, page, telemetry, clock))
             (other,) = [poller for poller in built if poller.key.collector != "job"]
             found.append({"what": "subscription", **await _watch(other)})
             built.remove(other)

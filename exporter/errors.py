@@ -85,7 +85,8 @@ class ApiError(ExporterError):
 
     `reason`: the closed classification; `status`: HTTP status or None when no answer came; `code`: the code in the body
     as text, or "". `retry_after`: seconds the platform asked us to wait. `actions`: the IAM actions that are missing,
-    as the platform names them. The message carries no secret and at most 256 characters of the platform's text.
+    as the platform names them. `request_id`: under which the platform logged the request, or "". The message carries no
+    secret and at most 256 characters of the platform's text.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class ApiError(ExporterError):
         code: str = "",
         retry_after: float | None = None,
         actions: tuple[str, ...] = (),
+        request_id: str = "",
     ) -> None:
         super().__init__(message)
         self.reason: ApiReason = reason
@@ -106,6 +108,7 @@ class ApiError(ExporterError):
         self.code = code
         self.retry_after = retry_after
         self.actions = actions
+        self.request_id = request_id
 
     def named(self, what: str) -> Self:
         """This error, with a message that begins with what was asked for."""

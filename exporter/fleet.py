@@ -8,8 +8,8 @@ assigned┘
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
@@ -22,12 +22,11 @@ from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import Collector, Platforms
 from exporter.collectors.calls import gather_bounded
-from exporter.config.schema import BlueKing, Config, ScopeConfig
-from exporter.errors import StateError
+from exporter.config.schema import Config, ScopeConfig
+from exporter.errors import ConfigError, Problem, StateError
 from exporter.exposed import scope_key, show_scope, show_status_codes
 from exporter.model import Key
 from exporter.poller import Poller, Services, Settings
-from exporter.telemetry import Telemetry
 
 CHECK = 10.0
 """Seconds between two looks at the state."""
@@ -42,29 +41,32 @@ Assignment = Callable[[Key], bool]
 """Whether this process polls a (collector, scope). The key of a scope itself has an empty collector."""
 
 
-@asynccontextmanager
-async def platforms(config: BlueKing, clock: Clock, telemetry: Telemetry) -> AsyncIterator[Platforms]:
-    """The APIs of the configured platforms. They share one client and so one rate limit."""
-    async with Client(config, clock, telemetry, log.get()) as client:
-        yield Platforms(
-            job=JobApi(client, config.job) if config.job else None,
-            nodeman=NodemanApi(client, config.nodeman, config.timezone) if config.nodeman else None,
-            nodeman_legacy=(
-                NodemanLegacyApi(client, config.nodeman_legacy, config.timezone) if config.nodeman_legacy else None
-            ),
-        )
+def platforms(client: Client, one: ScopeConfig) -> Platforms:
+    """The APIs of the configured platforms for one scope. All scopes share the client and so one rate limit."""
+    config, scope_client = client.config, client.for_scope(one.scope, one.auth)
+    return Platforms(
+        job=JobApi(scope_client, config.job) if config.job else None,
+        nodeman=NodemanApi(scope_client, config.nodeman, config.timezone) if config.nodeman else None,
+        nodeman_legacy=(
+            NodemanLegacyApi(scope_client, config.nodeman_legacy, config.timezone) if config.nodeman_legacy else None
+        ),
+    )
 
 
-def collectors(config: Config, apis: Platforms, clock: Clock) -> list[Collector]:
+def collectors(config: Config, client: Client, clock: Clock) -> list[Collector]:
     """One collector per enabled (collector, scope), in the order of the configuration."""
-    built = (collector.build(scope, apis, clock) for scope in config.scopes for collector in COLLECTORS)
-    return [collector for collector in built if collector is not None]
+    built: list[Collector] = []
+    for one in config.scopes:
+        apis = platforms(client, one)
+        made = (collector.build(one, apis, clock) for collector in COLLECTORS)
+        built += [collector for collector in made if collector is not None]
+    return built
 
 
-def pollers(config: Config, apis: Platforms, services: Services) -> list[Poller]:
+def pollers(config: Config, client: Client, services: Services) -> list[Poller]:
     """One poller per enabled (collector, scope), none of them loaded or running."""
     settings = Settings.of(config)
-    return [Poller(collector, settings, services) for collector in collectors(config, apis, services.clock)]
+    return [Poller(collector, settings, services) for collector in collectors(config, client, services.clock)]
 
 
 def series_limit(config: Config) -> int:
@@ -88,8 +90,7 @@ class Fleet:
         self._group = asyncio.TaskGroup()
         self._lock = asyncio.Lock()
         self._stopped = False
-        self._client = AsyncExitStack()
-        self._platforms = Platforms()
+        self._client: Client | None = None
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -106,7 +107,8 @@ class Fleet:
         finally:
             for poller in self.pollers.values():
                 poller.exposed.cancel_timer()
-            await self._client.aclose()
+            if self._client is not None:
+                await self._client.close()
 
     @property
     def attempted(self) -> bool:
@@ -137,6 +139,10 @@ class Fleet:
         """Poll the scopes at once that BlueKing refused: their credentials may have changed."""
         for poller in self.pollers.values():
             poller.retry_refused()
+
+    async def refresh_tls(self) -> list[Problem]:
+        """See `Client.refresh_tls`."""
+        return await self._client.refresh_tls() if self._client is not None else []
 
     async def purge(self) -> None:
         """Forget the states of scopes that have been gone for `KEEP`, once an hour."""
@@ -172,11 +178,13 @@ class Fleet:
         services, settings = self._services, Settings.of(config)
         # First all that can fail, without any change.
         async with AsyncExitStack() as undo:
-            client, apis = self._client, self._platforms
-            if self._config is None or config.blueking != self._config.blueking:
-                client = await undo.enter_async_context(AsyncExitStack())
-                apis = await client.enter_async_context(platforms(config.blueking, services.clock, services.telemetry))
-            built = collectors(config, apis, services.clock)
+            client = self._client
+            if client is None or config.blueking != client.config:
+                client = Client(config.blueking, services.clock, services.telemetry, log.get())
+                await undo.enter_async_context(client)
+            elif problems := await client.refresh_tls():
+                raise ConfigError(problems)
+            built = collectors(config, client, services.clock)
             wanted = {key: one for one in built if assigned(key := Key(one.name, one.scope))}
             added = [Poller(one, settings, services) for key, one in wanted.items() if key not in self.pollers]
             for poller in added:
@@ -189,8 +197,9 @@ class Fleet:
             if client is not self._client or key not in wanted or wanted[key].interval != poller.collector.interval
         )
         if client is not self._client:
-            await self._client.aclose()
-            self._client, self._platforms = client, apis
+            if self._client is not None:
+                await self._client.close()
+            self._client = client
         for key in self.pollers.keys() - wanted.keys():
             self.pollers.pop(key).close()
         for key, poller in self.pollers.items():

@@ -8,10 +8,12 @@ import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from exporter import log
+from exporter.blueking.client import Client
 from exporter.clock import Clock
 from exporter.config.schema import Config
 from exporter.exposed import page_families, show_scope, show_status_codes
-from exporter.fleet import platforms, pollers
+from exporter.fleet import pollers
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Page
 from exporter.poller import Poller, Services
@@ -31,8 +33,8 @@ async def once(config: Config) -> tuple[bytes, bool]:
         store = open_store(config.state.url)
         await store.open()
         stack.push_async_callback(store.close)
-        apis = await stack.enter_async_context(platforms(config.blueking, clock, telemetry))
-        polled = pollers(config, apis, Services(store, page, telemetry, clock))
+        client = await stack.enter_async_context(Client(config.blueking, clock, telemetry, log.get()))
+        polled = pollers(config, client, Services(store, page, telemetry, clock))
         await asyncio.gather(*(poll_completely(poller) for poller in polled))
         show_status_codes(page)
         for scope in config.scopes:

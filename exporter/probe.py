@@ -7,12 +7,14 @@ from contextlib import aclosing
 
 import msgspec
 
+from exporter import log
+from exporter.blueking.client import Client
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.config.schema import Config
 from exporter.errors import ApiError
 from exporter.exposed import page_families
-from exporter.fleet import platforms, pollers
+from exporter.fleet import pollers
 from exporter.metrics.page import Page
 from exporter.model import Key
 from exporter.poller import Poller, Services
@@ -55,8 +57,8 @@ async def probe(config: Config, telemetry: Telemetry) -> AsyncGenerator[Finding,
     """One finding per poller, in the order of the configuration. Nothing is stored; BlueKing is only read."""
     clock = Clock()
     services = Services(MemoryStore(), Page(page_families(), config.max_series), telemetry, clock)
-    async with platforms(config.blueking, clock, telemetry) as apis:
-        for poller in pollers(config, apis, services):
+    async with Client(config.blueking, clock, telemetry, log.get()) as client:
+        for poller in pollers(config, client, services):
             yield await _probe(poller, config, clock)
 
 

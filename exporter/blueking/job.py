@@ -20,12 +20,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct, field
 
-from exporter.blueking.client import Client, Deadline, Identity
+from exporter.blueking.client import Deadline, Identity, Operation, ScopeClient
 from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed, text_in
 from exporter.blueking.long_lists import LongList, cut_out
 from exporter.blueking.text import clean_text
@@ -199,7 +199,7 @@ class ExecutionStatus(Struct, frozen=True):
 class JobApi:
     """The two calls of one JOB platform. Both raise ApiError only."""
 
-    def __init__(self, client: Client, platform: JobPlatform) -> None:
+    def __init__(self, client: ScopeClient, platform: JobPlatform) -> None:
         self._client = client
         self.web_url = platform.web_url or ""
         self._v4 = platform.api == "v4"
@@ -273,15 +273,9 @@ class JobApi:
     async def _ask(
         self, api: str, params: dict[str, object], decoders: Sequence[ResponseDecoder[Any, T]], deadline: Deadline
     ) -> T:
-        return await self._client.call(
-            api,
-            "POST" if self._identity == "esb" else "GET",
-            self._url.format(api=api),
-            params,
-            decoders,
-            identity=self._identity,
-            deadline=deadline,
-        )
+        method: Literal["GET", "POST"] = "POST" if self._identity == "esb" else "GET"
+        operation = Operation(api, "job", self._identity, method, self._url.format(api=api), params)
+        return await self._client.call(operation, decoders, deadline=deadline)
 
 
 def _check_scope(given: Execution | ExecutionStatus, asked: Scope, api: str) -> None:

@@ -15,7 +15,7 @@ import datetime
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from exporter.blueking.client import Client, Deadline, Identity
+from exporter.blueking.client import Deadline, Identity, Operation, ScopeClient
 from exporter.blueking.envelope import ResponseDecoder
 from exporter.blueking.nodeman_jobs import JobDetails, JobPage, job_details_decoders, job_list_decoders
 from exporter.blueking.nodeman_subscriptions import Instance, TaskResult, task_result_decoders
@@ -31,7 +31,7 @@ PAGE_SIZE = 500
 class NodemanApi:
     """The calls of one NodeMan. All raise ApiError only. `zone` is that of times without one."""
 
-    def __init__(self, client: Client, platform: NodemanPlatform, zone: datetime.timezone) -> None:
+    def __init__(self, client: ScopeClient, platform: NodemanPlatform, zone: datetime.timezone) -> None:
         self._client = client
         self.web_url = platform.web_url or ""
         self._identity: Identity = "esb" if platform.api == "esb" else "app" if platform.app_type else "user"
@@ -138,8 +138,8 @@ class NodemanApi:
         decoders: Sequence[ResponseDecoder[Any, T]],
         deadline: Deadline,
     ) -> T:
-        url = self._url + path
-        return await self._client.call(api, "POST", url, params, decoders, identity=self._identity, deadline=deadline)
+        operation = Operation(api, "nodeman", self._identity, "POST", self._url + path, params)
+        return await self._client.call(operation, decoders, deadline=deadline)
 
 
 def _upper(statuses: Sequence[str]) -> list[str] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from exporter.blueking.client import Client, Deadline
+from exporter.blueking.client import Deadline, Operation, ScopeClient
 from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed
 from exporter.blueking.steps import step_slug
 from exporter.blueking.text import clean_text
@@ -52,7 +52,7 @@ class LegacyTask(Struct, frozen=True):
 class NodemanLegacyApi:
     """The call of one NodeMan 1.x. Raises ApiError only. `zone` is that of times without one."""
 
-    def __init__(self, client: Client, platform: LegacyPlatform, zone: datetime.timezone) -> None:
+    def __init__(self, client: ScopeClient, platform: LegacyPlatform, zone: datetime.timezone) -> None:
         self._client = client
         self._url = f"{platform.url}/api/c/compapi/v2/nodeman/get_task_info/"
         self._decoders: Sequence[ResponseDecoder[Any, LegacyTask]] = (
@@ -62,9 +62,8 @@ class NodemanLegacyApi:
     async def get_task_info(self, bk_biz_id: int, job_id: int, *, deadline: Deadline) -> LegacyTask:
         """A task of a business with all its hosts; the platform has no paging here."""
         params = {"bk_biz_id": bk_biz_id, "job_id": job_id}
-        task = await self._client.call(
-            "get_task_info", "GET", self._url, params, self._decoders, identity="esb", deadline=deadline
-        )
+        operation = Operation("get_task_info", "nodeman_legacy", "esb", "GET", self._url, params)
+        task = await self._client.call(operation, self._decoders, deadline=deadline)
         if task.id != job_id or task.bk_biz_id not in (None, bk_biz_id):
             text = f"get_task_info of task {job_id} gives task {task.id} of business {task.bk_biz_id}"
             raise ApiError("decode", text, api="get_task_info")

@@ -1,79 +1,319 @@
-"""How fast BlueKing may be asked: one budget and one number of slots for everything this process does."""
+"""Who waits for whom: the rate limit, the slots, pauses, and the budget for retries.
+
+One rate limit and one number of slots hold for everything that this process asks. Beside them, trouble stays where it
+is (contract, section 3):
+
+    what happened                          who waits
+    429                                    all calls of that API, as long as the platform says
+    503 or another failure + Retry-After   the calls for that scope to that system, as long as the platform says
+    the newest call timed out              that scope has one slot for such calls, and all such scopes share a quarter
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from exporter.clock import Clock
-from exporter.errors import ApiError
+from exporter.errors import ApiError, ApiReason
+from exporter.model import Scope
 
 
 class Deadline:
-    """When a poll must be done. Waiting for one's turn does not count: a queue at the start must time nobody out."""
+    """The time that one poll has. Its clock stands still while a call of the poll queues for its turn, so that a long
+    queue makes no poll time out. It runs during a pause that the platform asked for.
+
+    `answered` counts the calls of the poll that have succeeded.
+    """
 
     def __init__(self, seconds: float, clock: Clock) -> None:
+        self.answered = 0
         self._clock = clock
-        self._end = clock.monotonic() + seconds
+        self._left = seconds
+        self._since = clock.monotonic()
+        self._queueing = 0
 
     def remaining(self) -> float:
         """Seconds left; negative when it has passed."""
-        return self._end - self._clock.monotonic()
+        return self._left if self._queueing else self._left - (self._clock.monotonic() - self._since)
 
-    def extend(self, seconds: float) -> None:
-        """Give back time that was spent queueing."""
-        self._end += seconds
+    def stop(self) -> None:
+        """Stop the clock: a call begins to queue. Calls of one poll may queue at the same time."""
+        self._left = self.remaining()
+        self._queueing += 1
+
+    def resume(self) -> None:
+        """The opposite of `stop`: a call no longer queues."""
+        self._queueing -= 1
+        self._since = self._clock.monotonic()
+
+
+class Call(msgspec.Struct, frozen=True):
+    """What is asked: an API as the vendor names it, of which system, for which scope."""
+
+    api: str
+    system: str
+    scope: Scope | None
+
+
+PauseKey = tuple[object, ...]
+
+
+def _pause_keys(call: Call) -> tuple[PauseKey, PauseKey]:
+    """Where a pause of the call's API is registered, and one of its scope."""
+    return (call.api,), (call.system, call.scope)
+
+
+class _Waiter:
+    """A call before its turn: it queues, or a pause keeps it from queueing."""
+
+    def __init__(self, call: Call, deadline: Deadline, arrived: float) -> None:
+        self.call = call
+        self.deadline = deadline
+        self.arrived = arrived
+        self.turn: asyncio.Future[ApiError | None] = asyncio.get_running_loop().create_future()
+        self.paused = False
+        deadline.stop()
+
+    def set_paused(self, paused: bool) -> None:
+        if paused and not self.paused:
+            self.deadline.resume()
+        elif self.paused and not paused:
+            self.deadline.stop()
+        self.paused = paused
+
+    def leave(self) -> None:
+        if not self.paused:
+            self.deadline.resume()
+
+
+class _Slow:
+    """The calls in flight, and which (API, scope) are slow: the newest call of theirs timed out."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._apis: dict[Scope | None, set[str]] = {}
+        self._in_flight: Counter[tuple[str, Scope | None]] = Counter()
+        self._slow_in_flight = 0
+
+    def may_start(self, call: Call) -> bool:
+        """Slow calls share few slots, of which a scope has one."""
+        apis = self._apis.get(call.scope, ())
+        if call.api not in apis:
+            return True
+        return self._slow_in_flight < self._slots and not any(self._in_flight[api, call.scope] for api in apis)
+
+    def start(self, call: Call) -> None:
+        self._in_flight[call.api, call.scope] += 1
+        self._slow_in_flight += self._is_slow(call)
+
+    def end(self, call: Call, timed_out: bool | None) -> None:
+        """`timed_out` None: the call was given up before it was known."""
+        self._slow_in_flight -= self._is_slow(call)
+        self._in_flight[call.api, call.scope] -= 1
+        others = self._in_flight[call.api, call.scope]
+        if not others:
+            del self._in_flight[call.api, call.scope]
+        if timed_out is None or timed_out == self._is_slow(call):
+            return
+        apis = self._apis.setdefault(call.scope, set())
+        if timed_out:
+            apis.add(call.api)
+            self._slow_in_flight += others
+        else:
+            apis.remove(call.api)
+            self._slow_in_flight -= others
+        if not apis:
+            del self._apis[call.scope]
+
+    def _is_slow(self, call: Call) -> bool:
+        return call.api in self._apis.get(call.scope, ())
 
 
 class Gate:
-    """Lets requests through in the order of arrival: `rate` per second, evenly spaced, at most `slots` at once.
+    """Lets calls through: `rate` per second, evenly spaced, and at most `slots` at once.
 
-    There is no burst: a token bucket that saved up tokens would exceed the rate in the very second in which all pollers
-    start. A pause asked for by the platform holds for everybody, since the platform counts by application.
+    The next one is the first in order of arrival that may go: a call that waits for the end of a pause or for a slot
+    of the slow ones holds up nobody behind it. There is no burst: a token bucket that saved up tokens would exceed the
+    rate in the very second in which all pollers start. `waited` is called with the seconds that each call waited.
     """
 
     def __init__(self, rate: float, slots: int, clock: Clock, waited: Callable[[float], None]) -> None:
         self._spacing = 1.0 / rate
-        self._slots = asyncio.Semaphore(slots)
-        self._line = asyncio.Lock()
+        self._free = slots
+        self._slow = _Slow(max(1, slots // 4))
         self._clock = clock
         self._waited = waited
         self._next = float("-inf")
-        self._paused_from = self._paused_until = float("-inf")
+        self._waiting: dict[_Waiter, None] = {}  # in order of arrival
+        self._pauses: dict[PauseKey, tuple[float, ApiReason]] = {}  # until when, and why
+        self._timer: asyncio.TimerHandle | None = None
 
-    def pause(self, seconds: float) -> None:
-        """Let nobody through for so long. Pauses overlap, they do not add up."""
-        now = self._clock.monotonic()
-        if now > self._paused_until:
-            self._paused_from = now
-        self._paused_until = max(self._paused_until, now + seconds)
+    def pause_api(self, call: Call, seconds: float) -> None:
+        """Let no call of this API through for so long. Pauses overlap, they do not add up."""
+        self._pause(_pause_keys(call)[0], seconds, "rate_limited")
+
+    def pause_scope(self, call: Call, seconds: float, reason: ApiReason) -> None:
+        """Let no call for this scope to this system through for so long."""
+        self._pause(_pause_keys(call)[1], seconds, reason)
 
     @asynccontextmanager
-    async def turn(self, deadline: Deadline) -> AsyncIterator[None]:
-        """A slot, entered when it is one's turn. Raises ApiError `rate_limited` if a pause outlasts the deadline."""
-        arrived = self._clock.monotonic()
-        self._refuse_hopeless(arrived, deadline)
-        async with self._slots:
-            async with self._line:
-                turn = self._clock.monotonic()
-                while (now := self._clock.monotonic()) < (due := max(self._next, self._paused_until)):
-                    self._refuse_hopeless(arrived, deadline)
-                    await asyncio.sleep(due - now)
-                    turn = due
-                # Who is woken late must not push back all that come after.
-                self._next = max(turn, now - self._spacing / 2) + self._spacing
-            self._waited(now - arrived)
-            deadline.extend(self._queued(arrived, now))
+    async def turn(self, call: Call, deadline: Deadline) -> AsyncIterator[None]:
+        """A slot, entered when it is the call's turn.
+
+        Raises ApiError with the reason of a pause that outlasts the deadline. An ApiError `timeout` that leaves the
+        context makes this API slow for this scope, another end makes it normal.
+        """
+        waiter = _Waiter(call, deadline, self._clock.monotonic())
+        self._waiting[waiter] = None
+        try:
+            self._look_at_pauses(waiter)
+            self._dispatch()
+            refused = await waiter.turn
+        except asyncio.CancelledError:
+            if waiter not in self._waiting:  # its turn had come
+                self._end(call, None)
+            raise
+        finally:
+            if waiter in self._waiting:
+                del self._waiting[waiter]
+                waiter.leave()
+        if refused:
+            raise refused
+        self._waited(self._clock.monotonic() - waiter.arrived)
+        timed_out: bool | None = None
+        try:
             yield
+            timed_out = False
+        except ApiError as error:
+            timed_out = error.reason == "timeout"
+            raise
+        finally:
+            self._end(call, timed_out)
 
-    def _queued(self, since: float, until: float) -> float:
-        """Seconds between the two that were not spent in a pause: a pause is the platform's doing, not our queue."""
-        paused = min(until, self._paused_until) - max(since, self._paused_from)
-        return until - since - max(0.0, paused)
+    def _dispatch(self) -> None:
+        """Give its turn to every call that may go now, and come back when the next one may."""
+        while self._free and self._waiting:
+            now = self._clock.monotonic()
+            if now < self._next:
+                self._wake_at(self._next - now)
+                return
+            waiter = next((one for one in self._waiting if self._may_start(one)), None)
+            if waiter is None:
+                return
+            # A call that waited was due at `_next`: the next ones must not start later because the loop was late.
+            due = max(self._next, now - self._spacing / 2) if waiter.arrived < self._next else now
+            self._next = due + self._spacing
+            self._free -= 1
+            self._slow.start(waiter.call)
+            del self._waiting[waiter]
+            waiter.leave()
+            waiter.turn.set_result(None)
 
-    def _refuse_hopeless(self, arrived: float, deadline: Deadline) -> None:
+    def _may_start(self, waiter: _Waiter) -> bool:
+        return not waiter.paused and not waiter.turn.done() and self._slow.may_start(waiter.call)
+
+    def _wake_at(self, seconds: float) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._dispatch()
+
+    def _end(self, call: Call, timed_out: bool | None) -> None:
+        self._free += 1
+        self._slow.end(call, timed_out)
+        self._dispatch()
+
+    # Pauses
+
+    def _pause(self, key: PauseKey, seconds: float, reason: ApiReason) -> None:
+        until = self._clock.monotonic() + seconds
+        if key not in self._pauses:
+            asyncio.get_running_loop().call_later(seconds, self._end_pause, key)
+        elif until <= self._pauses[key][0]:
+            return
+        self._pauses[key] = until, reason
+        self._look_at_all(key)
+
+    def _end_pause(self, key: PauseKey) -> None:
+        left = self._pauses[key][0] - self._clock.monotonic()
+        if left > 0:  # it has been prolonged
+            asyncio.get_running_loop().call_later(left, self._end_pause, key)
+            return
+        del self._pauses[key]
+        self._look_at_all(key)
+        self._dispatch()
+
+    def _look_at_all(self, key: PauseKey) -> None:
+        for waiter in self._waiting:
+            if key in _pause_keys(waiter.call):
+                self._look_at_pauses(waiter)
+
+    def _look_at_pauses(self, waiter: _Waiter) -> None:
+        """Let a call wait or queue, as the pauses say, or fail it when one outlasts its deadline."""
+        until, reason = max(
+            (self._pauses[key] for key in _pause_keys(waiter.call) if key in self._pauses),
+            default=(float("-inf"), "rate_limited"),
+        )
+        left = until - self._clock.monotonic()
+        waiter.set_paused(left > 0)
+        if left > 0 and left >= waiter.deadline.remaining() and not waiter.turn.done():
+            text = f"BlueKing asked for a pause of {left:.0f} s more, which is longer than this poll may take"
+            waiter.turn.set_result(ApiError(reason, text, retry_after=left))
+
+
+class RetryBudget:
+    """How many calls may be tried again: a share of the first tries within ten minutes, but always `LEAST`.
+
+    Retries go where they help most. A poll that fails at its first call has lost nothing and comes again by itself, so
+    it may use half of the budget; the more calls of a poll have succeeded, the more of the budget it may use. Shared
+    out evenly, half as many retries as failures would complete hardly any poll of many calls.
+    """
+
+    WINDOW = 600.0
+    LEAST = 10
+    BUCKET = 10.0
+
+    def __init__(self, share: float, clock: Clock) -> None:
+        self._share = share
+        self._clock = clock
+        self._buckets: deque[_Bucket] = deque()
+
+    def count_call(self) -> None:
+        """Count the first try of a call."""
+        self._bucket().calls += 1
+
+    def allow(self, answered: int) -> bool:
+        """Whether a call may be tried again; if so, the retry is counted. `answered`: see `Deadline`."""
+        bucket = self._bucket()
+        begin = bucket.start - self.WINDOW
+        # Retries are counted a little longer than calls, so that no ten minutes hold more than the budget.
+        retries = sum(each.retries for each in self._buckets)
+        calls = sum(each.calls for each in self._buckets if each.start > begin)
+        budget = max(self.LEAST, self._share * calls)
+        if retries + 1 > budget * (1 - 0.5 ** (1 + answered)):
+            return False
+        bucket.retries += 1
+        return True
+
+    def _bucket(self) -> _Bucket:
         now = self._clock.monotonic()
-        pause = self._paused_until - now
-        if pause > 0 and pause >= deadline.remaining() + self._queued(arrived, now):
-            raise ApiError("rate_limited", "the platform wants a wait longer than the poll may take", retry_after=pause)
+        while self._buckets and self._buckets[0].start <= now - self.WINDOW - self.BUCKET:
+            self._buckets.popleft()
+        if not self._buckets or self._buckets[-1].start <= now - self.BUCKET:
+            self._buckets.append(_Bucket(now))
+        return self._buckets[-1]
+
+
+class _Bucket(msgspec.Struct):
+    """What happened in the ten seconds from `start` on."""
+
+    start: float
+    calls: int = 0
+    retries: int = 0

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import re
 
+from exporter.log import redact
+
 OTHER = "other"
 """The step is not in the table, or no step is known to have failed."""
 
@@ -111,7 +113,7 @@ def step_slug(step_code: str | None, name: str | None, *, plugin: bool) -> str:
     `plugin`: the step belongs to a plugin job. This decides between two codes with the same name.
     NodeMan 1.x writes the operation in brackets behind the name.
     """
-    if step_code and (step_code in _CODES or _PASSES.fullmatch(step_code)):
+    if step_code and (step_code in _CODES or _PASSES.fullmatch(redact(step_code))):
         return step_code
     text = (name or "").strip()
     without_operation = _BRACKETS.sub("", text)

@@ -10,6 +10,7 @@ from typing import Any
 
 from exporter.blueking.envelope import WrongShape
 from exporter.blueking.text import clean_text
+from exporter.log import redact
 from exporter.model import UNKNOWN, Host
 
 Number = int | float | str | None
@@ -97,7 +98,8 @@ def status_slug(value: Number, path: str = "") -> str:
 @functools.lru_cache(maxsize=1024)
 def word(value: str | None) -> str:
     """A job type or error code as the platform spells it, "" for none: never free text, since it becomes a label."""
-    return value or "" if _WORD.fullmatch(value or "") else OTHER_WORD
+    text = redact(value or "")
+    return text if _WORD.fullmatch(text) else OTHER_WORD
 
 
 def host(bk_cloud_id: Number, bk_host_id: Number, *addresses: str | None) -> Host | None:

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from exporter import log
 from exporter.app import App
+from exporter.blueking.client import Client
 from exporter.clock import Clock
 from exporter.collectors.job.collector import JobCollector
 from exporter.config.load import load
@@ -431,8 +433,9 @@ async def test_a_page_that_breaks_stops_no_poller() -> None:
             job=JobPlatform(f"{server.url}/api/bk-job/prod"), auth=Auth("blueking-exporter", Secret("simulated"))
         )
         clock, telemetry, store = Clock(), Telemetry(), MemoryStore()
-        async with platforms(config, clock, telemetry) as apis:
-            collector = JobCollector.build(ScopeConfig(OTHER, "", Collectors()), apis, clock)
+        async with Client(config, clock, telemetry, log.get()) as client:
+            one = ScopeConfig(OTHER, "", Collectors())
+            collector = JobCollector.build(one, platforms(client, one), clock)
             assert collector is not None
             services = Services(store, Torn(page_families()), telemetry, clock)
             poller = Poller(collector, Settings(hold=0.0, stale_after=5, request_timeout=2.0), services)

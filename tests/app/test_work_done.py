@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from exporter import log
+from exporter.blueking.client import Client
 from exporter.blueking.envelope import Reply, ResponseDecoder, read
 from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
 from exporter.clock import Clock
 from exporter.collectors.base import MANY, fold
 from exporter.config.load import load
 from exporter.exposed import page_families
-from exporter.fleet import platforms, pollers
+from exporter.fleet import pollers
 from exporter.metrics.family import Chunk, Family, Labels
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import PIECE, Page
@@ -134,8 +136,8 @@ scopes: [{{bk_scope_type: biz, bk_scope_id: "2", name: a}}]
         config = load(file).config
         clock, telemetry = Clock(now, now), Telemetry()
         store, page = CountingStore(), CountingPage()
-        async with platforms(config.blueking, clock, telemetry) as apis:
-            (poller,) = pollers(config, apis, Services(store, page, telemetry, clock))
+        async with Client(config.blueking, clock, telemetry, log.get()) as client:
+            (poller,) = pollers(config, client, Services(store, page, telemetry, clock))
             one = Watched(platform, poller, store, page)
             await one.poll(2)
             one.forget()
@@ -156,6 +158,7 @@ async def test_an_idle_poll_is_one_call_one_commit_and_a_few_lines(tmp_path: Pat
             "duration_seconds",
             "last_success_timestamp_seconds",
             "watermark_timestamp_seconds",
+            "blueking_exporter_api_circuit_open",
         }
         assert sum(len(chunk.text) for chunk in one.page.rendered.values()) < 1024
 

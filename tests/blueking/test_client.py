@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import datetime
 import gzip
-import ipaddress
 import json
 import socket
-import ssl
 import struct
 import traceback
 import tracemalloc
@@ -22,25 +20,24 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
 from exporter import log
-from exporter.blueking.client import MAX_PAUSE, TRIES, Client, Deadline, Identity
+from exporter.blueking.client import MAX_PAUSE, TRIES, Client, Deadline, Identity, Operation
 from exporter.blueking.envelope import ResponseDecoder
 from exporter.blueking.inflate import read_body
-from exporter.blueking.pacing import Gate
+from exporter.blueking.pacing import Call, Gate
 from exporter.clock import Clock
-from exporter.config.schema import Auth, Tls
+from exporter.config.schema import Auth, ScopeAuth
 from exporter.config.secret import Secret
-from exporter.errors import ApiError, ConfigError
+from exporter.errors import ApiError
+from exporter.model import Scope
 from tests.support.upstream import CANARY, EMPTY_PAGE, Recorder, Upstream, client, raw, reply, sends
 
 API = "get_job_instance_list"
+SCOPE = Scope("biz", "2")
 
 
 class Page(Struct):
@@ -58,10 +55,12 @@ async def ask(
     method: Any = "GET",
     identity: Identity = "app",
     params: dict[str, object] | None = None,
+    scope: Scope = SCOPE,
+    auth: ScopeAuth | None = None,
 ) -> int:
-    """One call: the number of rows."""
-    deadline = Deadline(seconds, Clock())
-    return await asking.call(API, method, url + "/path", params or {}, DECODERS, identity=identity, deadline=deadline)
+    """One call for a scope: the number of rows."""
+    operation = Operation(API, "job", identity, method, url + "/path", params or {})
+    return await asking.for_scope(scope, auth).call(operation, DECODERS, deadline=Deadline(seconds, Clock()))
 
 
 async def refusal(asking: Client, url: str, seconds: float = 5.0, **how: Any) -> ApiError:
@@ -80,11 +79,12 @@ APP = {"bk_app_code": "exporter", "bk_app_secret": CANARY}
 @pytest.mark.parametrize(
     ("changes", "identity", "said", "username"),
     [
-        ({}, "app", APP, "ops01"),
+        ({}, "app", {**APP, "bk_username": "ops01"}, "ops01"),
         ({}, "user", {**APP, "bk_username": "ops01"}, None),
         ({"bk_token": Secret("login-t0ken")}, "user", {**APP, "bk_token": "login-t0ken"}, None),
         ({"access_token": Secret("acc3ss-token")}, "user", {"access_token": "acc3ss-token"}, None),
-        ({"access_token": Secret("acc3ss-token")}, "app", {"access_token": "acc3ss-token"}, "ops01"),
+        ({"access_token": Secret("acc3ss-token")}, "app", {**APP, "bk_username": "ops01"}, "ops01"),
+        ({"bk_token": Secret("login-t0ken")}, "app", {**APP, "bk_username": "ops01"}, "ops01"),
         (
             {"access_token": Secret("acc3ss-token"), "app_code": "", "app_secret": None},
             "esb",
@@ -96,7 +96,7 @@ APP = {"bk_app_code": "exporter", "bk_app_secret": CANARY}
 async def test_gateway_credentials_stand_in_headers(
     changes: dict[str, Any], identity: Identity, said: dict[str, str], username: str | None
 ) -> None:
-    """An app-type resource takes the user from a header, a user-type one from the credentials; a token is alone."""
+    """App-type resources get app and user in both headers and never a token; to user-type ones a token goes alone."""
     auth = Auth(
         **{"app_code": "exporter", "app_secret": Secret(CANARY), "username": "ops01", "tenant_id": "t1", **changes}
     )
@@ -504,92 +504,6 @@ def test_F50_any_bytes_inflate_or_fail_cleanly(data: bytes, encoding: str, size:
         assert len(asyncio.run(read_body(_chunks(data, size), encoding, 1000))) <= 1000
 
 
-# ---- TLS -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for blueking.test with its key, in one PEM file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "blueking.test")])
-    now = datetime.datetime.now(datetime.UTC)
-    cert = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("blueking.test"), x509.IPAddress(ipaddress.ip_address("::1"))]),
-            False,
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
-        .sign(key, hashes.SHA256())
-    )
-    file = tmp_path_factory.mktemp("tls") / "cert.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    file.write_bytes(private + cert.public_bytes(serialization.Encoding.PEM))
-    return file
-
-
-@pytest.mark.parametrize(
-    ("trust", "name", "skip", "client_cert", "reason"),
-    [
-        (False, "blueking.test", False, True, "tls"),
-        (True, None, False, True, "tls"),
-        (True, "other.test", False, True, "tls"),
-        (
-            True,
-            "blueking.test",
-            False,
-            False,
-            "connect",
-        ),  # TLS 1.3 says so after the handshake, and asyncio drops the alert
-        (True, "blueking.test", False, True, None),
-        (False, None, True, True, None),
-    ],
-    ids=["unknown issuer", "wrong address", "wrong name", "no client certificate", "all right", "not verified"],
-)
-async def test_F23_certificates_are_verified_both_ways(
-    certificate: Path, trust: bool, name: str | None, skip: bool, client_cert: bool, reason: str | None
-) -> None:
-    """Refused by default; ca_file, server_name and a client certificate make it work, and the explicit switch does."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate)
-    context.load_cert_chain(certificate)
-    context.verify_mode = ssl.CERT_REQUIRED
-
-    async def serve(_: web.BaseRequest) -> web.Response:
-        return reply()
-
-    runner = web.ServerRunner(web.Server(serve), shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-    url = f"https://127.0.0.1:{runner.addresses[0][1]}"
-    tls = Tls(
-        ca_file=certificate if trust else None,
-        cert_file=certificate if client_cert else None,
-        server_name=name,
-        insecure_skip_verify=skip,
-    )
-    try:
-        async with client(tls=tls) as asking:
-            if reason is None:
-                assert await ask(asking, url) == 0
-            else:
-                assert (await refusal(asking, url)).reason == reason
-    finally:
-        await runner.cleanup()
-
-
-async def test_unusable_tls_files_are_a_configuration_error(tmp_path: Path) -> None:
-    """Said at the start, not by every request."""
-    file = tmp_path / "ca.pem"
-    file.write_text("no certificate")
-    with pytest.raises(ConfigError, match=r"ca\.pem.*blueking\.tls"):
-        async with client(tls=Tls(ca_file=file)):
-            pass
-
-
 # ---- pace ------------------------------------------------------------------------------------------------------------
 
 
@@ -618,7 +532,7 @@ async def test_late_wake_ups_do_not_add_up() -> None:
     passed = []
 
     async def turn() -> None:
-        async with gate.turn(Deadline(60, clock)):
+        async with gate.turn(Call(API, "job", SCOPE), Deadline(60, clock)):
             passed.append(loop.time())
 
     await asyncio.gather(*(turn() for _ in range(200)))

@@ -60,7 +60,7 @@ async def _call(
     answer = reply(raw, status)
     answer.headers.update(headers or {})
     async with Upstream(answer) as upstream, client() as asking:
-        job = JobApi(asking, JobPlatform(upstream.url, api))
+        job = JobApi(asking.for_scope(SCOPE), JobPlatform(upstream.url, api))
         deadline = Deadline(0.4, Clock())
         if call == "list":
             return await job.list(Scope("biz", scope), 1, 2, deadline=deadline)
@@ -137,7 +137,7 @@ async def test_list_is_asked_in_the_words_of_the_dialect(api: Any, app_type: boo
     """Path, method and names of the paging parameters differ, the meaning does not."""
     answer = reply('{"data":{"job_instance_list":[],"data":null}}')
     async with Upstream(answer) as upstream, client() as asking:
-        job = JobApi(asking, JobPlatform(upstream.url, api, app_type))
+        job = JobApi(asking.for_scope(SCOPE), JobPlatform(upstream.url, api, app_type))
         await job.list(SCOPE, 10, 20, status=2, job_instance_id=7, offset=30, deadline=Deadline(5, Clock()))
     (asked,) = upstream.asked
     assert (asked.method, asked.path) == (method, path)
@@ -171,7 +171,7 @@ async def test_list_is_asked_in_the_words_of_the_dialect(api: Any, app_type: boo
 async def test_status_asks_for_results_by_the_dialects_flag(api: Any, path: str, flag: str, host_results: bool) -> None:
     """v4 ignores the flag of v3 silently; a boolean in a query is the text true or false."""
     async with Upstream(reply(json.dumps(finished()))) as upstream, client() as asking:
-        job = JobApi(asking, JobPlatform(upstream.url, api))
+        job = JobApi(asking.for_scope(SCOPE), JobPlatform(upstream.url, api))
         await job.status(SCOPE, 411, host_results=host_results, deadline=Deadline(5, Clock()))
     (asked,) = upstream.asked
     assert asked.path == path
@@ -186,7 +186,7 @@ def test_limits_of_the_dialects() -> None:
     limits = {}
     apis: list[Literal["v4", "v3", "esb"]] = ["v4", "v3", "esb"]
     for api in apis:
-        job = JobApi(client(), JobPlatform("http://x", api))
+        job = JobApi(client().for_scope(SCOPE), JobPlatform("http://x", api))
         limits[api] = (job.page_size, job.max_offset, job.max_window)
     assert limits == {
         "v4": (200, 10_000, None),
@@ -198,7 +198,9 @@ def test_limits_of_the_dialects() -> None:
 async def test_v3_is_never_asked_for_an_empty_window() -> None:
     """v3 answers 1241007 when the end is not greater than the start."""
     async with Upstream(reply('{"data":{"data":[]}}')) as upstream, client() as asking:
-        await JobApi(asking, JobPlatform(upstream.url, "v3")).list(SCOPE, 10, 10, deadline=Deadline(5, Clock()))
+        await JobApi(asking.for_scope(SCOPE), JobPlatform(upstream.url, "v3")).list(
+            SCOPE, 10, 10, deadline=Deadline(5, Clock())
+        )
     assert upstream.asked[0].query["create_time_end"] == "11"
 
 
@@ -425,12 +427,12 @@ async def test_4_1_14_rows_and_answers_of_another_scope_are_decode(scope: dict[s
 async def test_4_1_14_an_answer_about_another_execution_is_decode() -> None:
     """Of the status call, and of a list that was asked for one id."""
     async with Upstream(reply(json.dumps(finished()))) as upstream, client() as asking:
-        job = JobApi(asking, JobPlatform(upstream.url, "v4"))
+        job = JobApi(asking.for_scope(SCOPE), JobPlatform(upstream.url, "v4"))
         with pytest.raises(ApiError) as caught:
             await job.status(SCOPE, 412, host_results=True, deadline=Deadline(5, Clock()))
         assert caught.value.reason == "decode"
     async with Upstream(reply(json.dumps(v4(row())))) as upstream, client() as asking:
-        job = JobApi(asking, JobPlatform(upstream.url, "v4"))
+        job = JobApi(asking.for_scope(SCOPE), JobPlatform(upstream.url, "v4"))
         with pytest.raises(ApiError) as caught:
             await job.list(SCOPE, 1, 2, job_instance_id=412, deadline=Deadline(5, Clock()))
         assert caught.value.reason == "decode"
@@ -571,7 +573,7 @@ async def test_v3_container_failure_is_told_by_its_code() -> None:
     recorder = Recorder()
     answer = reply('{"code":1240002,"result":false,"message":"Internal error"}')
     async with Upstream(answer) as upstream, client(recorder) as asking:
-        job = JobApi(asking, JobPlatform(upstream.url, "v3"))
+        job = JobApi(asking.for_scope(SCOPE), JobPlatform(upstream.url, "v3"))
         with pytest.raises(ApiError) as caught:
             await job.status(SCOPE, 411, host_results=True, deadline=Deadline(5, Clock()))
     assert (caught.value.reason, caught.value.code, caught.value.api) == (

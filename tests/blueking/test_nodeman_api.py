@@ -62,10 +62,11 @@ class Asker:
 
     def __init__(self, client: Client, clock: Clock, url: str, api: str = "gateway", app_type: bool = True) -> None:
         self._clock = clock
+        scope_client = client.for_scope(Scope("biz", "2"))
         self.nodeman = NodemanApi(
-            client, NodemanPlatform(url=url, api="esb" if api == "esb" else "gateway", app_type=app_type), CHINA
+            scope_client, NodemanPlatform(url=url, api="esb" if api == "esb" else "gateway", app_type=app_type), CHINA
         )
-        self.legacy = NodemanLegacyApi(client, LegacyPlatform(url=url), CHINA)
+        self.legacy = NodemanLegacyApi(scope_client, LegacyPlatform(url=url), CHINA)
 
     @property
     def deadline(self) -> Deadline:
@@ -817,7 +818,7 @@ def test_F50_any_json_raises_only_api_errors(data: object, form: str) -> None:
 
 def _unconnected() -> NodemanApi:
     client = Client(BlueKing(auth=Auth(app_code="x")), Clock(), Silent(), get())
-    return NodemanApi(client, NodemanPlatform(url="http://nowhere.invalid"), CHINA)
+    return NodemanApi(client.for_scope(None), NodemanPlatform(url="http://nowhere.invalid"), CHINA)
 
 
 API = _unconnected()

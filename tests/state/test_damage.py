@@ -582,9 +582,10 @@ async def test_F65_a_state_that_cannot_be_loaded_is_no_write_error(tmp_path: Pat
     """Only commits count as such; the poll fails with reason `state` either way."""
     telemetry = Telemetry()
     services = Services(SQLiteStore(tmp_path / "never opened"), Page(page_families()), telemetry, Clock())
-    platform = upstream.config(job=JobPlatform("http://127.0.0.1:1"), auth=Auth("a", Secret("s")))
-    async with platforms(platform, services.clock, telemetry) as apis:
-        collector = JobCollector.build(ScopeConfig(BIZ, "", Collectors()), apis, services.clock)
+    one = ScopeConfig(BIZ, "", Collectors())
+    job, auth = JobPlatform("http://127.0.0.1:1"), Auth("a", Secret("s"))
+    async with upstream.client(job=job, auth=auth) as client:
+        collector = JobCollector.build(one, platforms(client, one), services.clock)
         assert collector is not None
         poller = Poller(collector, Settings(hold=0.0, stale_after=5, request_timeout=2.0), services)
         await poller.poll()

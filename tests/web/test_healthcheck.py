@@ -11,9 +11,9 @@ import pytest
 from cryptography import x509
 
 from exporter.cli import execute
+from tests.support.certificates import Authority
 from tests.support.components import eventually, free_port
 from tests.support.process import Daemon, Simulated, configuration
-from tests.web.test_web_file import Authority
 
 USER = "BLUEKING_EXPORTER_HEALTHCHECK_AUTH"
 

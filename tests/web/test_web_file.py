@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import datetime
 import ipaddress
 import itertools
 import json
@@ -24,14 +23,12 @@ from typing import Any
 import bcrypt
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from exporter.config import schema
 from exporter.errors import ConfigError
 from exporter.web.connection import Limits, names
 from exporter.web.security import LONGEST_PASSWORD, LOOK, TokenBucket, Users, WebConfig, credentials
+from tests.support.certificates import Authority
 from tests.support.components import eventually
 from tests.support.paths import ROOT
 from tests.support.process import Daemon, Simulated, configuration
@@ -39,51 +36,6 @@ from tests.support.web import Running, expose, parsed, resident, running
 
 HASH = bcrypt.hashpw(b"s3cret", bcrypt.gensalt(4)).decode().replace("$2b$", "$2y$", 1)
 OTHER = bcrypt.hashpw(b"0ther", bcrypt.gensalt(4)).decode()
-
-
-class Authority:
-    """A CA that signs certificates into files of `folder`."""
-
-    def __init__(self, folder: Path, name: str = "ca") -> None:
-        self.folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.file = folder / f"{name}.pem"
-        self.file.write_bytes(self._sign(self._name, self._key.public_key(), [], ca=True))
-
-    def _sign(self, subject: x509.Name, key: Any, sans: list[x509.GeneralName], *, ca: bool = False) -> bytes:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        )
-        if sans:
-            builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
-        if not ca:
-            both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            builder = builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    def issue(self, name: str, sans: list[x509.GeneralName] | None = None) -> tuple[Path, Path]:
-        """Certificate and key files for `name`, replaced in one step like those of a rotation."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        sans = sans or [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        files = self.folder / f"{name}.crt", self.folder / f"{name}.key"
-        for file, data in zip(files, (self._sign(subject, key.public_key(), sans), pem), strict=True):
-            temporary = file.with_suffix(".new")
-            temporary.write_bytes(data)
-            temporary.replace(file)
-        return files
 
 
 @pytest.fixture
