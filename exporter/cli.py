@@ -236,7 +236,6 @@ def _run(given: Given) -> int:
     gc.freeze()
     gc.enable()
     _configure_log(loaded)
-    _warn(loaded)
     options = Options(given["config.file"], given.overrides(), systemd_socket=bool(given["web.systemd-socket"]))
     _start(run(options, loaded))
     return 0
@@ -244,11 +243,12 @@ def _run(given: Given) -> int:
 
 def _check(given: Given) -> int:
     loaded = _load(given)
+    warnings = loaded.warnings
     if loaded.config.server.web_config_file:
         from exporter.web.security import WebConfig
 
-        WebConfig(loaded.config.server.web_config_file)
-    for warning in loaded.warnings:
+        warnings += WebConfig(loaded.config.server.web_config_file).warnings
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{given['config.file']}: valid, {len(loaded.config.scopes)} scopes")
     return 0
@@ -261,7 +261,7 @@ def _probe(given: Given) -> int:
     from exporter.probe import report
 
     loaded = _load(given)
-    log.configure("error", loaded.config.log.format)  # type: ignore[arg-type]
+    log.configure("error", loaded.config.log.format)
 
     async def probe() -> bool:
         fine = True
@@ -420,14 +420,7 @@ def _load(given: Given) -> Loaded:
 def _configure_log(loaded: Loaded) -> None:
     from exporter import log
 
-    log.configure(loaded.config.log.level, loaded.config.log.format)  # type: ignore[arg-type]
-
-
-def _warn(loaded: Loaded) -> None:
-    from exporter import log
-
-    for warning in loaded.warnings:
-        log.get().warning("config_warning", field=warning.path, message=str(warning))
+    log.configure(loaded.config.log.level, loaded.config.log.format)
 
 
 def _start(work: Coroutine[Any, Any, None]) -> None:

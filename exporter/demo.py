@@ -24,7 +24,7 @@ async def demo(overrides: Mapping[str, Override], *, seed: int, say: Callable[[s
             file = Path(directory) / "config.yaml"
             file.write_text(sample_config(server.url, platform, interval="2s"), encoding="utf-8")
             loaded = load(file, overrides)
-            log.configure(loaded.config.log.level, loaded.config.log.format)  # type: ignore[arg-type]
+            log.configure(loaded.config.log.level, loaded.config.log.format)
 
             def started(addresses: Sequence[str]) -> None:
                 page = addresses[0]

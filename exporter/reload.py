@@ -18,8 +18,10 @@ from exporter.fleet import Fleet
 from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
 
-FOLLOW = 5.0
-"""Seconds between two looks at the scope files and secrets."""
+FOLLOW = 3.0
+"""Seconds between two looks at the scope files and secrets. Scope files have changed when two looks find the same."""
+SETTLE = 1.0
+"""Seconds between the two looks of a reload."""
 SECRETS = "secret files"
 
 
@@ -47,6 +49,7 @@ class Configuration:
         self._lock = asyncio.Lock()
         self._broken: set[str] = set()
         telemetry.config_loaded(loaded.config.sha256, clock.wall())
+        self._log_warnings()
 
     def note(self, what: str, *, broken: bool) -> None:
         """Set the metric of the last reload: 0 as long as anything that was read is broken."""
@@ -67,6 +70,10 @@ class Configuration:
     async def _reload(self) -> list[str]:
         try:
             loaded = await asyncio.to_thread(load, self._options.config_file, self._options.overrides)
+            if loaded.scope_versions != self.loaded.scope_versions:
+                await asyncio.sleep(SETTLE)
+                if half_written := await asyncio.to_thread(loaded.half_written):
+                    raise ConfigError(half_written)
             if broken := await self._web.refresh():
                 return [str(problem) for problem in broken]
             self._warn_of_restart(loaded.config)
@@ -78,6 +85,7 @@ class Configuration:
             log.get().error("reload_failed", problems=problems, always=True)
             return problems
         self.loaded = loaded
+        self._log_warnings()
         self.note("configuration", broken=False)
         log.get().info("reloaded", pollers=len(self._fleet.pollers))
         return []
@@ -94,22 +102,26 @@ class Configuration:
 
         Secret files that become unreadable are logged.
         """
-        seen = await asyncio.to_thread(self.loaded.scope_stamp)
         secrets = await asyncio.to_thread(self.loaded.secret_stamp)
+        seen = tried = self.loaded.scope_versions
         while True:
             await asyncio.sleep(FOLLOW)
             if (stamp := await asyncio.to_thread(self.loaded.secret_stamp)) != secrets:
                 secrets = stamp
                 self._fleet.retry_refused()
-            stamp = await asyncio.to_thread(self.loaded.scope_stamp)
-            if stamp != seen:
-                seen = stamp
+            before, seen = seen, await asyncio.to_thread(self.loaded.scope_stamp)
+            if seen == before and seen not in (self.loaded.scope_versions, tried):
+                tried = seen
                 self.requested.set()
             lost = await asyncio.to_thread(self.loaded.unreadable_secrets)
             if bool(lost) != (SECRETS in self._broken):
                 self.note(SECRETS, broken=bool(lost))
             for file, why in lost:
                 log.get().error("secret_file_unreadable", file=str(file), message=why, consequence="the last one stays")
+
+    def _log_warnings(self) -> None:
+        for warning in (*self.loaded.warnings, *self._web.warnings):
+            log.get().warning("config_warning", field=warning.path, message=str(warning))
 
     def _warn_of_restart(self, new: Config) -> None:
         """Name the settings that are read at the start only."""

@@ -1,11 +1,13 @@
-"""The configuration: one immutable value, read strictly, swapped whole.
+"""The configuration: one immutable value, read strictly, replaced as a whole.
 
-load.py        what others call: file + flags -> Config, or every problem at once
-schema.py      the typed values, each key with a sentence; the JSON Schema
-web_file.py    the web configuration file: file -> WebFile
-rules.py       what two keys say about each other
-read.py        nodes -> typed values
-document.py    text -> nodes, strictly (the only file that imports yaml)
-kinds.py       how one value is written: durations, sizes, addresses, URLs
-secret.py      a value that never prints
+load.py       what others call: file and flags → Config, or every problem at once
+schema.py     the typed configuration: one line per key
+web_file.py   the web configuration file → WebFile
+rules.py      rules between keys
+read.py       nodes → typed values
+keys.py       what a struct says about the keys of a file; the JSON Schema
+yaml.py       text → nodes with their places, strictly; the only file that imports yaml
+values.py     how one value is written: durations, sizes, addresses, URLs
+secret.py     a value that never prints
+files.py      opens regular files without waiting
 """

@@ -54,3 +54,11 @@ def _check(found: os.stat_result) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("is no regular file")
+
+
+def open_to_others(path: Path) -> bool:
+    """Whether every user of the machine may read the file, as far as its own mode tells."""
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IROTH)
+    except OSError:
+        return False

@@ -13,7 +13,16 @@ import msgspec
 from exporter.config.files import read_file, reason, stamp
 from exporter.config.read import Reader, shown
 from exporter.config.rules import Where, check_budget, check_file, check_scopes, fill_watch
-from exporter.config.schema import Collectors, Config, ConfigFile, ScopeConfig, ScopeEntry, json_schema
+from exporter.config.schema import (
+    Collectors,
+    Config,
+    ConfigFile,
+    ProcessConfig,
+    ScopeConfig,
+    ScopeEntry,
+    State,
+    json_schema,
+)
 from exporter.config.secret import Secret
 from exporter.config.values import StateUrl
 from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, clean, parse
@@ -21,6 +30,9 @@ from exporter.errors import ConfigError, Problem
 from exporter.model import Scope
 
 __all__ = ["Loaded", "Override", "json_schema", "load"]
+
+FileVersions = tuple[tuple[str, tuple[int, ...]], ...]
+"""Name and stamp of each file."""
 
 
 class Override(msgspec.Struct, frozen=True):
@@ -31,16 +43,21 @@ class Override(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A valid configuration. `files`: absolute, everything that was read: configuration, scope files, secrets."""
+    """A valid configuration. `files`: absolute, everything that was read: configuration, scope files, secrets.
+
+    `scope_versions`: the scope files as they were just before they were read. All methods read files and directories:
+    they are not for the event loop.
+    """
 
     config: Config
     warnings: tuple[Problem, ...]
     files: tuple[Path, ...]
     scope_globs: tuple[str, ...]
+    scope_versions: FileVersions
     secret_files: tuple[Path, ...] = ()
 
     def unreadable_secrets(self) -> list[tuple[Path, str]]:
-        """The secret files that cannot be read now, and why. Reads files: not for the event loop."""
+        """The secret files that cannot be read now, and why."""
         lost = []
         for file in self.secret_files:
             try:
@@ -49,17 +66,20 @@ class Loaded(msgspec.Struct, frozen=True):
                 lost.append((file, reason(error)))
         return lost
 
-    def secret_stamp(self) -> tuple[object, ...]:
-        """The versions of the secret files: differs when one was changed. Not for the event loop."""
-        return tuple((file, stamp(file)) for file in self.secret_files)
+    def secret_stamp(self) -> FileVersions:
+        """The versions of the secret files: differs when one was changed."""
+        return tuple((str(file), stamp(file)) for file in self.secret_files)
 
-    def scope_stamp(self) -> tuple[object, ...]:
-        """Names and versions of the scope files that match now: differs when one was added, removed or changed.
+    def scope_stamp(self) -> FileVersions:
+        """The versions of the scope files that match now: differs when one was added, removed or changed."""
+        return _versions(self.scope_globs)
 
-        Reads directories, so it is not for the event loop.
-        """
-        names = {name for pattern in self.scope_globs for name in glob.glob(pattern)}
-        return tuple((name, stamp(name)) for name in sorted(names))
+    def half_written(self) -> list[Problem]:
+        """One problem for each scope file that has changed since it was read."""
+        changed = {clean(name, 4096) for name, _ in {*self.scope_versions} ^ {*self.scope_stamp()}}
+        return [
+            Problem(name, 1, 1, "", "is being written: it has changed since it was read") for name in sorted(changed)
+        ]
 
 
 def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[str, str] = os.environ) -> Loaded:
@@ -83,20 +103,16 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
         raise ConfigError([here.problem("", "the file is empty")])
     for dotted, override in (overrides or {}).items():
         root = _override(root, dotted.split("."), override)
-    reader = Reader(environ)
-    reader.problems += problems
-    file, written = _read_file(reader, root)
-    empty = written is None or (isinstance(written, Sequence) and not written.items)
-    if empty and file and not file.scope_files and reader.sound("scope_files"):
-        reader.problem("scopes", "no scope: give scopes or scope_files")
-    defaults = file.collectors if file else Collectors()
-
-    scopes = _scopes(reader, written, "scopes", defaults)
-    patterns = file.scope_files if file else ()
+    reader = Reader(root, environ, problems)
+    file = _read_file(reader)
+    defaults, patterns = (file.collectors, file.scope_files) if file else (Collectors(), ())
+    scopes = _scopes(reader, "scopes", root.get("scopes") if isinstance(root, Mapping) else None, defaults)
+    globs = tuple(str(directory / pattern) for pattern in patterns)
+    versions = _versions(globs)
     parts, warnings = _scope_files(reader, path.parent, patterns)
     for part in parts.values():
         _feed(contents, part.data)
-        scopes += _scopes(part.reader, part.root, "", defaults)
+        scopes += _scopes(part.reader, "", part.root, defaults)
 
     if file:
         warnings = check_file(reader, file) + warnings
@@ -106,36 +122,37 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     problems = [problem for each in readers for problem in sorted(each.problems, key=_position)]
     if problems or file is None:
         raise ConfigError(problems)
-    state = file.state
-    if "state.url" not in reader.places:
-        state = msgspec.structs.replace(state, url=StateUrl().parse(state.url, directory))
+    shared = {name: getattr(file, name) for name in ProcessConfig.__struct_fields__}
+    if not reader.written("state.url"):
+        shared["state"] = _absolute(file.state, directory)
     config = Config(
-        server=file.server,
-        state=state,
-        log=file.log,
-        blueking=file.blueking,
-        counter_birth_hold=file.counter_birth_hold,
-        stale_after=file.stale_after,
-        max_series=file.max_series,
+        **shared,
         scopes=tuple(ScopeConfig(Scope(e.bk_scope_type, e.bk_scope_id), e.name, e.collectors, e.auth) for e in entries),
         sha256=contents.hexdigest(),
     )
-    secrets = [secret for each in readers for secret in each.secret_files]
+    warnings += [problem for each in readers for problem in each.warnings]
+    secrets = tuple(secret for each in readers for secret in each.secret_files)
     files = dict.fromkeys((directory / path.name, *parts, *secrets))
-    globs = tuple(str(directory / pattern) for pattern in patterns)
-    return Loaded(config, tuple(warnings), tuple(files), globs, tuple(secrets))
+    return Loaded(config, tuple(warnings), tuple(files), globs, versions, secrets)
 
 
-def _read_file(reader: Reader, root: Node) -> tuple[ConfigFile | None, Node | None]:
-    """The file without its scopes, and the node of its scopes: they can only be read once the defaults are known."""
-    written: Node | None = None
+def _read_file(reader: Reader) -> ConfigFile | None:
+    """The file without its scopes: these can only be read once the defaults are known."""
+    root, written = reader.root, None
     if isinstance(root, Mapping):
         written = root.get("scopes")
         root = Mapping(root.place, tuple(entry for entry in root.entries if entry[0] != "scopes"))
     file = reader.struct(root, ConfigFile, "")
-    if file is not None:
-        file = msgspec.structs.replace(file, collectors=fill_watch(reader, file.collectors, "collectors"))
-    return file, written
+    if file is None:
+        return None
+    empty = written is None or (isinstance(written, Sequence) and not written.items)
+    if empty and not file.scope_files and reader.has_no_problem("scope_files"):
+        reader.problem("scopes", "no scope: give scopes or scope_files")
+    return msgspec.structs.replace(file, collectors=fill_watch(reader, file.collectors, "collectors"))
+
+
+def _absolute(state: State, directory: Path) -> State:
+    return msgspec.structs.replace(state, url=StateUrl().parse(state.url, directory))
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -144,6 +161,11 @@ class _Part(msgspec.Struct, frozen=True):
     reader: Reader
     data: bytes
     root: Node | None
+
+
+def _versions(globs: tuple[str, ...]) -> FileVersions:
+    names = {name for pattern in globs for name in glob.glob(pattern)}
+    return tuple((name, stamp(name)) for name in sorted(names))
 
 
 def _scope_files(reader: Reader, directory: Path, patterns: tuple[str, ...]) -> tuple[dict[Path, _Part], list[Problem]]:
@@ -164,17 +186,16 @@ def _scope_files(reader: Reader, directory: Path, patterns: tuple[str, ...]) -> 
             except (OSError, ValueError) as error:
                 reader.problem(at, f"{clean(name, 120)} cannot be read: {reason(error)}")
                 continue
-            part = Reader(reader.environ)
-            root, part.problems = parse(data, clean(name, 4096), absolute.parent)
-            parts[absolute] = _Part(part, data, root)
+            root, problems = parse(data, clean(name, 4096), absolute.parent)
+            empty = Scalar(Place(clean(name, 4096), 1, 1, absolute.parent), None)
+            parts[absolute] = _Part(Reader(root or empty, reader.environ, problems), data, root)
     return parts, warnings
 
 
-def _scopes(reader: Reader, node: Node | None, path: str, defaults: Collectors) -> list[Where]:
+def _scopes(reader: Reader, path: str, node: Node | None, defaults: Collectors) -> list[Where]:
     """The scopes of a list, each with `defaults` filled in; wrong ones are left out."""
     if node is None:
         return []
-    reader.places[path] = node.place
     if not isinstance(node, Sequence):
         reader.problem(path, f"want a list of scopes, not {shown(node)}")
         return []
@@ -185,7 +206,7 @@ def _scopes(reader: Reader, node: Node | None, path: str, defaults: Collectors) 
         entry = reader.struct(child, ScopeEntry, at, base)
         if entry is None:
             continue
-        if f"{at}.collectors.job.watch" in reader.places:
+        if reader.written(f"{at}.collectors.job.watch"):
             entry = msgspec.structs.replace(entry, collectors=fill_watch(reader, entry.collectors, f"{at}.collectors"))
         scopes.append(Where(reader, at, entry))
     return scopes

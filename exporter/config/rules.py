@@ -1,4 +1,4 @@
-"""What two keys say about each other. Each rule adds its problem or warning where the decisive key is written."""
+"""Rules between keys. Each adds its problem or warning where the key that decides is written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_file(reader: Reader, file: ConfigFile) -> list[Problem]:
     warnings: list[Problem] = []
     if file.state.lease_ttl != _LEASE_TTL:
         reader.problem("state.lease_ttl", "reserved for the scale-out step; only the default 15s is accepted")
-    if reader.sound("blueking"):
+    if reader.has_no_problem("blueking"):
         warnings += _check_blueking(reader, file.blueking)
     return warnings
 
@@ -143,7 +143,7 @@ def _check_collectors(
 
         def problem(key: str, message: str, name: str = name, *, warning: bool = False) -> None:
             reader, path = defaults, f"collectors.{name}.{key}"
-            if f"{where.path}.collectors.{name}" in where.reader.places:
+            if where.reader.written(f"{where.path}.collectors.{name}"):
                 reader, path = where.reader, f"{where.path}.{path}"
             elif (path, message) in told:
                 return
@@ -155,9 +155,9 @@ def _check_collectors(
             path = f"{where.path}.collectors.{name}.enabled"
             where.reader.problem(path, f"collector {name} takes biz scopes only, not {scope}; set enabled: false here")
         if getattr(blueking, platform) is None:
-            own = f"{where.path}.collectors.{name}.enabled" in where.reader.places
-            explicit = own or f"collectors.{name}.enabled" in defaults.places
-            if explicit and defaults.sound(f"blueking.{platform}"):
+            own = where.reader.written(f"{where.path}.collectors.{name}.enabled")
+            explicit = own or defaults.written(f"collectors.{name}.enabled")
+            if explicit and defaults.has_no_problem(f"blueking.{platform}"):
                 problem("enabled", f"collector {name} is enabled, but there is no blueking.{platform}")
             off = msgspec.structs.replace(config, enabled=False)
             entry = msgspec.structs.replace(entry, collectors=msgspec.structs.replace(entry.collectors, **{name: off}))

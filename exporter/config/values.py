@@ -25,7 +25,7 @@ VARIABLE = r"\$\{"
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class Wrong(Exception):
+class InvalidValue(Exception):
     """A value that does not fit. `shown`: the message goes on with what is written in the file."""
 
     def __init__(self, message: str, suggestion: str = "", *, shown: bool = True) -> None:
@@ -46,7 +46,7 @@ class Kind:
     private = False
 
     def parse(self, value: object, directory: Path) -> Any:
-        """The typed value of a YAML scalar; relative paths start at `directory`. Raises Wrong."""
+        """The typed value of a YAML scalar; relative paths start at `directory`. Raises InvalidValue."""
         raise NotImplementedError
 
     def write(self, value: Any) -> object:
@@ -61,7 +61,7 @@ class Kind:
 class Boolean(Kind):
     def parse(self, value: object, directory: Path) -> bool:
         if not isinstance(value, bool):
-            raise Wrong("want true or false")
+            raise InvalidValue("want true or false")
         return value
 
     def schema(self) -> dict[str, object]:
@@ -78,11 +78,11 @@ class Number(Kind):
 
     def parse(self, value: object, directory: Path) -> int | float:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
-            raise Wrong(self.want)
+            raise InvalidValue(self.want)
         if not abs(value) < 2**63 or math.isnan(value):
-            raise Wrong(self.want)
+            raise InvalidValue(self.want)
         if (self.above is not None and value <= self.above) or (self.least is not None and value < self.least):
-            raise Wrong(self.want)
+            raise InvalidValue(self.want)
         return value if self.whole else float(value)
 
     def write(self, value: Any) -> object:
@@ -108,9 +108,9 @@ class Text(Kind):
 
     def parse(self, value: object, directory: Path) -> Any:
         if not isinstance(value, str) or not self._match(value):
-            raise Wrong(self.want)
+            raise InvalidValue(self.want)
         if CONTROL.search(value):
-            raise Wrong(f"{self.want}, without control characters", shown=False)
+            raise InvalidValue(f"{self.want}, without control characters", shown=False)
         return value
 
     def schema(self) -> dict[str, object]:
@@ -127,7 +127,7 @@ class Choice(Kind):
         if isinstance(value, str) and value in self.words:
             return value
         near = did_you_mean(value, self.words) if isinstance(value, str) and len(value) > 2 else ""
-        raise Wrong(f"want {', '.join(self.words[:-1])} or {self.words[-1]}", near)
+        raise InvalidValue(f"want {', '.join(self.words[:-1])} or {self.words[-1]}", near)
 
     def schema(self) -> dict[str, object]:
         return {"anyOf": [{"enum": list(self.words)}, {"type": "string", "pattern": VARIABLE}]}
@@ -149,13 +149,13 @@ class Duration(Text):
     def parse(self, value: object, directory: Path) -> float:
         if isinstance(value, int | float) and not isinstance(value, bool):
             whole = isinstance(value, int) and 0 <= value < 10**9
-            raise Wrong("a duration needs a unit: s, m, h or d", f"{value}s" if whole else "", shown=False)
+            raise InvalidValue("a duration needs a unit: s, m, h or d", f"{value}s" if whole else "", shown=False)
         text = super().parse(value, directory)
         seconds = sum(int(n) * self._UNITS[unit] for n, unit in re.findall(r"([0-9]+)(ms|[dhms])", text))
         if seconds > self.LONGEST:
-            raise Wrong("want a duration of at most 3650d")
+            raise InvalidValue("want a duration of at most 3650d")
         if not seconds and not self.zero:
-            raise Wrong("want a duration above 0s")
+            raise InvalidValue("want a duration above 0s")
         return float(seconds)
 
     def write(self, value: Any) -> str:
@@ -177,12 +177,12 @@ class Size(Text):
     def parse(self, value: object, directory: Path) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
             near = f"{value}B" if 0 < value < 10**12 else ""
-            raise Wrong("a size needs a unit: B, KiB, MiB or GiB", near, shown=False)
+            raise InvalidValue("a size needs a unit: B, KiB, MiB or GiB", near, shown=False)
         text = super().parse(value, directory)
         number = text.rstrip("BKMGi")
         size = int(number) * self._UNITS[text[len(number) :]]
         if not 1024 <= size <= 2**40:
-            raise Wrong("want a size from 1KiB to 1024GiB")
+            raise InvalidValue("want a size from 1KiB to 1024GiB")
         return size
 
     def write(self, value: Any) -> str:
@@ -202,10 +202,10 @@ class Share(Text):
         if isinstance(value, int | float) and not isinstance(value, bool):
             percent = value * 100 if isinstance(value, float) else value
             near = f"{percent:g}%" if 0 <= percent <= self.LARGEST else ""
-            raise Wrong("a share needs a percent sign", near, shown=False)
+            raise InvalidValue("a share needs a percent sign", near, shown=False)
         percent = float(super().parse(value, directory).removesuffix("%"))
         if percent > self.LARGEST:
-            raise Wrong(f"want a share of at most {self.LARGEST}%")
+            raise InvalidValue(f"want a share of at most {self.LARGEST}%")
         return percent / 100
 
     def write(self, value: Any) -> str:
@@ -237,12 +237,12 @@ class Address(Text):
         text: str = super().parse(value, directory)
         host, _, port = text.rpartition(":")
         if int(port) > 65535:
-            raise Wrong("want a port from 0 to 65535")
+            raise InvalidValue("want a port from 0 to 65535")
         if host.startswith("["):
             try:
                 ipaddress.IPv6Address(host[1:-1])
             except ValueError:
-                raise Wrong("want an IPv6 address inside the brackets") from None
+                raise InvalidValue("want an IPv6 address inside the brackets") from None
         return text
 
 
@@ -258,9 +258,9 @@ class HostName(Text):
             try:
                 return str(ipaddress.IPv6Address(text))
             except ValueError:
-                raise Wrong(self.want) from None
+                raise InvalidValue(self.want) from None
         if not text:
-            raise Wrong(self.want)
+            raise InvalidValue(self.want)
         return text
 
     def write(self, value: Any) -> str:
@@ -277,7 +277,7 @@ class TelemetryPath(Text):
         text: str = super().parse(value, directory)
         parts = text.split("/")[1:]
         if parts[0] in ("-", "api") or "." in parts or ".." in parts or text == "/failures":
-            raise Wrong("want a path like /metrics outside /-/, /api/ and /failures")
+            raise InvalidValue("want a path like /metrics outside /-/, /api/ and /failures")
         return text
 
 
@@ -310,13 +310,13 @@ class Url(Text):
             parts = urlsplit(text)
             host, _ = parts.hostname, parts.port
         except ValueError:
-            raise Wrong("the URL is malformed", shown=False) from None
+            raise InvalidValue("the URL is malformed", shown=False) from None
         if not host or " " in text:
-            raise Wrong("the URL is malformed", shown=False)
+            raise InvalidValue("the URL is malformed", shown=False)
         if "@" in parts.netloc and not self.credentials:
-            raise Wrong("no user and password in URLs; use blueking.auth", shown=False)
+            raise InvalidValue("no user and password in URLs; use blueking.auth", shown=False)
         if parts.query or parts.fragment or "?" in text or "#" in text:
-            raise Wrong("no query and no fragment in the URL", shown=False)
+            raise InvalidValue("no query and no fragment in the URL", shown=False)
         return text.rstrip("/")
 
 
@@ -337,7 +337,7 @@ class StateUrl(Text):
 
     def parse(self, value: object, directory: Path) -> str:
         if isinstance(value, str) and value.startswith(("redis:", "rediss:")):
-            raise Wrong("redis is reserved for the scale-out step; want sqlite:PATH or memory:", shown=False)
+            raise InvalidValue("redis is reserved for the scale-out step; want sqlite:PATH or memory:", shown=False)
         text: str = super().parse(value, directory)
         if text == "memory:":
             return text
@@ -356,11 +356,15 @@ class File(Text):
             with open_file(file) as stream:
                 stream.read(1)
         except (OSError, ValueError) as error:
-            raise Wrong(f"cannot be read: {reason(error)}", shown=False) from None
+            raise InvalidValue(f"cannot be read: {reason(error)}", shown=False) from None
         return file
 
     def write(self, value: Any) -> str:
         return str(value)
+
+
+class KeyFile(File):
+    """The file of a private key."""
 
 
 class SecretText(Text):
@@ -384,6 +388,6 @@ class SecretFile(Text):
         try:
             return Secret.from_file(directory / super().parse(value, directory))
         except OSError as error:
-            raise Wrong(f"cannot be read: {reason(error)}", shown=False) from None
+            raise InvalidValue(f"cannot be read: {reason(error)}", shown=False) from None
         except ValueError as error:
-            raise Wrong(f"the file {error}", shown=False) from None
+            raise InvalidValue(f"the file {error}", shown=False) from None

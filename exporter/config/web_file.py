@@ -14,11 +14,11 @@ from typing import Annotated, Any
 import msgspec
 
 from exporter.config.files import read_file, reason
+from exporter.config.keys import Named, keys
 from exporter.config.read import Reader
-from exporter.config.schema import Items, Key
 from exporter.config.secret import Secret
-from exporter.config.values import Boolean, Choice, File, Kind, Number, Text, Wrong
-from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, join, parse
+from exporter.config.values import Choice, InvalidValue, KeyFile, Kind, Number
+from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, find, join, parse
 from exporter.errors import ConfigError, Problem
 
 CIPHERS = {
@@ -49,7 +49,7 @@ class _Pem(Kind):
 
     def parse(self, value: object, directory: Path) -> Secret:
         if not isinstance(value, str) or "-----BEGIN " not in value:
-            raise Wrong("want PEM text", shown=False)
+            raise InvalidValue("want PEM text", shown=False)
         return Secret(value)
 
 
@@ -63,9 +63,9 @@ class _Header(Kind):
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)  # X-XSS-Protection: 0
         if not isinstance(value, str) or not value.isprintable():
-            raise Wrong("want text without control characters", shown=False)
+            raise InvalidValue("want text without control characters", shown=False)
         if value and self.allowed and value not in self.allowed:
-            raise Wrong(f"want {' or '.join(self.allowed)}")
+            raise InvalidValue(f"want {' or '.join(self.allowed)}")
         return value
 
 
@@ -78,8 +78,8 @@ class _Cipher(Choice):
     def parse(self, value: object, directory: Path) -> str:
         try:
             return super().parse(value, directory)
-        except Wrong as wrong:
-            raise Wrong("want the name of a secure suite as Go writes it", wrong.suggestion) from None
+        except InvalidValue as wrong:
+            raise InvalidValue("want the name of a secure suite as Go writes it", wrong.suggestion) from None
 
 
 class _GoDuration(Kind):
@@ -91,82 +91,67 @@ class _GoDuration(Kind):
         if value in (0, "0") and not isinstance(value, bool):
             return 0.0
         if not isinstance(value, str) or len(value) > 64 or not value or self._part.sub("", value):
-            raise Wrong("want a duration like 1s or 250ms, or 0")
+            raise InvalidValue("want a duration like 1s or 250ms, or 0")
         return sum(float(number) * _GO_UNITS[unit] for number, unit in self._part.findall(value))
-
-
-_BOOLEAN = Boolean()
-_FILE = File()
-_PEM = _Pem()
 
 
 class TlsServer(msgspec.Struct, frozen=True):
     """The section `tls_server_config`."""
 
-    cert: Annotated[Secret | None, Key(_PEM, "Certificate chain as PEM text.", null=True)] = None
-    key: Annotated[Secret | None, Key(_PEM, "Private key as PEM text.", null=True)] = None
-    client_ca: Annotated[Secret | None, Key(_PEM, "CA of client certificates as PEM text.", null=True)] = None
-    cert_file: Annotated[Path | None, Key(_FILE, "Certificate chain.", null=True)] = None
-    key_file: Annotated[Path | None, Key(_FILE, "Private key.", null=True)] = None
-    client_ca_file: Annotated[Path | None, Key(_FILE, "CA of client certificates.", null=True)] = None
+    cert: Annotated[Secret | None, _Pem(), "Certificate chain as PEM text."] = None
+    key: Annotated[Secret | None, _Pem(), "Private key as PEM text."] = None
+    client_ca: Annotated[Secret | None, _Pem(), "CA of client certificates as PEM text."] = None
+    cert_file: Annotated[Path | None, "Certificate chain."] = None
+    key_file: Annotated[Path | None, KeyFile(), "Private key."] = None
+    client_ca_file: Annotated[Path | None, "CA of client certificates."] = None
     client_auth_type: Annotated[
         str,
-        Key(
-            Choice("NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert", *_UNSUPPORTED_AUTH),
-            "Whether clients need a certificate.",
-        ),
+        Choice("NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert", *_UNSUPPORTED_AUTH),
+        "Whether clients need a certificate.",
     ] = "NoClientCert"
-    client_allowed_sans: Annotated[
-        tuple[str, ...] | None, Key(Items(Text()), "Names of which a client certificate must carry one.", null=True)
-    ] = None
-    min_version: Annotated[str, Key(Choice(*VERSIONS), "Lowest TLS version.")] = "TLS12"
-    max_version: Annotated[str, Key(Choice(*VERSIONS), "Highest TLS version.")] = "TLS13"
+    client_allowed_sans: Annotated[tuple[str, ...] | None, "Names of which a client certificate must carry one."] = None
+    min_version: Annotated[str, Choice(*VERSIONS), "Lowest TLS version."] = "TLS12"
+    max_version: Annotated[str, Choice(*VERSIONS), "Highest TLS version."] = "TLS13"
     cipher_suites: Annotated[
-        tuple[str, ...], Key(Items(_Cipher(*CIPHERS, *CIPHERS_TLS13)), "Suites up to TLS 1.2.", null=True)
+        tuple[Annotated[str, _Cipher(*CIPHERS, *CIPHERS_TLS13)], ...], "Suites up to TLS 1.2."
     ] = ()
-    prefer_server_cipher_suites: Annotated[bool, Key(_BOOLEAN, "Whose order of suites counts.")] = True
-    curve_preferences: Annotated[tuple[str, ...], Key(Items(Choice(*CURVES)), "One curve.", null=True)] = ()
+    prefer_server_cipher_suites: Annotated[bool, "Whose order of suites counts."] = True
+    curve_preferences: Annotated[tuple[Annotated[str, Choice(*CURVES)], ...], "One curve."] = ()
 
 
 class _Headers(msgspec.Struct, frozen=True):
-    csp: Annotated[str, Key(_Header(), "", null=True, name="Content-Security-Policy")] = ""
-    frame: Annotated[str, Key(_Header("deny", "sameorigin"), "", null=True, name="X-Frame-Options")] = ""
-    content_type: Annotated[str, Key(_Header("nosniff"), "", null=True, name="X-Content-Type-Options")] = ""
-    xss: Annotated[str, Key(_Header(), "", null=True, name="X-XSS-Protection")] = ""
-    hsts: Annotated[str, Key(_Header(), "", null=True, name="Strict-Transport-Security")] = ""
+    csp: Annotated[str, _Header(), Named("Content-Security-Policy")] = ""
+    frame: Annotated[str, _Header("deny", "sameorigin"), Named("X-Frame-Options")] = ""
+    content_type: Annotated[str, _Header("nosniff"), Named("X-Content-Type-Options")] = ""
+    xss: Annotated[str, _Header(), Named("X-XSS-Protection")] = ""
+    hsts: Annotated[str, _Header(), Named("Strict-Transport-Security")] = ""
 
     def named(self) -> dict[str, str]:
-        names = (
-            "Content-Security-Policy",
-            "X-Frame-Options",
-            "X-Content-Type-Options",
-            "X-XSS-Protection",
-            "Strict-Transport-Security",
-        )
-        return {name: value for name, value in zip(names, msgspec.structs.astuple(self), strict=True) if value}
+        named = {name: getattr(self, key.field) for name, key in keys(_Headers).items()}
+        return {name: value for name, value in named.items() if value}
 
 
 class _Http(msgspec.Struct, frozen=True):
-    http2: Annotated[bool, Key(_BOOLEAN, "")] = False
-    headers: Annotated[_Headers | None, Key(_Headers, "", null=True)] = None
+    http2: bool = False
+    headers: _Headers = _Headers()
 
 
 class _RateLimit(msgspec.Struct, frozen=True):
-    interval: Annotated[float, Key(_GoDuration(), "")] = 0.0
-    burst: Annotated[int, Key(Number(whole=True, least=0), "")] = 0
+    interval: Annotated[float, _GoDuration()] = 0.0
+    burst: Annotated[int, Number(whole=True, least=0)] = 0
 
 
 class _Root(msgspec.Struct, frozen=True):
-    tls_server_config: Annotated[TlsServer | None, Key(TlsServer, "", null=True)] = None
-    http_server_config: Annotated[_Http | None, Key(_Http, "", null=True)] = None
-    rate_limit: Annotated[_RateLimit | None, Key(_RateLimit, "", null=True)] = None
+    tls_server_config: TlsServer | None = None
+    http_server_config: _Http = _Http()
+    rate_limit: _RateLimit = _RateLimit()
 
 
 class WebFile(msgspec.Struct, frozen=True):
     """A valid web configuration file.
 
     `users`: name → bcrypt hash. `interval` (seconds) and `burst` of the rate limit, 0.0 for none. `files`: absolute,
-    everything that was read. `places`: where each dotted path is written.
+    everything that was read. `root`: the file as it is written.
     """
 
     tls: TlsServer | None
@@ -175,54 +160,48 @@ class WebFile(msgspec.Struct, frozen=True):
     interval: float
     burst: int
     files: tuple[Path, ...]
-    places: dict[str, Place]
+    warnings: tuple[Problem, ...]
+    root: Node
 
     def problem(self, path: str, message: str) -> Problem:
         """A problem about `path`, shown where it or its section is written."""
-        return (self.places.get(path) or self.places.get(path.partition(".")[0]) or self.places[""]).problem(
-            path, message
-        )
+        return find(self.root, path)[0].place.problem(path, message)
 
 
 def load_web(path: Path) -> WebFile:
     """Read and check the file. Raises ConfigError with every problem; messages hold no hash and no key."""
     directory = Path(os.path.abspath(path.parent))
-    here = Place(str(path), 1, 1, directory)
     try:
         data = read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
+        here = Place(str(path), 1, 1, directory)
         raise ConfigError([here.problem("", f"cannot be read: {reason(error)}")]) from None
     root, problems = parse(data, str(path), directory)
     if root is None:
         raise ConfigError(problems)
     if isinstance(root, Scalar) and root.value is None:
         root = Mapping(root.place, ())
-    root = _literal(root)
     # There are no variables in this format, and a bcrypt hash is full of dollar signs.
-    reader = Reader({})
-    reader.problems += problems
-    users: dict[str, str] = {}
-    if isinstance(root, Mapping) and (node := root.get("basic_auth_users")) is not None:
-        reader.places["basic_auth_users"] = node.place
-        users = _users(reader, node)
+    reader = Reader(_literal(root), {}, problems, null_is_absent=True)
+    users, root = _users(reader), reader.root
+    if isinstance(root, Mapping):
         root = Mapping(root.place, tuple(entry for entry in root.entries if entry[0] != "basic_auth_users"))
     file = reader.struct(root, _Root, "")
-    if file is None:
-        raise ConfigError(reader.problems)
-    _check(reader, file)
-    if reader.problems:
+    if file is not None:
+        _check(reader, file)
+    if reader.problems or file is None:
         raise ConfigError(sorted(reader.problems, key=lambda problem: (problem.line, problem.column)))
     tls = file.tls_server_config
     named = (tls.cert_file, tls.key_file, tls.client_ca_file) if tls else ()
-    http, limit = file.http_server_config or _Http(), file.rate_limit or _RateLimit()
     return WebFile(
         tls=tls,
-        headers=http.headers.named() if http.headers else {},
+        headers=file.http_server_config.headers.named(),
         users=users,
-        interval=limit.interval,
-        burst=limit.burst,
+        interval=file.rate_limit.interval,
+        burst=file.rate_limit.burst,
         files=(directory / path.name, *(one for one in named if one)),
-        places=dict(reader.places),
+        warnings=tuple(reader.warnings),
+        root=reader.root,
     )
 
 
@@ -234,30 +213,32 @@ def _literal(node: Node) -> Node:
     return Mapping(node.place, tuple((key, place, _literal(child)) for key, place, child in node.entries))
 
 
-def _users(reader: Reader, node: Node) -> dict[str, str]:
-    users: dict[str, str] = {}
-    if isinstance(node, Scalar) and node.value is None:
-        return users
+def _users(reader: Reader) -> dict[str, str]:
+    node, written = find(reader.root, "basic_auth_users")
+    if not written or node == Scalar(node.place, None, literal=True):
+        return {}
     if not isinstance(node, Mapping):
-        reader.wrong(node, "basic_auth_users", "want a mapping of user names to bcrypt hashes")
-        return users
+        reader.problem("basic_auth_users", "want a mapping of user names to bcrypt hashes")
+        return {}
+    users: dict[str, str] = {}
     for name, place, child in node.entries:
         path = join("basic_auth_users", name)
         if not name or ":" in name:
             reader.problems.append(place.problem(path, "a user name is not empty and holds no colon"))
         elif not isinstance(child, Scalar) or not isinstance(child.value, str) or not _HASH.fullmatch(child.value):
-            reader.wrong(child, path, "want a bcrypt hash ($2y$..., as htpasswd -nB writes it)")
+            message = "want a bcrypt hash ($2y$..., as htpasswd -nB writes it)"
+            reader.problems.append(child.place.problem(path, message))
         else:
             users[name] = child.value
     return users
 
 
 def _check(reader: Reader, file: _Root) -> None:
-    if file.http_server_config and file.http_server_config.http2:
+    if file.http_server_config.http2:
         reader.problem("http_server_config.http2", "HTTP/2 is not supported; leave it out or say false")
-    if (limit := file.rate_limit) and limit.interval and not limit.burst:
+    if file.rate_limit.interval and not file.rate_limit.burst:
         reader.problem("rate_limit.burst", "want at least 1: with 0 every request would be refused")
-    if (tls := file.tls_server_config) and reader.sound("tls_server_config"):
+    if (tls := file.tls_server_config) and reader.has_no_problem("tls_server_config"):
         _check_tls(reader, tls)
 
 

@@ -87,6 +87,21 @@ def parse(data: bytes, file: str, directory: Path) -> tuple[Node | None, list[Pr
         return None, [*reader.problems, broken.problem]
 
 
+def find(root: Node, path: str) -> tuple[Node, bool]:
+    """The node at a dotted path and True, or the nearest one around it and False."""
+    node = root
+    for part in re.findall(r"[^.\[\]]+", path):
+        child: Node | None = None
+        if isinstance(node, Mapping):
+            child = node.get(part)
+        elif isinstance(node, Sequence) and part.isdecimal() and int(part) < len(node.items):
+            child = node.items[int(part)]
+        if child is None:
+            return node, False
+        node = child
+    return node, True
+
+
 def clean(text: str, limit: int = 40) -> str:
     """Somebody's text for a message: one line, at most `limit` characters."""
     text = "".join(character if character.isprintable() else "?" for character in text[: limit + 1])

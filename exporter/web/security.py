@@ -281,6 +281,7 @@ class WebConfig:
         """Read the file; without one everything is open. Raises ConfigError."""
         self.users = Users()
         self.current = Current()
+        self.warnings: tuple[Problem, ...] = ()
         self._path = path
         self._on_reload = on_reload
         self._files: tuple[Path, ...] = ()
@@ -337,6 +338,7 @@ class WebConfig:
         if (file.interval, file.burst) == self.current.limiter.rate:
             current = msgspec.structs.replace(current, limiter=self.current.limiter)
         self._files, self._stamps, self.current = file.files, stamps, current
+        self.warnings = file.warnings
 
 
 def _read(path: Path) -> tuple[WebFile, Current, tuple[object, ...]]:

@@ -160,6 +160,7 @@ def test_F37_broken_file(path: Path) -> None:
 def test_contract_example(write: Write) -> None:
     """The documented example loads without warnings, with every value typed."""
     secret = write("s3cret\n", "app_secret")
+    secret.chmod(0o600)
     path = write(CONTRACT)
     loaded = load(path, environ={})
     config = loaded.config
@@ -612,6 +613,21 @@ scopes: [{{bk_scope_type: biz, bk_scope_id: 2, collectors: {scope}}}, {{bk_scope
     assert "store the job as successful" in warning
     gateway = path.read_text().replace("api: esb", "api: gateway")
     assert load(write(gateway), environ={}).warnings == ()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o604])
+@pytest.mark.parametrize("key", ["app_secret_file", "key_file"])
+def test_F65_a_secret_that_others_can_read_is_warned_about(write: Write, key: str, mode: int) -> None:
+    """The file of a secret or private key is for its owner, and a group of readers at most."""
+    write("x", "cert")
+    write("x", "key").chmod(mode)
+    text = MINIMAL.replace("  auth:", "  tls: {cert_file: cert, key_file: key}\n  auth:")
+    place = "4:36: blueking.tls.key_file"
+    if key == "app_secret_file":
+        text, place = MINIMAL.replace("app_secret: hunter2canary", "app_secret_file: key"), "4:40: blueking.auth." + key
+    path = write(text)
+    expected = [f"config.yaml:{place}: others can read the file: chmod o-r"] if mode & 0o004 else []
+    assert warned(load(path, environ={}), path) == expected
 
 
 @pytest.mark.parametrize("auth", ["access_token: t", "app_code: a, app_secret: s, bk_token: t"])
