@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DEMO   := .venv-demo
 SOURCE := exporter tests scripts deploy mixin
 
-.PHONY: demo test coverage check format docs soak bench image-test findings clean
+.PHONY: demo test coverage check format docs soak bench image-test findings fresh clean
 
-demo: $(READY)  ## a simulated BlueKing and the exporter watching it
-	$(BIN)/blueking-exporter demo $(ARGS)
+demo: $(DEMO)/.ready  ## a simulated BlueKing and the exporter watching it
+	$(DEMO)/bin/python -m exporter demo $(ARGS)
 
 test: $(READY) components  ## the whole suite; ARGS="-k name" for a part of it
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
@@ -46,8 +47,11 @@ image-test: $(READY)  ## build and run the image with buildah on a base made of 
 findings:  ## run every script of findings/; each fails when what it found has changed
 	for script in findings/*.sh; do sh $$script || exit 1; done
 
+fresh:  ## both commands of the README in a fresh Debian 12; ARGS=demo or ARGS=test for one of them
+	sh scripts/fresh.sh $(ARGS)
+
 clean:
-	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* build dist
+	rm -rf $(VENV) $(DEMO) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* build dist
 
 .PHONY: components
 components:
@@ -55,5 +59,9 @@ components:
 	sh scripts/newer_components.sh
 
 $(READY): pyproject.toml scripts/venv.sh
-	sh scripts/venv.sh $(PYTHON) $(VENV)
+	sh scripts/venv.sh $(PYTHON) $(VENV) development
+	touch $@
+
+$(DEMO)/.ready: pyproject.toml scripts/venv.sh
+	sh scripts/venv.sh $(PYTHON) $(DEMO) product
 	touch $@

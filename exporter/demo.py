@@ -22,7 +22,7 @@ async def demo(overrides: Mapping[str, Override], *, seed: int, say: Callable[[s
     async with SimulatorServer(platform) as server:
         with tempfile.TemporaryDirectory(prefix="blueking-exporter-demo-") as directory:
             file = Path(directory) / "config.yaml"
-            file.write_text(sample_config(server.url, platform, interval="2s"), encoding="utf-8")
+            file.write_text(sample_config(server.url, platform), encoding="utf-8")
             loaded = load(file, overrides)
             log.configure(loaded.config.log.level, loaded.config.log.format)
 

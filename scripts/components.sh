@@ -12,6 +12,7 @@ amtool:prometheus-alertmanager
 redis-server:redis-server
 chromium:chromium
 systemd-analyze:systemd
+npm:npm
 "
 missing= packages=
 for pair in $wanted; do

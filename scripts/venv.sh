@@ -1,8 +1,9 @@
 #!/bin/sh
-# Make the virtual environment with everything that make needs: the package itself (editable), its extras, the dev group.
-# usage: venv.sh PYTHON VENV
+# Make a virtual environment.
+#   venv.sh PYTHON VENV product       what the exporter imports; it runs from this folder
+#   venv.sh PYTHON VENV development   the exporter itself (editable), its extras, and what tests and checks need
 set -eu
-python=$1 venv=$2
+python=$1 venv=$2 what=$3
 
 "$python" - <<'PY' || exit 1
 import sys
@@ -23,6 +24,16 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
 fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-# Dependency groups need pip 25.1; Debian 12 brings 23.0.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[redis,web-auth]' --group dev
+pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
+case $what in
+product)
+    dependencies=$("$venv/bin/python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")')
+    printf '%s\n' "$dependencies" > "$venv/requirements.txt"
+    pip install --requirement "$venv/requirements.txt"
+    ;;
+development)
+    # Dependency groups need pip 25.1; Debian 12 brings 23.0.
+    pip install 'pip>=25.1'
+    pip install --editable '.[redis,web-auth]' --group dev
+    ;;
+esac

@@ -42,13 +42,16 @@ def add_routes(app: web.Application, platform: Platform) -> None:
 
     async def ledger(request: web.Request) -> web.Response:
         query: dict[str, Any] = dict(request.query)
-        truth = platform.job.truth(
-            _scope(query),
-            int(query.get("since_ms", 0)),
-            int(query["until_ms"]) if "until_ms" in query else None,
-            host_results=query.get("host_results", "failed"),
-            dialect=query.get("dialect", "v4"),
-        )
+        try:
+            truth = platform.job.truth(
+                _scope(query),
+                int(query.get("since_ms", 0)),
+                int(query["until_ms"]) if "until_ms" in query else None,
+                host_results=query.get("host_results", "failed"),
+                dialect=query.get("dialect", "v4"),
+            )
+        except (KeyError, ValueError) as error:
+            return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
         return web.json_response(truth.as_json())
 
     async def nodeman_ledger(request: web.Request) -> web.Response:

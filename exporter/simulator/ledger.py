@@ -10,7 +10,7 @@ are two here: let at least one poll pass between two ends of the same execution 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -174,6 +174,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.records: dict[int, Record] = {}
+        self.begins_ms = 0
+        """What ended before it may have been forgotten."""
         self._by_scope: dict[Scope, list[Record]] = {}
 
     def created(self, record: Record) -> None:
@@ -182,6 +184,15 @@ class Ledger:
 
     def changed(self, execution: int, change: Change) -> None:
         self.records[execution].changes.append(change)
+
+    def forget(self, until_ms: int, known: Container[int]) -> None:
+        """Drop what was created before `until_ms`, except these executions."""
+        before = len(self.records)
+        for scope, records in self._by_scope.items():
+            self._by_scope[scope] = [one for one in records if one.create_ms >= until_ms or one.id in known]
+        self.records = {one.id: one for records in self._by_scope.values() for one in records}
+        if len(self.records) < before:
+            self.begins_ms = until_ms
 
     def truth(
         self,
@@ -197,7 +208,10 @@ class Ledger:
 
         What had ended by the baseline counts nothing; what was unfinished then is not in `created` but counts when it
         ends. `dialect` v3 (the ESB too): no IPv6 addresses, and no host results of an execution with a container in it.
+        Raises ValueError when part of it has been forgotten.
         """
+        if since_ms < self.begins_ms:
+            raise ValueError(f"the ledger begins at {self.begins_ms} ms")
         truth = Truth()
         runs: list[_Run] = []
         baseline: dict[int, set[tuple[int, int]]] = {}

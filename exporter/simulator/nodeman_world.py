@@ -350,6 +350,9 @@ class NodemanWorld:
         self.jobs: dict[int, Job] = {}
         self.legacy_tasks: dict[int, LegacyTask] = {}
         self._open: dict[int, Job] = {}
+        self._keep = math.inf
+        self._forget_at = math.inf
+        self._pinned: frozenset[int] = frozenset()
 
     def now(self) -> float:
         """The time of the event being carried out, else the clock's."""
@@ -370,7 +373,30 @@ class NodemanWorld:
                 self._event_time = None
         for job in list(self._open.values()):
             self._settle(job, now)
+        if now >= self._forget_at:
+            self._forget(now)
         return now
+
+    def keep_for(self, seconds: float) -> None:
+        """From now on forget jobs that ended longer ago than that, with their tasks; those that exist now stay."""
+        self._keep = seconds
+        self._pinned = frozenset(self.jobs)
+        self._forget_at = self.now()
+
+    def _forget(self, now: float) -> None:
+        self._forget_at = now + self._keep / 10
+        for job in list(self.jobs.values()):
+            subscription = job.subscription
+            ended = job.id not in self._open and job.end_time is not None and job.end_time < now - self._keep
+            # The newest task of a policy is what the policy shows.
+            shown = subscription.name is not None and max(subscription.tasks, default=0) in job.task_ids
+            if not ended or shown or job.id in self._pinned:
+                continue
+            del self.jobs[job.id]
+            for id in job.task_ids:
+                del subscription.tasks[id]
+            if not subscription.tasks:
+                del self.subscriptions[subscription.id]
 
     # What somebody does on the platform
 
@@ -692,6 +718,8 @@ class Traffic:
         return self._next(biz)
 
     def _retry(self, job: Job) -> None:
+        if job.id not in self.world.jobs:
+            return
         failed = [r.target for r in job.subscription.latest(job.task_ids) if r.status(self.world.now()) == "FAILED"]
         self.world.retry(
             job, self._outcomes(job.job_type, failed), duration=self.world.random.uniform(20, 120) / self.speed

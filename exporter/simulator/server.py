@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import ipaddress
 import json
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from email.utils import formatdate
 from types import TracebackType
@@ -19,6 +21,10 @@ from exporter.simulator.faults import Fault
 from exporter.simulator.platform import Answer, Call, Endpoint, Platform
 
 PLATFORM = web.AppKey("platform", Platform)
+KEPT = 600.0
+"""Seconds for which the commands keep what has ended beyond the past that they begin with."""
+CALLS = 10_000
+"""Calls that the commands remember."""
 
 
 ROUTES: tuple[Callable[[Platform], Iterable[Endpoint]], ...] = (api.routes, nodeman_api.routes)
@@ -145,7 +151,7 @@ def default_scopes(count: int) -> list[Scope]:
     return [*(Scope("biz", str(2 + index)) for index in range(count)), Scope("biz_set", "9001")]
 
 
-def sample_config(url: str, platform: Platform, *, interval: str = "5s") -> str:
+def sample_config(url: str, platform: Platform) -> str:
     """A configuration (YAML text) with which the exporter watches this simulator: NodeMan in businesses, JOB
     everywhere."""
     world = nodeman_api.world_of(platform)
@@ -173,13 +179,14 @@ blueking:
   requests_per_second: 50
 collectors:
   job:
-    interval: {interval}
+    interval: 10s
     lookback: 2m
+    reopen_window: 10m
     watch: [{{name: nightly-backup, max_age: 1h}}, {{name: disk-check, max_age: 30m}}, {{name: release}}]
-  nodeman_job: {{interval: {interval}}}
-  nodeman_subscription: {{interval: {interval}}}
-  nodeman_task: {{interval: {interval}}}
-counter_birth_hold: 5s
+  nodeman_job: {{interval: 10s, max_finished_age: 10m}}
+  nodeman_subscription: {{interval: 10s}}
+  nodeman_task: {{interval: 10s}}
+counter_birth_hold: 45s   # for scrapes every 30 s
 scopes:
 {scopes}
 """
@@ -228,14 +235,23 @@ def _is_v6(host: str) -> bool:
         return False
 
 
-def create_platform(*, seed: int = 1, scopes: int = 3, speed: float = 1.0, fault_list: str = "") -> Platform:
-    """A populated platform as the commands `simulate` and `demo` use it. Raises ValueError for an unknown fault."""
-    platform = Platform(seed=seed, scopes=default_scopes(scopes), speed=speed)
+def create_platform(
+    *, seed: int = 1, scopes: int = 3, speed: float = 1.0, fault_list: str = "", now: Callable[[], float] = time.time
+) -> Platform:
+    """A populated platform as the commands `simulate` and `demo` use it. Raises ValueError for an unknown fault.
+
+    It may run for days: it forgets executions and jobs that ended long ago, and all but the newest calls.
+    """
+    platform = Platform(seed=seed, scopes=default_scopes(scopes), speed=speed, now=now)
     platform.faults.add(*faults.parse_faults(fault_list))
     platform.rate_limit = 100
     # Enough of a past to look at, however fast it went by and however many scopes share the work of making it.
-    platform.job.populate(history=max(300.0, 3600.0 / speed / max(1, scopes / 100)))
+    history = max(300.0, 3600.0 / speed / max(1, scopes / 100))
+    platform.job.populate(history=history)
     nodeman_api.populate(platform, history=600.0)
+    platform.job.keep_for(history + KEPT)
+    nodeman_api.world_of(platform).keep_for(600.0 + KEPT)
+    platform.calls = deque(maxlen=CALLS)
     return platform
 
 

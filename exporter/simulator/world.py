@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from exporter.model import HOST_ALREADY_SUCCEEDED, HOST_SUCCESS, HOST_WAITING, Host, Scope
+from exporter.model import HOST_ALREADY_SUCCEEDED, HOST_SUCCESS, HOST_WAITING, Host, Scope, job_outcome
 from exporter.simulator.ledger import Attempt, Change, HostResult, HostResults, Ledger, Record, Truth
 
 PENDING, RUNNING, SUCCESS, FAILED, IGNORED, WAITING_USER, STOPPING, STOPPED, ABANDONED, ROLLING_WAITING = (
@@ -155,6 +155,8 @@ class JobWorld:
         self.flowing = True
         """Whether the traffic of `populate` goes on."""
         self._now = now
+        self._keep_ms = math.inf
+        self._forget_at = math.inf
         self._at = int(now() * 1000)
         self._advancing = False
         self._events: list[tuple[int, int, Callable[[], None]]] = []
@@ -184,6 +186,28 @@ class JobWorld:
                 event()
         finally:
             self._advancing = False
+        if limit >= self._forget_at:
+            self._forget(limit)
+
+    def keep_for(self, seconds: float) -> None:
+        """From now on forget what was created longer ago than that and has ended, in the ledger too."""
+        self._keep_ms = seconds * 1000
+        self._forget_at = self.time
+
+    def _forget(self, now: int) -> None:
+        self._forget_at = now + self._keep_ms / 10
+        limit = now - int(self._keep_ms)
+        for history in self._history.values():
+            count = bisect.bisect_left(history, (limit, 0))
+            kept = [entry for entry in history[:count] if not self._ended(self._executions[entry[1]])]
+            for entry in set(history[:count]).difference(kept):
+                del self._executions[entry[1]]
+            history[:count] = kept
+        self.ledger.forget(limit, self._executions.keys())
+
+    @staticmethod
+    def _ended(row: Execution) -> bool:
+        return row.gone or job_outcome(row.status, row.end_time is not None) is not None
 
     def between(self, scope: Scope, begin: int, end: int) -> list[Execution]:
         """The visible executions created in [begin, end], newest first; ties in a new random order each time."""

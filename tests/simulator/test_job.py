@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from exporter.model import Host, Scope
 from exporter.simulator.faults import FAULTS, Fault, parse_faults
 from exporter.simulator.ledger import Failing
+from exporter.simulator.nodeman_api import world_of
 from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer, create_platform, sample_config
 from exporter.simulator.world import JobWorld, Outcome, StepScript, Target, target
@@ -910,6 +912,38 @@ async def test_control_over_http(job: Client) -> None:
         calls = (await response.json())["calls"]
     assert [(call["api"], call["dialect"], call["scope"]) for call in calls] == [(LIST, "v4", "biz/2")]
     assert "simulated" not in json.dumps(calls), "the log of calls holds no secret"
+
+
+def test_a_simulator_that_runs_for_days_is_bounded() -> None:
+    """After hours it holds no more than after half an hour, and what the sample configuration names is still there."""
+    clock = Time()
+    platform = create_platform(seed=1, scopes=2, speed=5, now=clock)
+    nodeman = world_of(platform)
+    named = set(nodeman.jobs)
+
+    def held() -> Counter[str]:
+        nodeman.advance()
+        listed = sum(len(platform.job.between(scope, 0, clock.ms)) for scope in platform.scopes)
+        tasks = sum(len(subscription.tasks) for subscription in nodeman.subscriptions.values())
+        return Counter(
+            executions=listed, records=len(platform.job.ledger.records), jobs=len(nodeman.jobs),
+            subscriptions=len(nodeman.subscriptions), tasks=tasks,
+        )  # fmt: skip
+
+    sizes = []
+    for _ in range(8):
+        for _ in range(30):
+            clock.at += 60
+            size = held()
+        sizes.append(size)
+    for name, first in sizes[0].items():
+        assert first > 50, "the traffic goes on"
+        assert all(later[name] < 2 * first for later in sizes[1:]), name
+    assert named <= set(nodeman.jobs)
+    with pytest.raises(ValueError, match="the ledger begins at"):
+        platform.job.truth(BIZ)
+    assert platform.job.truth(BIZ, since_ms=platform.job.ledger.begins_ms).finished
+    assert platform.calls.maxlen
 
 
 def test_sample_config_and_platform() -> None:
