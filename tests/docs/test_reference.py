@@ -181,7 +181,7 @@ def test_the_page_shows_what_the_contract_names(tmp_path: Path, simulated: Simul
         simulated.fault("http_500", times=3)
         daemon.wait(lambda page: any(name.endswith("collector_errors_total") for name, _ in page))
         daemon.wait_success()
-        daemon.wait(lambda page: any(name == "blueking_exporter_state_bytes" for name, _ in page))
+        daemon.wait(lambda page: any(name == "blueking_exporter_event_loop_lag_seconds" for name, _ in page))
         status, body = daemon.get("/metrics", headers={"Accept": form.value})
     assert status == 200
     shown: dict[str, Row] = {}
