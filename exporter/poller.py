@@ -83,6 +83,7 @@ class Poller:
         self.report = PollReport()
         self.reason: Reason | None = None
         self.message = ""
+        self.request_id = ""
         self.next_poll: float | None = None
         self.exposed = Exposed(
             collector, services.page, services.telemetry, services.clock, settings.hold, settings.stale_after
@@ -201,7 +202,9 @@ class Poller:
             observation = await self.observe(records)
             await self._commit(observation.observed.state)
         except ApiError as error:
-            self._failed(error.reason, str(error), api=error.api, code=error.code, status=error.status)
+            self._failed(
+                error.reason, str(error), error.request_id, api=error.api, code=error.code, status=error.status
+            )
         except StateError as error:
             self._failed("state", str(error))
         except Exception as error:
@@ -275,7 +278,7 @@ class Poller:
         self._update(
             state=observed.state, samples=observation.samples, success=True, completed=completed, current=current
         )
-        self.reason, self.message = None, ""
+        self.reason, self.message, self.request_id = None, "", ""
         if observation.full and not self._full:
             self._log.warning("max_series_reached", consequence="new label values of the platform are shown as other")
         self._full = observation.full
@@ -288,11 +291,13 @@ class Poller:
                 self._unknown.add((field, value))
                 self._log.warning("unknown_value", field=field, value=value)
 
-    def _failed(self, reason: Reason, message: str, **fields: object) -> None:
+    def _failed(self, reason: Reason, message: str, request_id: str = "", **fields: object) -> None:
         self._refusals += reason in REFUSED
         self._update(success=False)
-        self.reason, self.message = reason, message
+        self.reason, self.message, self.request_id = reason, message, request_id
         self._count_error(reason)
+        if request_id:
+            fields["request_id"] = request_id
         self._log.warning("poll_failed", reason=reason, message=message, **fields)
 
     def _count_error(self, reason: str) -> None:

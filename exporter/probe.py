@@ -84,6 +84,8 @@ def explain(error: ApiError) -> str:
     if error.actions:
         parts.append(f"missing permission: {', '.join(error.actions)}")
     parts.append(str(error))
+    if error.request_id:
+        parts.append(f"request id {error.request_id}")
     if error.code in HINTS:
         parts.append(HINTS[error.code])
     return "; ".join(parts)

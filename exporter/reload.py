@@ -19,10 +19,12 @@ from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
 
 FOLLOW = 3.0
-"""Seconds between two looks at the scope files and secrets. Scope files have changed when two looks find the same."""
+"""Seconds between two looks at scope files, secrets and TLS files. Scope files have changed when two looks find the
+same."""
 SETTLE = 1.0
 """Seconds between the two looks of a reload."""
 SECRETS = "secret files"
+TLS_FILES = "TLS files"
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -98,9 +100,10 @@ class Configuration:
             await self.reload()
 
     async def follow(self) -> None:
-        """Request a reload when a scope file was added, removed or changed, and poll refused scopes when a secret was.
+        """Look at the files from time to time.
 
-        Secret files that become unreadable are logged.
+        Request a reload when a scope file was added, removed or changed. Poll refused scopes when a secret was. Use TLS
+        files of the client that were changed. What cannot be used is logged, and what was read before stays in use.
         """
         secrets = await asyncio.to_thread(self.loaded.secret_stamp)
         seen = tried = self.loaded.scope_versions
@@ -118,6 +121,13 @@ class Configuration:
                 self.note(SECRETS, broken=bool(lost))
             for file, why in lost:
                 log.get().error("secret_file_unreadable", file=str(file), message=why, consequence="the last one stays")
+            problems = await self._fleet.refresh_tls()
+            if bool(problems) != (TLS_FILES in self._broken):
+                self.note(TLS_FILES, broken=bool(problems))
+            for problem in problems:
+                log.get().error(
+                    "tls_files_unusable", file=problem.file, message=problem.message, consequence="the old ones stay"
+                )
 
     def _log_warnings(self) -> None:
         for warning in (*self.loaded.warnings, *self._web.warnings):

@@ -20,7 +20,8 @@ State = Literal["failing", "stale", "starting", "ok"]
 class PollerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One collector of one scope. Points in time are unix seconds, durations seconds, None means not yet or not known.
 
-    `reason` and `message` are those of the newest attempt when it failed, else empty; the message carries no secret.
+    `reason`, `message` and `request_id` (for BlueKing's own logs) are those of the newest attempt when it failed, else
+    empty; the message carries no secret.
     `age` counts from the last success, `next_poll` from now (0.0: due or running). `failing_hosts` is the exact number.
     """
 
@@ -37,6 +38,7 @@ class PollerStatus(msgspec.Struct, frozen=True, kw_only=True):
     interval: float = 0.0
     failing_hosts: int | None = None
     series: int = 0
+    request_id: str = ""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +118,7 @@ def _poller_status(poller: Poller, name: str) -> PollerStatus:
         age=poller.age,
         reason=poller.reason or "",
         message=log.redact(poller.message),
+        request_id=poller.request_id,
         next_poll=poller.wait,
         interval=poller.collector.interval,
         failing_hosts=len(poller.collector.failing_hosts(state).streaks) if state and fresh else None,

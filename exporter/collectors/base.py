@@ -52,16 +52,17 @@ WITHOUT_HOSTS = "counted without host results"
 
 class FailedCall(msgspec.Struct, frozen=True):
     """A call that failed without failing the poll. `about`: what it was made for, as "job 181"; `consequence`: what the
-    poll did without its answer."""
+    poll did without its answer; `request_id`: as in `ApiError`."""
 
     reason: str
     about: str
     consequence: str
     message: str
+    request_id: str = ""
 
     @classmethod
     def of(cls, error: ApiError, about: str, consequence: str) -> FailedCall:
-        return cls(error.reason, about, consequence, str(error))
+        return cls(error.reason, about, consequence, str(error), error.request_id)
 
 
 class Observed(msgspec.Struct, Generic[S_co], frozen=True):

@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from exporter.model import Scope
-from exporter.simulator.world import StepScript, target
+from exporter.simulator.world import StepScript, Target, target
 from tests.support.components import free_port
 from tests.support.process import BIZ, Daemon, Samples, Simulated, command, configuration, samples, select, total
 
@@ -288,6 +289,43 @@ def test_F27_the_secret_is_nowhere(tmp_path: Path, api: str, form: str) -> None:
     assert CANARY.encode() in echo.heard, "the platform was told the secret"
     assert b"poll_failed" in seen
     assert CANARY.encode() not in seen
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON document."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+@pytest.mark.parametrize("secret", [CANARY, "000000", 'quote"back\\slash'])
+def test_F72_a_secret_that_the_platform_repeats_as_data_is_redacted(tmp_path: Path, secret: str) -> None:
+    """As ip, cloud id and name: in labels and in JSON, which stays valid where the secret could be part of a number."""
+    with Simulated(BIZ) as simulated:
+        simulated.do(lambda platform: setattr(platform, "app_secret", secret))
+        config = configuration(simulated.url, blueking={"auth": {"app_secret": secret}})
+        config["collectors"]["job"]["watch"] = [{"name": "nightly*"}]
+        with Daemon(tmp_path, config) as daemon:
+            daemon.wait_success()
+            hosts = {
+                Target(bk_host_id=7_000_000, ip=f"x{secret}", bk_cloud_id=0): (104, 1),
+                Target(bk_host_id=8, ip="10.0.0.8", bk_cloud_id=secret): (104, 1),  # type: ignore[arg-type]
+            }
+            name = "nightly " + "n" * 240 + secret  # cut in the middle of the secret
+            simulated.start(name=name, steps=[StepScript(duration=0.0, results=hosts)])
+            page = daemon.wait(lambda page: len(select(page, "blueking_job_host_failing_since_timestamp_seconds")) == 2)
+            labels = [value for _, pairs in page for _, value in pairs]
+            assert {"x***", "***"} <= set(labels)
+            assert "7000000" in labels, "an id is a number, whatever the secret is"
+            assert not [value for value in labels if secret in value and value != "7000000"]
+            for path in ("/api/v1/failures", "/api/v1/status"):
+                document = json.loads(daemon.get(path)[1])
+                assert not [text for text in _texts(document) if secret[:5] in text and text != "7000000"]
+            failures = json.loads(daemon.get("/api/v1/failures")[1])
+            assert failures["executions"][0]["name"].endswith("n***")
+            assert {host["bk_host_id"] for host in failures["hosts"]} == {"7000000", "8"}
 
 
 @pytest.mark.parametrize("form", ["logfmt", "json", "console"])

@@ -288,11 +288,11 @@ def environment() -> dict[str, str]:
 
 
 def command(
-    *arguments: str, environ: Mapping[str, str] | None = None, **options: Any
+    *arguments: str, environ: Mapping[str, str] | None = None, program: Sequence[str] = PROGRAM, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run `blueking-exporter …` to its end, at most 30 seconds."""
     return subprocess.run(
-        [*PROGRAM, *arguments],
+        [*program, *arguments],
         capture_output=True, text=True, timeout=30, env={**environment(), **(environ or {})}, check=False, **options,
     )  # fmt: skip
 
