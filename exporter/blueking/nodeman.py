@@ -106,13 +106,15 @@ class NodemanApi:
         statuses: Sequence[str] = (),
         instance_ids: Sequence[str] = (),
         but: Sequence[str] = (),
+        all_tasks: bool = False,
         page: int = 1,
         pagesize: int = 0,
         with_steps: Callable[[Instance], bool] = lambda instance: False,
     ) -> TaskResult:
         """What the newest task of a subscription did, or `task_ids`; `pagesize` 0 asks for the counter alone.
 
-        With `instance_ids`, the newest result of these instances, whichever task it is of; without those in `but`.
+        `all_tasks`: the newest result of each instance, whichever task it is of. `instance_ids`: of these instances
+        only; `but`: not of these.
         `with_steps`: of which instances the sub-steps are read. They are nine tenths of an answer.
 
         ApiError `not_ready` (3800015) while the task is being made. A page past the end has no rows.
@@ -123,7 +125,7 @@ class NodemanApi:
             "statuses": _upper(statuses),
             "instance_id_list": list(instance_ids) or None,
             "exclude_instance_ids": list(but) or None,
-            "need_aggregate_all_tasks": True if instance_ids else None,
+            "need_aggregate_all_tasks": all_tasks or None,
             "page": page,
             "pagesize": _page_size(pagesize),
         }

@@ -92,9 +92,10 @@ class Instance(Struct, frozen=True, gc=False):
 
 
 class TaskResult(Struct, frozen=True):
-    """One page of instances. `counter`: all of them by status, whatever the filter; None if not told."""
+    """One page of instances. `total`: how many the filter lets through; `counter`: all of them by status, whatever the
+    filter. Both are None in a bare list, which may contain all instances whatever page is asked for."""
 
-    total: int
+    total: int | None
     counter: dict[str, int] | None
     instances: tuple[Instance, ...]
 
@@ -211,7 +212,7 @@ def _task_result(
             for status, count in page.status_counter.items()
             if status != "total"
         }
-    return TaskResult(len(instances) if page.total is None else page.total, counter, tuple(instances))
+    return TaskResult(page.total, counter, tuple(instances))
 
 
 def _sub_steps(row: _Instance[Any], zone: datetime.timezone, hosts: _Hosts, path: str) -> Iterator[SubStep]:

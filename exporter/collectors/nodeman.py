@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -72,6 +71,7 @@ class NodemanCollector(Generic[S, C, A]):
         self._api: A = api
         self._clock = clock
         self._attempts = Attempts()
+        self._page_size = PageSize(clock)
 
     async def ask_each(
         self, what: str, ids: Iterable[int], ask: Callable[[int], Awaitable[R]]
@@ -103,29 +103,102 @@ class NodemanCollector(Generic[S, C, A]):
         return state.hosts
 
 
+class Pages(msgspec.Struct, Generic[K, R]):
+    """The rows of some pages by their key. `too_large`: how many rows are too large for an answer, by the key of the
+    row after them, None at the end."""
+
+    rows: dict[K, R]
+    too_large: dict[K | None, int]
+
+
+class PageSize:
+    """The most rows to ask for in one page: fewer for an hour after an answer was too large."""
+
+    STEPS = (PAGE_SIZE, 100, 20, 5, 1)
+    """Each divides the one before it, so that pages of a smaller size continue pages of a larger one."""
+    REMEMBERED = 20
+    """The least size that is remembered. Smaller pages are for a few rows that are very large."""
+    FOR = 3600.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._limit = PAGE_SIZE
+        self._until = 0.0
+
+    def at(self, offset: int, wanted: int) -> int:
+        """The size of the page that begins at this offset, at most `wanted`."""
+        limit = min(wanted, self._limit if self._clock.monotonic() < self._until else PAGE_SIZE)
+        return limit if offset % limit == 0 else self.below(limit + 1, offset)
+
+    def below(self, size: int, offset: int) -> int:
+        """The next smaller size of a page that begins at this offset."""
+        return next(step for step in self.STEPS if step < size and offset % step == 0)
+
+    def remember(self, size: int) -> None:
+        """A page of this size was small enough, and a larger one was not."""
+        self._limit = max(size, self.REMEMBERED)
+        self._until = self._clock.monotonic() + self.FOR
+
+
+END_OF_LIST = "3800500"
+"""Code of a page after the last one of job_list."""
+
+
 async def read_pages(
     api: str,
-    ask: Callable[[int], Awaitable[tuple[Sequence[R], int]]],
+    ask: Callable[[int, int], Awaitable[tuple[Sequence[R | None], int | None]]],
     key: Callable[[R], K],
+    page_size: PageSize,
     *,
     size: int = PAGE_SIZE,
     until: Callable[[Sequence[R]], bool] = lambda page: False,
-) -> dict[K, R]:
+    pass_over: bool = False,
+) -> Pages[K, R]:
     """Rows by their `key`, page by page, up to a page that is not full or for which `until` is true.
 
-    `ask` returns the rows of a page, counted from 1, and the number of all rows. Raises `ApiError` when a page contains
-    no new row.
+    `ask` takes the number of a page, from 1 on, and its size. It returns the rows, None for one that is left out, and
+    the number of all rows, None if that is unknown. After an answer that is too large, fewer rows are asked for, down
+    to one. With `pass_over` a single row that is too large is left out. Raises `ApiError`, also when a page contains no
+    new row.
     """
-    rows: dict[K, R] = {}
-    for number in itertools.count(1):
-        page, total = await ask(number)
+    pages: Pages[K, R] = Pages({}, {})
+    rows, offset, passed, left_out = pages.rows, 0, 0, 0
+    smaller: int | None = None
+    while True:
+        count = smaller or page_size.at(offset, size)
+        try:
+            page, total = await ask(offset // count + 1, count)
+        except ApiError as error:
+            if passed and error.code == END_OF_LIST:
+                break
+            if error.reason != "too_large" or (count == 1 and not pass_over):
+                raise
+            if count > 1:
+                smaller = page_size.below(count, offset)
+            else:
+                smaller, passed, left_out, offset = None, passed + 1, left_out + 1, offset + 1
+            continue
+        if smaller:
+            page_size.remember(smaller)
+            smaller = None
+        found = {key(row): row for row in page if row is not None}
+        if passed and found:
+            pages.too_large[next(iter(found))] = passed
+            passed = 0
+        offset += len(page)
+        left_out += sum(row is None for row in page)
         known = len(rows)
-        rows |= {key(row): row for row in page}
-        if len(page) < size or len(rows) >= total or until(page):
+        rows |= found
+        complete = total is not None and len(rows) + left_out >= total
+        if complete or len(page) != count or until(list(found.values())):
             break
         if len(rows) == known:
+            if total is None:
+                break  # the answer contains all rows, whatever page is asked for
             raise ApiError("decode", f"{api} repeats a page", api=api)
-    return rows
+    if passed:
+        pages.too_large[None] = passed
+    return pages
 
 
 def born_at_zero(tally: Tally) -> None:

@@ -19,6 +19,7 @@ from exporter.simulator.nodeman_world import (
     Record,
     Step,
     Subscription,
+    SubStep,
     Target,
     Traffic,
 )
@@ -239,7 +240,8 @@ class NodemanApi:
                 records = job.subscription.latest(job.task_ids)
         chosen = _choose(records, statuses, instance_ids, now)
         shown = chosen if pagesize == -1 else chosen[(page - 1) * pagesize : page * pagesize]
-        world.refresh(job)
+        _need_trees(job.subscription, shown)
+        world.refresh(job, esb=call.dialect == "esb")
         rows = [self._host_row(job, record, now, call) for record in reversed(shown)]
         rows += [row for row in self._filtered_rows(job) if not statuses or row["status"] in statuses]
         details: dict[str, object] = {
@@ -270,16 +272,21 @@ class NodemanApi:
     def _host_row(self, job: Job, record: Record, now: float, call: Call) -> dict[str, object]:
         target = record.target
         start, finish = record.bounds(now)
-        shown = record.sub_steps(now)
-        index, display, name = -1, "等待执行", _name(shown[-1].step, call)
+        # Of several steps the platform looks at the first one only.
+        shown = record.sub_steps(now)[: record.first_steps]
+        zh = call.language == "zh"
+        index, display, name = -1, "等待执行" if zh else "Waiting for execution", _name(shown[-1].step, call)
         for i, sub_step in enumerate(shown):
             if sub_step.status in ("RUNNING", "FAILED"):
                 index, name = i, _name(sub_step.step, call)
-                display = f"正在 {name}" if sub_step.status == "RUNNING" else f"{name} 失败"
+                if sub_step.status == "RUNNING":
+                    display = f"正在 {name}" if zh else f"Running {name}"
+                else:
+                    display = f"{name} 失败" if zh else f"{name} failed"
                 break
         else:
             if shown[-1].status == "SUCCESS":
-                index, display = len(shown) - 1, "执行成功"
+                index, display = len(shown) - 1, "执行成功" if zh else "Succeed"
         row: dict[str, object] = {
             "instance_id": record.instance_id,
             "ip": long_address(target),
@@ -290,7 +297,7 @@ class NodemanApi:
             "bk_cloud_name": CLOUDS.get(target.bk_cloud_id),
             "bk_biz_id": target.bk_biz_id,
             "bk_biz_name": f"biz-{target.bk_biz_id}",
-            "status": record.status(now),
+            "status": record.shown_status(now),
             "start_time": self._zoned(start),
             "end_time": self._zoned(finish),
             "op_type": _operation(job.job_type),
@@ -341,17 +348,22 @@ class NodemanApi:
         chosen_tasks = [int(str(i)) for i in task_ids or [max(subscription.tasks)]]
         if missing := sorted(set(chosen_tasks) - set(subscription.tasks)):
             raise Refused(3800003, f"订阅任务不存在：{missing}")
-        for i in chosen_tasks:
-            if message := subscription.tasks[i].err_msg:
-                raise Refused(3800014, f"创建订阅任务失败：{message}")
-        if not subscription.ready(chosen_tasks, now):
-            raise Refused(3800015, "订阅任务未准备就绪，请稍后再尝试查询")
-        records = subscription.latest(subscription.tasks if params.get("need_aggregate_all_tasks") else chosen_tasks)
+        everything = bool(params.get("need_aggregate_all_tasks"))
+        if not everything:
+            for i in chosen_tasks:
+                if message := subscription.tasks[i].err_msg:
+                    raise Refused(3800014, f"创建订阅任务失败：{message}")
+            if not subscription.ready(chosen_tasks, now):
+                raise Refused(3800015, "订阅任务未准备就绪，请稍后再尝试查询")
+        records = subscription.latest(subscription.tasks if everything else chosen_tasks)
         statuses, instance_ids = _list(params, "statuses"), _list(params, "instance_id_list")
         excluded = set(_list(params, "exclude_instance_ids") or ())
         chosen = [r for r in _choose(records, statuses, instance_ids, now) if r.instance_id not in excluded]
-        everything = pagesize == -1 or bool(params.get("return_all"))
-        shown = chosen if everything else chosen[(page - 1) * pagesize : page * pagesize]
+        if pagesize == -1 or bool(params.get("return_all")):
+            shown = chosen
+        else:
+            shown = chosen[(page - 1) * pagesize : page * pagesize]
+        _need_trees(subscription, shown)
         detail = bool(params.get("need_detail"))
         rows = [self._instance_row(subscription, record, now, detail, call) for record in reversed(shown)]
         if pagesize == -1 and not params.get("return_all"):
@@ -363,12 +375,12 @@ class NodemanApi:
     def _instance_row(
         self, subscription: Subscription, record: Record, now: float, detail: bool, call: Call
     ) -> dict[str, object]:
-        target, old = record.target, subscription.old_engine
+        target = record.target
         start, finish = (self._local(t) for t in record.bounds(now))
         created = self._local(record.created)
         pipeline = f"{record.id:032x}"
         info = _instance_info(target, record.host_id(now))
-        status = record.status(now)
+        status = record.shown_status(now)
         row: dict[str, object] = {
             "task_id": record.task_id, "record_id": record.id, "instance_id": record.instance_id,
             "create_time": created, "pipeline_id": pipeline,
@@ -377,7 +389,25 @@ class NodemanApi:
         if target.service_id is not None:
             return {**row, "steps": [], "status": status}
         shown = record.sub_steps(now)
-        operation = _operation_text(subscription.action, call)
+        parts = [(subscription.action, shown[: record.first_steps])]
+        if subscription.second:
+            parts.append((subscription.second, shown[record.first_steps :]))
+        steps = [self._step_of(subscription, record, now, detail, call, *part) for part in parts]
+        return {**row, "steps": steps, "status": status}
+
+    def _step_of(
+        self,
+        subscription: Subscription,
+        record: Record,
+        now: float,
+        detail: bool,
+        call: Call,
+        action: str,
+        shown: Sequence[SubStep],
+    ) -> dict[str, object]:
+        """One step of an instance: one action, its sub-steps."""
+        target, old, created = record.target, subscription.old_engine, self._local(record.created)
+        pipeline = f"{record.id:032x}"
         sub_steps = []
         for i, sub_step in enumerate(shown):
             item: dict[str, object] = {
@@ -392,19 +422,20 @@ class NodemanApi:
                 item["create_time"] = created
             elif i == 2:
                 # The whole instance is repeated among the inputs of one sub-step, whether details are asked for or not.
-                item["inputs"] = {"instance_info": _full_info(info, target)}
+                item["inputs"] = {"instance_info": _full_info(_instance_info(target, record.host_id(now)), target)}
             sub_steps.append(item)
-        # The steps do not know that the instance was removed.
-        progress = "PENDING" if record.removed else status
-        times = (
-            dict.fromkeys(("start_time", "finish_time"))
-            if record.removed
-            else {"start_time": start, "finish_time": finish}
-        )
-        kind = "PLUGIN" if subscription.step_type == "PLUGIN" else "AGENT"
+        progress = _collect(shown)
+        times = {
+            "start_time": self._local(shown[0].start),
+            "finish_time": self._local(max((s.finish for s in shown if s.finish is not None), default=None))
+            if progress in ("SUCCESS", "FAILED")
+            else None,
+        }
+        kind = "PLUGIN" if _kind(action) == "PLUGIN" else "AGENT"
         step_id = subscription.plugin_name or kind.lower()
+        operation = _operation_text(action, call)
         step: dict[str, object] = {
-            "id": step_id, "type": kind, "action": subscription.action, "extra_info": {}, "pipeline_id": pipeline,
+            "id": step_id, "type": kind, "action": action, "extra_info": {}, "pipeline_id": pipeline,
             "node_name": f"[{step_id}] {operation}", "status": progress, **times,
             "target_hosts": [{
                 "node_name": f"[{step_id}] {operation} {target.bk_cloud_id}:{target.ip or target.ipv6}",
@@ -413,7 +444,7 @@ class NodemanApi:
         }  # fmt: skip
         if old:
             step |= {"create_time": created, "step_code": None}
-        return {**row, "steps": [step], "status": status}
+        return step
 
     # NodeMan 1.x
 
@@ -517,6 +548,20 @@ def _objects(value: Any) -> list[dict[str, Any]]:
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return value
     raise Refused(3800001, "(conditions): 1.期望为一个列表。 ")
+
+
+def _collect(sub_steps: Sequence[SubStep]) -> str:
+    """The status of a step as the platform computes it from its sub-steps."""
+    found = {sub_step.status for sub_step in sub_steps}
+    if found == {"SUCCESS"}:
+        return "SUCCESS"
+    return next((status for status in ("FAILED", "RUNNING") if status in found), "PENDING")
+
+
+def _need_trees(subscription: Subscription, shown: Sequence[Record]) -> None:
+    """No row can be made of a task whose pipeline tree is missing."""
+    if not all(subscription.tasks[record.task_id].tree for record in shown):
+        raise Refused(3800500, "系统错误，请联系管理员")
 
 
 def _choose(

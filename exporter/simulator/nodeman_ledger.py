@@ -18,7 +18,8 @@ Collector = Literal["nodeman_job", "nodeman_subscription", "nodeman_task"]
 COLLECTORS: tuple[Collector, ...] = ("nodeman_job", "nodeman_subscription", "nodeman_task")
 
 NO_STEP = "other"
-"""The step of a failure that shows no failed sub-step: revoked before it began, a service instance, or 1.x."""
+"""The step of a failure that shows no failed sub-step: revoked, a service instance, 1.x, and to who sees the job only
+the second step of a subscription."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +74,15 @@ class NodemanLedger:
             if job.status in UNFINISHED or (job.end_time is not None and now - job.end_time <= max_finished_age):
                 for name, count in job.statistics.items():
                     if name != "total_count":
-                        counts[job.job_type, name.removesuffix("_count")] += count
+                        counts[job.job_type, name.removesuffix("_count")] += max(0, count)
         return +counts
 
     def subscription_instances(self, subscription_id: int) -> Counter[str]:
-        """Instances of the newest task by status."""
+        """Instances of the newest task by status; of all tasks, where creating the newest one has failed."""
         now = self._now(None)
         subscription = self.world.subscriptions[subscription_id]
-        newest = subscription.latest([max(subscription.tasks)])
+        task = subscription.tasks[max(subscription.tasks)]
+        newest = subscription.latest(subscription.tasks if task.err_msg else [task.id])
         return Counter(record.status(now).lower() for record in newest)
 
     def host_failures(
@@ -152,24 +154,25 @@ class NodemanLedger:
                         step, code = (NO_STEP, host.err_code) if host.err_code else ("", "")
                         yield Result(host.end, host.target, None, task.job_type, bool(host.err_code), step, code)
             return
-        for job_type, records in self._records(biz, collector, only):
+        for job_type, second, records in self._records(biz, collector, only):
             for record in records:
                 if record.target.bk_biz_id == biz:
-                    yield from _attempts(record, job_type)
+                    yield from _attempts(record, job_type, second)
 
     def _records(
         self, biz: int, collector: Collector, only: Collection[int] | None
-    ) -> Iterator[tuple[str, Iterable[Record]]]:
+    ) -> Iterator[tuple[str, str, Iterable[Record]]]:
+        """Records with the job type of their first step, and of their second one as far as it can be seen."""
         if collector == "nodeman_job":
             for job in self._jobs(biz):
                 if only is None or job.id in only:
                     for i in job.task_ids:
-                        yield job.job_type, job.subscription.tasks[i].records
+                        yield job.job_type, "", job.subscription.tasks[i].records
         else:
             for subscription in self.world.subscriptions.values():
                 if only is None or subscription.id in only:
                     for task in subscription.tasks.values():
-                        yield subscription.action, task.records
+                        yield subscription.action, subscription.second, task.records
 
     def _jobs(self, biz: int) -> Iterator[Job]:
         return (job for job in self.world.jobs.values() if biz in job.bk_biz_scope)
@@ -183,12 +186,15 @@ def _rows(names: Sequence[str], counts: Mapping[Any, int]) -> list[dict[str, obj
     return [{**dict(zip(names, labels, strict=True)), "value": count} for labels, count in sorted(counts.items())]
 
 
-def _attempts(record: Record, job_type: str) -> Iterator[Result]:
+def _attempts(record: Record, first: str, second: str) -> Iterator[Result]:
     if record.removed:
         return
     for run in record.runs:
-        step = ""
+        step, job_type = "", first
         if run.failed:
-            known = run.ends and record.target.service_id is None
-            step = record.steps[run.first + len(run.ends) - 1].code if known else NO_STEP
+            step, last = NO_STEP, run.first + len(run.ends) - 1
+            in_first = last < record.first_steps
+            if run.ends and run.failed_step and record.target.service_id is None and (in_first or second):
+                step = record.steps[last].code
+                job_type = first if in_first else second
         yield Result(run.end, record.target, record.host_id(run.end), job_type, run.failed, step, "")

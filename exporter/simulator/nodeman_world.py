@@ -1,8 +1,8 @@
-"""NodeMan 2.x and 1.x made of thin air: subscriptions, tasks, instance records, and the jobs that show them.
+"""A simulated NodeMan 2.x and 1.x: subscriptions, tasks, instance records, and the jobs that show them.
 
-Nothing runs here: what an instance does is laid down when its task is created, and every read computes how far that
-has come from the clock. So the same world works in real, fast and virtual time. What happens *to* a job (retry, revoke,
-the platform's own 30 s statistics task) happens at a point in time and is carried out, in order, before the next read.
+Nothing runs here: what an instance does is decided when its task is created, and every read computes from the clock how
+far that has come. So the same world works in real, fast and virtual time. What happens *to* a job (retry, revoke, the
+platform's own 30 s statistics task) happens at a point in time and is carried out, in order, before the next read.
 """
 
 from __future__ import annotations
@@ -122,13 +122,18 @@ def steps_of(job_type: str) -> tuple[Step, ...]:
 
 @dataclass(slots=True)
 class Run:
-    """One attempt on one instance, from sub-step `first` on; `ends` are the ends of the sub-steps that it reaches."""
+    """One attempt on one instance, from sub-step `first` on; `ends` are the ends of the sub-steps that it reaches.
+
+    `failed_step`: whether the last of these sub-steps is the one that failed. `revoked`: when it was stopped.
+    """
 
     begin: float
     first: int
     ends: list[float]
     end: float
     failed: bool
+    failed_step: bool = True
+    revoked: float | None = None
 
 
 @dataclass(slots=True)
@@ -142,10 +147,13 @@ class SubStep:
 class Record:
     """One instance in one task, the platform's subscription instance record; retry_node gives it a further run.
 
-    `registered`: the host has its CMDB id already; else the first sub-step gives it.
+    `registered`: the host has its CMDB id already; else the first sub-step gives it. `first_steps`: how many of `steps`
+    belong to the first step of the subscription.
     """
 
-    __slots__ = ("created", "id", "instance_id", "registered", "removed", "runs", "steps", "target", "task_id")
+    __slots__ = (
+        "created", "first_steps", "id", "instance_id", "registered", "removed", "runs", "steps", "target", "task_id",
+    )  # fmt: skip
 
     def __init__(
         self, id: int, task_id: int, target: Target, steps: tuple[Step, ...], created: float, registered: bool = False
@@ -156,6 +164,7 @@ class Record:
         self.target = target
         self.instance_id = target.instance_id(by_address=registers)
         self.steps = steps
+        self.first_steps = len(steps)
         self.created = created
         self.registered = registered or not registers
         self.removed = False
@@ -175,11 +184,20 @@ class Record:
         if self.removed:
             return REMOVED
         run = self.runs[-1]
+        if run.revoked is not None and at >= run.revoked:
+            return "FAILED"
         if at < run.begin:
             return "PENDING"
         if at < run.end:
             return "RUNNING"
         return "FAILED" if run.failed else "SUCCESS"
+
+    def shown_status(self, at: float) -> str:
+        """The status of its row, which the platform computes from the sub-steps: a revoked record goes on running."""
+        run = self.runs[-1] if self.runs else None
+        if run and run.revoked is not None and run.revoked <= at < run.end:
+            return "RUNNING"
+        return self.status(at)
 
     def bounds(self, at: float) -> tuple[float | None, float | None]:
         """Start and finish as the platform shows them: a retried node keeps the start of its pipeline."""
@@ -204,7 +222,7 @@ class Record:
                 if at < end:
                     shown[i] = SubStep(self.steps[i], "RUNNING", start, None)
                     break
-                failed = run.failed and i == run.first + len(run.ends) - 1
+                failed = run.failed and run.failed_step and i == run.first + len(run.ends) - 1
                 shown[i] = SubStep(self.steps[i], "FAILED" if failed else "SUCCESS", start, end)
                 start = end
         return shown
@@ -216,28 +234,35 @@ class Record:
         return None
 
     def revoke(self, at: float) -> None:
-        """Cut the present attempt off: it fails in the sub-step it is in, or in none if it has not begun."""
+        """Stop the present attempt: the record has failed at once. The sub-step that runs goes on until its end; then
+        no sub-step shows a failure, unless it is the last one, which fails."""
         run = self.runs[-1]
         if at < run.begin:
-            self.runs[-1] = Run(at, run.first, [], at, True)
+            self.runs[-1] = Run(at, run.first, [], at, True, revoked=at)
         elif at < run.end:
-            self.runs[-1] = Run(run.begin, run.first, [*(e for e in run.ends if e <= at), at], at, True)
+            reached = next(i for i, end in enumerate(run.ends) if end > at) + 1
+            last = reached == len(run.ends)
+            end = run.ends[reached - 1]
+            self.runs[-1] = Run(run.begin, run.first, run.ends[:reached], end, True, failed_step=last, revoked=at)
 
 
 @dataclass(slots=True)
 class Task:
-    """One execution of a subscription. Not ready before `ready_at`; with an `err_msg` it never gets ready."""
+    """One execution of a subscription. Not ready before `ready_at`; with an `err_msg` it never gets ready. Without its
+    `tree` of the pipeline no row of it can be made."""
 
     id: int
     created: float
     ready_at: float
     records: list[Record] = field(default_factory=list)
     err_msg: str = ""
+    tree: bool = True
 
 
 @dataclass(slots=True)
 class Subscription:
-    """What is to run on which instances. `old_engine` shows steps as older engines do: create_time, no step_code."""
+    """What is to run on which instances. `old_engine` shows steps as older engines do: create_time, no step_code.
+    `second`: the action of a second step."""
 
     id: int
     action: str
@@ -245,6 +270,7 @@ class Subscription:
     plugin_name: str | None = None
     category: str | None = None
     old_engine: bool = False
+    second: str = ""
     tasks: dict[int, Task] = field(default_factory=dict)
 
     @property
@@ -287,6 +313,8 @@ class Job:
     is_auto_trigger: bool = False
     global_params: dict[str, object] = field(default_factory=dict)
     nothing_to_change: bool = False
+    provisional: bool = False
+    """It said that it had succeeded before its task existed: its `end_time` is no end."""
     settled: float = 0.0
     ends: list[tuple[float, str]] = field(default_factory=list)
     """When the stored status became a terminal one, and which: what can be known from outside."""
@@ -409,13 +437,15 @@ class NodemanWorld:
         plugin_name: str | None = None,
         category: str | None = None,
         old_engine: bool = False,
+        second: str = "",
         duration: float = 60.0,
         pending: float = 0.0,
         jitter: float = 0.0,
         ready_after: float = 0.0,
     ) -> Subscription:
-        """Create a subscription and, with hosts, its first task. `action` is spelled as a job type."""
-        subscription = Subscription(self._id("subscription"), action, name, plugin_name, category, old_engine)
+        """Create a subscription and, with hosts, its first task. `action` and `second`, the action of a second step,
+        are spelled as job types."""
+        subscription = Subscription(self._id("subscription"), action, name, plugin_name, category, old_engine, second)
         self.subscriptions[subscription.id] = subscription
         if hosts is not None:
             self.run_task(
@@ -439,9 +469,12 @@ class NodemanWorld:
         now = self.now()
         task = Task(self._id("task"), now, now + ready_after, err_msg=err_msg)
         subscription.tasks[task.id] = task
-        steps = steps_of(subscription.action)
+        steps = first = steps_of(subscription.action)
+        if subscription.second:
+            steps = (*first, *steps_of(subscription.second))
         for target, outcome in hosts.items() if not err_msg else ():
             record = Record(self._id("record"), task.id, target, steps, now, target in registered)
+            record.first_steps = len(first)
             record.removed = outcome == REMOVED
             if not record.removed:
                 seconds = duration * (1 + self.random.uniform(-jitter, jitter))
@@ -465,43 +498,64 @@ class NodemanWorld:
         created_by: str = "admin",
         is_auto_trigger: bool = False,
         without_task: bool = False,
+        task_after: float = 0.0,
         old_engine: bool = False,
+        second: str = "",
         bk_biz_scope: Sequence[int] | None = None,
     ) -> Job:
         """Start a job over a subscription of its own, or over a policy's.
 
         No hosts and no `filtered`: there turns out to be nothing to change. `err_msg`: creating the task fails;
-        `without_task`: the task is never created and the job stays PENDING.
+        `without_task`: the task is never created and the job stays PENDING. `task_after`: the task is created so many
+        seconds later, and somebody looks at the job before and after that; with only `filtered` hosts to count, the
+        first look makes it a success.
         """
         kind = job_type.rsplit("_", 1)[-1]
         if subscription is None:
             plugin = plugin_name or ("basereport" if kind == "PLUGIN" else None)
-            subscription = self.start_subscription(job_type, plugin_name=plugin, old_engine=old_engine)
-        task_ids = []
-        if not without_task:
-            task = self.run_task(
-                subscription,
-                hosts,
-                duration=duration,
-                pending=pending,
-                jitter=jitter,
-                ready_after=ready_after,
-                err_msg=err_msg,
-            )
-            task_ids = [task.id]
+            subscription = self.start_subscription(job_type, plugin_name=plugin, old_engine=old_engine, second=second)
+        run = partial(
+            self.run_task,
+            subscription,
+            hosts,
+            duration=duration,
+            pending=pending,
+            jitter=jitter,
+            ready_after=ready_after,
+            err_msg=err_msg,
+        )
+        task_ids = [] if without_task or task_after else [run().id]
         targets = [*hosts, *(f.target for f in filtered)]
         scope = bk_biz_scope if bk_biz_scope is not None else sorted({target.bk_biz_id for target in targets})
         statistics: dict[str, int] = {}
         if kind != "PLUGIN" and not err_msg:
-            statistics = dict.fromkeys(("success_count", "failed_count", "running_count"), 0)
-            statistics["pending_count"] = statistics["total_count"] = len(hosts)
+            # The first run of the statistics task will call the filtered hosts ignored.
+            statistics = {"success_count": 0, "failed_count": len(filtered), "running_count": 0}
+            statistics["pending_count"] = len(hosts)
+            statistics["total_count"] = len(hosts) + len(filtered)
         now = self.now()
         job = Job(self._id("job"), job_type, subscription, task_ids, now, tuple(scope), list(filtered), statistics)
         job.created_by = created_by
         job.is_auto_trigger = is_auto_trigger
         job.settled = now
         self.jobs[job.id] = self._open[job.id] = job
+        if task_after:
+            self.plan(now + min(1.0, task_after / 2), partial(self._look_early, job))
+            self.plan(now + task_after, partial(self._create_task, job, run))
         return job
+
+    def _look_early(self, job: Job) -> None:
+        """Somebody reads the details of a job that has no task yet."""
+        job.provisional = bool(job.filtered)
+        self.refresh(job)
+        if job.provisional:
+            job.ends.clear()
+
+    def _create_task(self, job: Job, run: Callable[[], Task]) -> None:
+        """The task comes late, and somebody reads the details as soon as it runs."""
+        task = run()
+        job.task_ids.append(task.id)
+        self.plan(max(record.runs[0].begin for record in task.records if record.runs), partial(self.refresh, job))
 
     def retry(
         self,
@@ -509,11 +563,12 @@ class NodemanWorld:
         outcomes: Mapping[Target, Outcome] | None = None,
         *,
         only: Collection[Target] | None = None,
+        extra: int = 0,
         duration: float = 60.0,
         ready_after: float = 0.0,
     ) -> Task | None:
         """Retry the failed hosts, or `only` these, in a new task; hosts without an outcome succeed. None if there is
-        nothing to retry."""
+        nothing to retry. `extra`: so many hosts were named too that had not failed."""
         self.refresh(job)
         now = self.now()
         failed = [
@@ -528,8 +583,8 @@ class NodemanWorld:
         task = self.run_task(job.subscription, hosts, duration=duration, ready_after=ready_after, registered=known)
         job.task_ids.append(task.id)
         statistics = job.statistics
-        statistics["running_count"] = statistics.get("running_count", 0) + len(failed)
-        statistics["failed_count"] = statistics.get("failed_count", 0) - len(failed)
+        statistics["running_count"] = statistics.get("running_count", 0) + len(failed) + extra
+        statistics["failed_count"] = statistics.get("failed_count", 0) - len(failed) - extra
         job.store_status("RUNNING", now)
         self._open[job.id] = job
         return task
@@ -577,8 +632,11 @@ class NodemanWorld:
 
     # What the platform does by itself
 
-    def refresh(self, job: Job) -> None:
-        """Store the job's statistics and status as of now: what reading its details does as well."""
+    def refresh(self, job: Job, *, esb: bool = False) -> None:
+        """Store the job's statistics and status as of now: what reading its details does as well.
+
+        While a task is not ready nothing is counted; only over the ESB filtered hosts are, which ends the job.
+        """
         now = self.now()
         self._settle(job, now)
         ready = bool(job.task_ids) and job.subscription.ready(job.task_ids, now)
@@ -587,7 +645,8 @@ class NodemanWorld:
             counter = Counter(record.status(now) for record in job.subscription.latest(job.task_ids))
             if not counter and not job.filtered:
                 job.nothing_to_change = True
-        self._store_statistics(job, counter, now)
+        filtered = ready or esb or not job.task_ids
+        self._store_statistics(job, counter, now, filtered=filtered)
 
     def _settle(self, job: Job, now: float) -> None:
         """Carry out the runs of the statistics task since the last look: those after which something had changed."""
@@ -617,8 +676,8 @@ class NodemanWorld:
         elif at >= newest.ready_at:
             self._store_statistics(job, Counter(record.status(at) for record in records), at)
 
-    def _store_statistics(self, job: Job, counter: Counter[str], at: float) -> None:
-        counts = counter + Counter(f.status or "IGNORED" for f in job.filtered)
+    def _store_statistics(self, job: Job, counter: Counter[str], at: float, *, filtered: bool = True) -> None:
+        counts = counter + Counter(f.status or "IGNORED" for f in (job.filtered if filtered else ()))
         if job.nothing_to_change:
             counts["IGNORED"] += 1
         total = sum(counts[status] for status in COUNTED)

@@ -1,18 +1,18 @@
 """NodeMan jobs: installs and plugin operations (job_list, job_details).
 
-job_list is the cheap call: it carries status and statistics of every job. Hosts are asked for only where some
-failed, or where a success may clear one that fails. A run is (job id, task ids): a retry appends a task; retrying a
-single node shows only as a return to an unfinished status, and that only after somebody has read the details: so a job
-with a host that fails is looked at every five minutes. Times are unix seconds.
+job_list is the cheap call: it carries status and statistics of every job. Hosts are asked for only where some failed,
+or where a success may clear one that fails. What a row means stands in state.py, how it is counted in fold.py. Times
+are unix seconds.
 
 Reading the details of a job whose task is not ready can make the platform end it. So they are read only of jobs that
-have ended, or that run for the first time: RUNNING is then stored by the platform itself, once it saw instances.
-Where there is no job_list nothing tells, and the configured jobs are read as they are.
+have ended, or that run for the first time: the platform itself stores RUNNING once it has seen instances. Over the ESB
+there is no job_list, and the details of the configured jobs are the only look at them; a job that has not begun is
+asked at growing distances.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -20,6 +20,7 @@ import msgspec
 from exporter.blueking.links import nodeman_job
 from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
 from exporter.blueking.nodeman_jobs import HostRow, Job
+from exporter.blueking.nodeman_subscriptions import Instance
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import (
@@ -36,11 +37,16 @@ from exporter.collectors.nodeman_job.fold import Fold
 from exporter.collectors.nodeman_job.metrics import FAMILIES
 from exporter.collectors.nodeman_job.state import (
     NAME,
+    MissedRun,
     NodemanJobRecords,
     NodemanJobState,
     TrackedJob,
     failures,
+    has_ended,
+    is_abandoned,
     is_new_run,
+    is_same_job,
+    missed_tasks,
 )
 from exporter.config.schema import NodemanJobConfig, ScopeConfig
 from exporter.errors import ApiError
@@ -52,10 +58,12 @@ FAILED = ("failed", "part_failed")
 CONCURRENCY = 4
 LEAST_ROWS = 20
 """Rows of the first page at least, so that a job that became visible late is still on it."""
-BASELINE_JOBS = 200
-"""Jobs that a baseline asks for their hosts, newest first: enough to know who fails, without a flood of calls."""
+MOST_EXAMINED = 200
+"""Jobs whose hosts one poll reads; the next polls, which follow at once, read the others."""
 LOOK_AGAIN = 300.0
 """Seconds between two looks at the details of an ended job that has a failing host."""
+LONGEST_WAIT = 1800.0
+"""Seconds at most between two looks at a job that has not begun, over the ESB."""
 
 
 class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, NodemanApi]):
@@ -75,125 +83,154 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
 
     async def fetch(self, state: NodemanJobState | None, deadline: Deadline) -> NodemanJobRecords:
         """All jobs that may have changed, and the hosts of those that failed anew. Raises `ApiError`."""
-        rows: dict[int, Job] = {}
         begun = self._clock.platform()
-        floor = state.floor if state else None
-        if self.config.discover and (state is None or state.floor is None):
-            rows, floor = await self._baseline(deadline)
-        elif self.config.discover and state is not None:
-            rows = await self._discover(state, deadline)
-        errors: list[FailedCall] = []
-        gone = await self._look_up(state, rows, errors, deadline)
-        now = self._clock.platform()
-        looked = await self._look_again(state, rows, now, errors, deadline) if state else frozenset()
-        hosts, unexamined = await self._examine(state, rows, errors, deadline)
-        self._attempts.forget(rows)
-        return NodemanJobRecords(now, min(begun, now), floor, rows, hosts, unexamined, gone, looked, tuple(errors))
+        records = NodemanJobRecords(floor=state.floor if state else None)
+        if self.config.discover:
+            if state is None or state.floor is None:
+                await self._baseline(records, deadline)
+            else:
+                await self._discover(state, records, deadline)
+        await self._look_up(state, records, deadline)
+        records.now = self._clock.platform()
+        records.watermark = min(begun, records.now)
+        if state:
+            await self._look_again(state, records, deadline)
+            await self._read_missed(state, records, deadline)
+        await self._examine(state, records, deadline)
+        self._attempts.forget(records.rows)
+        return records
 
-    async def _baseline(self, deadline: Deadline) -> tuple[dict[int, Job], int]:
-        """Every unfinished job, however old, and those that began recently enough for a retry or a failing host; the id
-        below which nothing else is new."""
-        rows = await self._pages(deadline, statuses=("pending", "running"), until=lambda page: False)
-        horizon = self._clock.platform() - max(self.config.max_finished_age, self.config.failing_host_ttl)
+    async def _baseline(self, records: NodemanJobRecords, deadline: Deadline) -> None:
+        """Every unfinished job, and those that began recently enough for a retry or a failing host. No other job up to
+        `floor` is new."""
+        now = self._clock.platform()
+        horizon = now - max(self.config.max_finished_age, self.config.failing_host_ttl)
 
         def old(page: Sequence[Job]) -> bool:
             return any(job.start_time is not None and job.start_time < horizon for job in page)
 
-        recent = await self._pages(deadline, until=old)
-        return rows | recent, min(recent, default=1) - 1
+        unfinished = await self._pages(records, deadline, statuses=("pending", "running"))
+        recent = await self._pages(records, deadline, until=old)
+        kept = {id: job for id, job in unfinished.items() if not is_abandoned(job, now)}
+        records.rows |= kept | recent
+        records.floor = min(recent, default=1) - 1
 
-    async def _discover(self, state: NodemanJobState, deadline: Deadline) -> dict[int, Job]:
-        """Jobs newest first, back to the newest that is known. One that is over and done with comes back when it
+    async def _discover(self, state: NodemanJobState, records: NodemanJobRecords, deadline: Deadline) -> None:
+        """Jobs newest first, back to the newest that is known. One that is not watched any more comes back when it
         runs."""
         floor = state.floor or 0
         newest = max(state.jobs, default=floor)
         size = min(PAGE_SIZE, max(LEAST_ROWS, len(state.jobs) + LEAST_ROWS // 2))
-        rows = await self._pages(deadline, until=lambda page: any(job.id <= newest for job in page), size=size)
-        return {
-            id: job for id, job in rows.items() if id in state.jobs or id > floor or not ended(job.status, job.end_time)
-        }
+        rows = await self._pages(records, deadline, until=lambda page: any(job.id <= newest for job in page), size=size)
+        now = self._clock.platform()
+
+        def is_watched(job: Job) -> bool:
+            running = not ended(job.status, job.end_time) and not is_abandoned(job, now)
+            return job.id in state.jobs or job.id > floor or running
+
+        records.rows |= {id: job for id, job in rows.items() if is_watched(job)}
 
     async def _pages(
         self,
+        records: NodemanJobRecords,
         deadline: Deadline,
-        until: Callable[[Sequence[Job]], bool],
+        *,
+        until: Callable[[Sequence[Job]], bool] = lambda page: False,
         statuses: Sequence[str] = (),
         size: int = PAGE_SIZE,
     ) -> dict[int, Job]:
-        """Jobs of the business, newest first, up to the page that `until` recognises as the last one wanted."""
+        """Jobs of the business, newest first, up to the page for which `until` is true. Rows that cannot be read are
+        noted in `records`."""
 
-        async def ask(page: int) -> tuple[Sequence[Job], int]:
+        async def ask(page: int, size: int) -> tuple[Sequence[Job | None], int]:
             answer = await self._api.job_list(
                 bk_biz_id=self.biz, statuses=statuses, page=page, pagesize=size, deadline=deadline
             )
-            return answer.rows, answer.total
+            records.odd_ids += answer.odd_ids
+            return [*answer.rows, *(None for _ in answer.odd_ids)], answer.total
 
-        return await read_pages("job_list", ask, lambda job: job.id, size=size, until=until)
+        pages = await read_pages(
+            "job_list", ask, lambda job: job.id, self._page_size, size=size, until=until, pass_over=True
+        )
+        records.too_large |= {older or 0: count for older, count in pages.too_large.items()}
+        return pages.rows
 
-    def _is_ours(self, job: Job) -> bool:
-        """Whether it touches this business, as far as it says which it touches."""
-        return not job.bk_biz_ids or self.biz in job.bk_biz_ids
+    async def _look_up(self, state: NodemanJobState | None, records: NodemanJobRecords, deadline: Deadline) -> None:
+        """Read the known and configured jobs that are not among the rows.
 
-    async def _look_up(
-        self, state: NodemanJobState | None, rows: dict[int, Job], errors: list[FailedCall], deadline: Deadline
-    ) -> frozenset[int]:
-        """Add to `rows` the known and configured jobs that are not in it; the ids that no longer exist.
-
-        A job that cannot be had is left as it is and told in `errors`, as long as another one can be had.
+        An unavailable job is left as it was, as long as another one is available; its error is noted. A known job that
+        no longer exists is gone.
         """
-        known = state.jobs if state else {}
+        known, rows = state.jobs if state else {}, records.rows
         ids = sorted((set(self.config.job_ids) | known.keys()) - rows.keys())
         foreign: set[int] = set()
         if self._api.lists_jobs:
-            for begin in range(0, len(ids), PAGE_SIZE):
-                some = ids[begin : begin + PAGE_SIZE]
-                answer = await self._api.job_list(job_ids=some, pagesize=len(some), deadline=deadline)
-                found = {job.id: job for job in answer.rows if job.id in set(some)}
-                rows |= {id: job for id, job in found.items() if self._is_ours(job)}
-                foreign |= found.keys() - rows.keys()
+            for id, job in (await self._list(ids, deadline)).items():
+                if not job.bk_biz_ids or self.biz in job.bk_biz_ids:
+                    rows[id] = job
+                else:
+                    foreign.add(id)
+        else:
+            now = self._clock.platform()
+            ids = [id for id in ids if id not in known or _is_due(known[id], now)]
         text = f"it does not touch business {self.biz}"
         refused = {id: ApiError("not_found", text, api="job_list") for id in sorted(foreign)}
-        gone: set[int] = set()
 
         async def look(id: int) -> None:
             # job_list leaves out what one may not see; the details say which it is: gone, or forbidden.
             try:
                 rows[id] = (await self._api.job_details(id, deadline=deadline)).job
+                records.looked.add(id)
             except ApiError as error:
                 if error.reason == "not_found" and id in known:
-                    gone.add(id)
+                    records.gone.add(id)
                 elif self._attempts.give_up(id, error):
                     refused[id] = error
-                    # Of one that has been counted nothing more is to be learnt: do not ask again in every poll.
+                    # A counted job tells nothing more that is worth a call in every poll.
                     if id in known and known[id].counted and rows and id not in self.config.job_ids:
-                        gone.add(id)
+                        records.gone.add(id)
                 else:
                     raise
             if len(refused) >= CONCURRENCY and not rows:
-                raise next(iter(refused.values())).named(f"job {next(iter(refused))}")
+                first = next(iter(refused))
+                raise refused[first].named(f"job {first}")
 
         await gather_bounded((look(id) for id in ids if id not in rows and id not in foreign), CONCURRENCY)
-        errors += [FailedCall.of(error, f"job {id}", "left as it was") for id, error in refused.items()]
+        records.errors += [FailedCall.of(error, f"job {id}", "left as it was") for id, error in refused.items()]
         # An id that does not exist is a mistake in the configuration, which must not hide that all else is well.
         fatal = [id for id, error in refused.items() if error.reason != "not_found" or not self.config.discover]
         if fatal and not rows:
             raise refused[fatal[0]].named(f"job {fatal[0]}")
-        return frozenset(gone)
 
-    async def _look_again(
-        self, state: NodemanJobState, rows: dict[int, Job], now: float, errors: list[FailedCall], deadline: Deadline
-    ) -> frozenset[int]:
-        """Replace in `rows` ended jobs with failing hosts by what their details say; which they were."""
+    async def _list(self, ids: Sequence[int], deadline: Deadline) -> dict[int, Job]:
+        """The jobs of these ids, as far as job_list can give them: an answer that is too large or cannot be decoded is
+        asked for in halves. Raises `ApiError` only for what may pass."""
+        found: dict[int, Job] = {}
+        waiting = [ids[begin : begin + PAGE_SIZE] for begin in range(0, len(ids), PAGE_SIZE)]
+        while waiting:
+            some = waiting.pop()
+            try:
+                answer = await self._api.job_list(job_ids=some, pagesize=len(some), deadline=deadline)
+            except ApiError as error:
+                if error.transient:
+                    raise
+                if error.reason in ("too_large", "decode") and len(some) > 1:
+                    waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+            else:
+                found |= {job.id: job for job in answer.rows}
+        return found
+
+    async def _look_again(self, state: NodemanJobState, records: NodemanJobRecords, deadline: Deadline) -> None:
+        """Replace the rows of ended jobs with failing hosts by what their details say: a retry of a single node shows
+        in the list only after somebody has read the details."""
         if not self._api.lists_jobs:
-            return frozenset()
-        failing = {run for streak in state.hosts.streaks.values() for run, _ in streak.runs}
+            return
+        rows, failing = records.rows, {run for streak in state.hosts.streaks.values() for run, _ in streak.runs}
 
         def due(id: int) -> bool:
             known, row = state.jobs[id], rows.get(id)
             settled = row is not None and known.counted and not is_new_run(known, row)
-            return settled and now - max(known.looked, known.finished or 0.0) >= LOOK_AGAIN
-
-        looked: set[int] = set()
+            return settled and records.now - max(known.looked, known.finished or 0.0) >= LOOK_AGAIN
 
         async def look(id: int) -> None:
             try:
@@ -201,86 +238,122 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
             except ApiError as error:
                 if not self._attempts.give_up(id, error):
                     raise
-                errors.append(FailedCall.of(error, f"job {id}", "left as it was"))
+                records.errors.append(FailedCall.of(error, f"job {id}", "left as it was"))
             else:
                 row = rows[id]
-                rows[id] = msgspec.structs.replace(job, task_ids=row.task_ids, bk_biz_ids=row.bk_biz_ids)
-            looked.add(id)
+                rows[id] = msgspec.structs.replace(
+                    job, task_ids=row.task_ids, subscription_id=row.subscription_id, bk_biz_ids=row.bk_biz_ids
+                )
+            records.looked.add(id)
 
         await gather_bounded((look(id) for id in sorted(failing & state.jobs.keys()) if due(id)), CONCURRENCY)
-        return frozenset(looked)
 
-    async def _examine(
-        self, state: NodemanJobState | None, rows: Mapping[int, Job], errors: list[FailedCall], deadline: Deadline
-    ) -> tuple[dict[int, tuple[HostRow, ...]], frozenset[int]]:
-        """Host rows of the jobs that failed anew or may clear a host that fails; the jobs that refuse them."""
-        jobs = state.jobs if state else {}
-        hosts: dict[int, tuple[HostRow, ...]] = {}
-        unexamined: set[int] = set()
-        readable = {id: row for id, row in rows.items() if self._is_readable(jobs.get(id), row)}
-        failed = {id for id, row in readable.items() if self._has_news(jobs.get(id), row)}
+    async def _read_missed(self, state: NodemanJobState, records: NodemanJobRecords, deadline: Deadline) -> None:
+        """Read how the runs ended that were retried since the last poll: the subscription keeps what each task did."""
+        wanted: list[tuple[int, int]] = []
+        for id, row in records.rows.items():
+            known = state.jobs.get(id)
+            if known is None and (state.floor is None or id <= state.floor):
+                continue
+            wanted += [(id, task) for task in missed_tasks(known if is_same_job(known, row) else None, row)]
+
+        async def read(id: int, task: int) -> MissedRun:
+            try:
+                return await self._missed_run(records.rows[id], task, deadline)
+            except ApiError as error:
+                if not self._attempts.give_up(id, error):
+                    raise
+                records.errors.append(FailedCall.of(error, f"job {id}", "a run counted without host results"))
+                return MissedRun()
+
+        runs = await gather_bounded((read(id, task) for id, task in wanted), CONCURRENCY)
+        for (id, _), run in zip(wanted, runs, strict=True):
+            records.missed.setdefault(id, []).append(run)
+
+    async def _missed_run(self, row: Job, task: int, deadline: Deadline) -> MissedRun:
+        """The instances of a job as of the end of this task, of which the failed ones with their steps."""
+        if row.subscription_id is None:
+            return MissedRun()
+        subscription_id = row.subscription_id
+        tasks = [id for id in row.task_ids if id <= task]
+        counter: dict[str, int] | None = None
+
+        async def ask(page: int, size: int) -> tuple[Sequence[Instance], int | None]:
+            nonlocal counter
+            answer = await self._api.task_result(
+                subscription_id, task_ids=tasks, statuses=("failed",), page=page, pagesize=size,
+                with_steps=lambda instance: True, deadline=deadline,
+            )  # fmt: skip
+            counter = answer.counter
+            return answer.instances, answer.total
+
+        pages = await read_pages("task_result", ask, lambda instance: instance.instance_id, self._page_size)
+        return MissedRun(counter, tuple(pages.rows.values()))
+
+    async def _examine(self, state: NodemanJobState | None, records: NodemanJobRecords, deadline: Deadline) -> None:
+        """Read the hosts of the jobs that failed anew or may clear a host that fails."""
+        wanted = self._wanted(state, records)
+        # Failures first: a success is worth a call only while a host fails.
+        order = sorted(wanted, key=lambda id: ("failed" not in wanted[id], -id))
+        records.deferred |= set(order[MOST_EXAMINED:])
+        patience = deadline.remaining() / 2
+
+        async def examine(id: int) -> None:
+            if records.hosts and deadline.remaining() < patience:
+                records.deferred.add(id)
+                return
+            try:
+                records.hosts[id] = await self._hosts(id, wanted[id], deadline)
+            except ApiError as error:
+                if not self._attempts.give_up(id, error):
+                    raise
+                records.errors.append(FailedCall.of(error, f"job {id}", WITHOUT_HOSTS))
+                records.unexamined.add(id)
+
+        await gather_bounded((examine(id) for id in order[:MOST_EXAMINED]), CONCURRENCY)
+
+    def _wanted(self, state: NodemanJobState | None, records: NodemanJobRecords) -> dict[int, tuple[str, ...]]:
+        """The jobs whose hosts are to be read, and in which statuses."""
+        jobs, rows = state.jobs if state else {}, records.rows
+        known = {id: jobs[id] if id in jobs and is_same_job(jobs[id], row) else None for id, row in rows.items()}
+        readable = {id: row for id, row in rows.items() if _is_readable(known[id], row)}
+        failed = {id for id, row in readable.items() if _has_failed_anew(known[id], row)}
         # A success before all failures clears nothing.
         first = min((rows[id].start_time or 0 for id in failed), default=None)
         if state and state.hosts.streaks:
             first = 0
 
-        async def examine(id: int, statuses: Sequence[str]) -> None:
-            try:
-                hosts[id] = await self._hosts(id, statuses, deadline)
-            except ApiError as error:
-                if not self._attempts.give_up(id, error):
-                    raise
-                errors.append(FailedCall.of(error, f"job {id}", WITHOUT_HOSTS))
-                unexamined.add(id)
-
-        def statuses(id: int, row: Job) -> tuple[str, ...]:
-            known = jobs.get(id)
+        def may_clear(known: TrackedJob | None, row: Job) -> bool:
             # Retrying a single node may show in nothing but the statistics.
             news = known is None or not known.counted or is_new_run(known, row) or row.statistics != known.statistics
-            over = ended(row.status, row.end_time) and news
-            clears = over and first is not None and row.statistics is not None and row.statistics.success > 0
+            if not (news or (known and known.unread)) or not has_ended(known, row, records.now):
+                return False
+            if first is None or row.statistics is None or row.statistics.success <= 0:
+                return False
             # After a retry the end is still that of the first run.
-            if clears and first and row.end_time is not None and len(row.task_ids) < 2:
-                clears = row.end_time >= first
-            return (*(("failed",) if id in failed else ()), *(("success",) if clears else ()))
+            return not first or row.end_time is None or len(row.task_ids) > 1 or row.end_time >= first
 
-        candidates = sorted(readable)
-        if state is None:
-            candidates = candidates[-BASELINE_JOBS:]
-        asked = {id: statuses(id, readable[id]) for id in candidates}
-        await gather_bounded((examine(id, wanted) for id, wanted in asked.items() if wanted), CONCURRENCY)
-        return hosts, frozenset(unexamined)
-
-    @staticmethod
-    def _is_readable(known: TrackedJob | None, row: Job) -> bool:
-        """Whether reading the details changes nothing: see above."""
-        if ended(row.status, row.end_time):
-            return True
-        tasks = row.task_ids or (known.task_ids if known else ())
-        return row.status != "pending" and len(tasks) <= 1
-
-    @staticmethod
-    def _has_news(known: TrackedJob | None, row: Job) -> bool:
-        """Whether the job has failed hosts that have not been asked for."""
-        if not failures(row):
-            return False
-        if known is None or is_new_run(known, row) or failures(row) != known.failures:
-            return True
-        return not known.counted and ended(row.status, row.end_time)
+        wanted = {
+            id: (
+                *(("failed",) if id in failed else ()),
+                *(("success",) if may_clear(known[id], row) else ()),
+            )
+            for id, row in readable.items()
+        }
+        return {id: statuses for id, statuses in wanted.items() if statuses}
 
     async def _hosts(self, id: int, statuses: Sequence[str], deadline: Deadline) -> tuple[HostRow, ...]:
         """The executed hosts of a job in these statuses. Filtered hosts come back on every page and are no results."""
 
-        async def ask(page: int) -> tuple[Sequence[HostRow], int]:
-            answer = await self._api.job_details(
-                id, statuses=statuses, page=page, pagesize=PAGE_SIZE, deadline=deadline
-            )
+        async def ask(page: int, size: int) -> tuple[Sequence[HostRow], int]:
+            answer = await self._api.job_details(id, statuses=statuses, page=page, pagesize=size, deadline=deadline)
             return [row for row in answer.hosts if not row.filtered], answer.total
 
         def key(row: HostRow) -> str:
             return row.instance_id or (name_of(row.host) if row.host else "")
 
-        return tuple((await read_pages("job_details", ask, key)).values())
+        pages = await read_pages("job_details", ask, key, self._page_size)
+        return tuple(pages.rows.values())
 
     # Observe
 
@@ -310,3 +383,29 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
             for id, job in sorted(state.jobs.items(), reverse=True)
             if job.counted and (job.status in FAILED or job.status not in NODEMAN_STATUSES)
         ]
+
+
+def _is_due(known: TrackedJob, now: float) -> bool:
+    """Whether to ask for a job again over the ESB: one that has not begun after twice the time that it has waited."""
+    if known.status != "pending" or known.start_time is None:
+        return True
+    return now - known.looked >= min(LONGEST_WAIT, known.looked - known.start_time)
+
+
+def _is_readable(known: TrackedJob | None, row: Job) -> bool:
+    """Whether reading the details changes nothing on the platform."""
+    if ended(row.status, row.end_time):
+        return True
+    tasks = row.task_ids or (known.task_ids if known else ())
+    return row.status != "pending" and len(tasks) <= 1
+
+
+def _has_failed_anew(known: TrackedJob | None, row: Job) -> bool:
+    """Whether the job has failed hosts that have not been read, or not to their end."""
+    if known and known.unsettled:
+        return True
+    if not failures(row):
+        return False
+    if known is None or known.unread or is_new_run(known, row) or failures(row) != known.failures:
+        return True
+    return not known.counted and ended(row.status, row.end_time)

@@ -20,21 +20,31 @@ from exporter.collectors.nodeman import (
 )
 from exporter.collectors.nodeman_job.state import (
     NAME,
+    MissedRun,
     NodemanJobRecords,
     NodemanJobState,
     TrackedJob,
     failures,
+    has_ended,
+    is_abandoned,
     is_new_run,
     is_past,
+    is_same_job,
+    provisional_since,
+    was_retried_unseen,
 )
 from exporter.config.schema import NodemanJobConfig
 from exporter.metrics.counts import Tally
-from exporter.model import NODEMAN_STATUSES
+from exporter.metrics.family import Labels
+from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, Host
 
 FINISHED = "blueking_nodeman_jobs_finished_total"
 DURATION = "blueking_nodeman_job_duration_seconds"
 
 DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
+
+TOO_LARGE_KEPT = 256
+"""Places in the list with rows that are too large, so that each is counted once."""
 
 
 class Fold:
@@ -55,18 +65,22 @@ class Fold:
         self.tally = tally
         self.jobs = dict(state.jobs) if state else {}
         self.born = state.born if state else records.now
+        self.truncated = len(records.unexamined)
         self.results: list[HostResult] = []
-        self.unknown: list[tuple[str, str]] = []
+        self.unknown: list[tuple[str, str]] = [("nodeman_job.id", id) for id in records.odd_ids]
 
     def result(self) -> Observed[NodemanJobState]:
         born_at_zero(self.tally)
         records, state = self.records, self.state
         for id in sorted(records.rows):
             self._count(id, records.rows[id])
-        if records.unexamined:
-            self.tally.inc(TRUNCATED, by=len(records.unexamined))
         floor = self._forget()
-        hosts = fold_hosts(state, self.results, self.config, records.now, settled=self.config.max_finished_age)
+        too_large = self._count_too_large()
+        if self.truncated:
+            self.tally.inc(TRUNCATED, by=self.truncated)
+        # Hosts that are still to be read may have failed as long ago as a failing host is kept.
+        settled = max(self.config.max_finished_age, self.config.failing_host_ttl)
+        hosts = fold_hosts(state, self.results, self.config, records.now, settled=settled)
         return Observed(
             NodemanJobState(
                 counts=self.tally.freeze(),
@@ -75,10 +89,12 @@ class Fold:
                 floor=floor,
                 born=self.born,
                 jobs=self.jobs,
+                too_large=too_large,
                 hosts=hosts,
             ),
             unknown=tuple(self.unknown),
-            errors=records.errors,
+            errors=tuple(records.errors),
+            more=bool(records.deferred),
         )
 
     def _is_history(self, id: int) -> bool:
@@ -86,34 +102,39 @@ class Fold:
         return self.state is None or self.state.floor is None or id <= self.state.floor
 
     def _count(self, id: int, row: Job) -> None:
-        known = self.jobs.get(id)
-        if (known is None or known.status != row.status) and row.status not in NODEMAN_STATUSES:
-            self.unknown.append(("nodeman_job.status", row.status))
-        over = ended(row.status, row.end_time)
+        now, known = self.records.now, self.jobs.get(id)
+        self._note_unknown(known, row)
         history = known is None and self._is_history(id)
+        if not is_same_job(known, row):
+            known = None
+        over = has_ended(known, row, now)
+        missed = self.records.missed.get(id, [])
         if known is None:
-            # An unfinished job with an end has been retried.
-            timed = history if over else row.end_time is not None
-            known = TrackedJob(row.job_type, "", row.task_ids, None, None, None, False, timed)
-        elif is_new_run(known, row):
-            if not known.counted and known.end_time is None and row.end_time is not None:
-                # Between two looks it ended, with hosts that failed, and these were retried.
-                succeeded = row.statistics is not None and row.statistics.success > 0
-                self.tally.inc(FINISHED, (row.job_type, "part_failed" if succeeded else "failed"))
-                if not known.timed:
-                    self._observe_duration(row)
-            failed = {name: end for name, end in known.failed.items() if end}
-            known = msgspec.structs.replace(known, counted=False, timed=True, finished=None, failed=failed, failures=0)
+            # An unfinished job with an end, and only one task, was a success before its task began.
+            timed = history if over else row.end_time is not None and not missed
+            known = TrackedJob(row.job_type, "", (), None, None, None, False, timed, history=history and over)
+        elif was_retried_unseen(known, row):
+            missed = [MissedRun()]
+        for run in missed:
+            known = self._count_missed(id, row, known, run)
+        if is_new_run(known, row):
+            self.truncated += known.unread and not known.history
+            known = self._next_run(known)
+        if known.success_since is not None and not ended(row.status, row.end_time):
+            # Its end is that of the provisional success: the job gives no duration.
+            known = msgspec.structs.replace(known, timed=True)
         if over and not known.counted:
-            if not history:
+            since = provisional_since(known, row, now)
+            if not (history or (since is not None and since < self.born)):
                 self.tally.inc(FINISHED, (row.job_type, status_label(row.status)))
             # The platform keeps the end of the first run.
-            end = known_end(row.end_time, self.records.now) if row.end_time != known.end_time else None
-            known = msgspec.structs.replace(known, counted=True, finished=end or self.records.now)
+            end = known_end(row.end_time, now) if row.end_time != known.end_time else None
+            known = msgspec.structs.replace(known, counted=True, finished=end or now)
         timed = known.timed
         if over and not timed and row.end_time is not None:
             self._observe_duration(row)
             timed = True
+        hosts = self._take_rows(id, row, known)
         asked = id in self.records.hosts or id in self.records.unexamined
         self.jobs[id] = TrackedJob(
             row.job_type,
@@ -125,30 +146,98 @@ class Fold:
             known.counted,
             timed,
             known.finished,
-            known.failed | self._take_hosts(id, row, known, counts=not history),
+            known.failed | hosts,
             failures(row) if asked else known.failures,
-            self.records.now if id in self.records.looked else known.looked,
+            now if id in self.records.looked else known.looked,
+            self._is_unsettled(id) if asked else known.unsettled,
+            provisional_since(known, row, now),
+            id in self.records.deferred,
+            known.history,
         )
 
-    def _take_hosts(self, id: int, row: Job, known: TrackedJob, *, counts: bool) -> dict[str, float]:
-        """Count the failures of hosts that are not known yet, and learn who fails and who does no longer."""
-        failed: dict[str, float] = {}
-        for result in self.records.hosts.get(id, ()):
-            if result.bk_biz_id not in (None, self.biz):
-                continue
-            status, host, own = result.status, result.host, known_end(result.end_time, self.records.now)
-            name = name_of(host) if host else result.instance_id
-            labels = (NAME, row.job_type, result.step, "")
-            if status == "failed":
-                if name in failed or (name in known.failed and (own or 0.0) <= known.failed[name]):
-                    continue
-                failed[name] = own or 0.0
-                if counts and is_news(own, self.born):
-                    count_failure(self.tally, labels)
-            if host and status in ("failed", "success"):
-                end = own or known_end(row.end_time, self.records.now) or self.records.now
-                self.results.append(HostResult(host, id, "", end, labels if status == "failed" else None))
-        return failed
+    def _note_unknown(self, known: TrackedJob | None, row: Job) -> None:
+        if (known is None or known.status != row.status) and row.status not in NODEMAN_STATUSES:
+            self.unknown.append(("nodeman_job.status", row.status))
+        told = row.statistics
+        if told is not None and (known is None or told != known.statistics):
+            for number in msgspec.structs.astuple(told):
+                if number < 0:
+                    self.unknown.append(("nodeman_job.statistics", str(number)))
+
+    def _next_run(self, known: TrackedJob) -> TrackedJob:
+        """What stays known of a job when it runs again; only its first run gives a duration."""
+        failed = {name: end for name, end in known.failed.items() if end}
+        return msgspec.structs.replace(
+            known, counted=False, timed=True, finished=None, failed=failed, failures=0, unsettled=False, history=False
+        )
+
+    def _count_missed(self, id: int, row: Job, known: TrackedJob, run: MissedRun) -> TrackedJob:
+        """Count a run that ended and was retried since the last poll, and the hosts that failed in it."""
+        counter = run.counter
+        if counter is None:
+            self.truncated += 1
+            # Only the first end of a job can be told from its row.
+            has_ended = known.end_time is None
+            succeeded = row.statistics is not None and row.statistics.success > 0
+            failed = True
+        else:
+            has_ended = not any(counter.get(status) for status in NODEMAN_UNFINISHED)
+            succeeded, failed = bool(counter.get("success")), bool(counter.get("failed"))
+        if has_ended:
+            status = "success" if not failed else "part_failed" if succeeded else "failed"
+            self.tally.inc(FINISHED, (row.job_type, status))
+            if not known.timed:
+                self._observe_duration(row)
+        found: dict[str, float] = {}
+        for instance in run.failed:
+            if instance.bk_biz_id in (None, self.biz) and instance.status == "failed":
+                _, step = instance.failure
+                self._take(id, row, known, found, instance.host, instance.instance_id, instance.finish_time, step)
+        return msgspec.structs.replace(
+            known, status=known.status or row.status, end_time=row.end_time, timed=True, failed=known.failed | found
+        )
+
+    def _take_rows(self, id: int, row: Job, known: TrackedJob) -> dict[str, float]:
+        """Count the failures of hosts that are not known yet, keep all results; the failed hosts with their ends."""
+        found: dict[str, float] = {}
+        for host in self.records.hosts.get(id, ()):
+            if host.bk_biz_id in (None, self.biz) and host.status in ("failed", "success"):
+                step = host.step if host.status == "failed" else None
+                self._take(id, row, known, found, host.host, host.instance_id, host.end_time, step)
+        return found
+
+    def _take(
+        self,
+        id: int,
+        row: Job,
+        known: TrackedJob,
+        found: dict[str, float],
+        host: Host | None,
+        instance_id: str,
+        end_time: int | None,
+        step: str | None,
+    ) -> None:
+        """Take one host result. `step`: the one that failed, None after a success. Adds failed hosts to `found`."""
+        now = self.records.now
+        end, name = known_end(end_time, now), name_of(host) if host else instance_id
+        labels: Labels | None = None
+        if step is not None:
+            labels = (NAME, row.job_type, step, "")
+            if name in found or (name in known.failed and (end or 0.0) <= known.failed[name]):
+                return
+            found[name] = end or 0.0
+            if not known.history and is_news(end, self.born):
+                count_failure(self.tally, labels)
+        if host:
+            end = end or known_end(row.end_time, now) or now
+            self.results.append(HostResult(host, id, "", end, labels))
+
+    def _is_unsettled(self, id: int) -> bool:
+        """Whether a host of this business that was found by its status says that it has not ended."""
+        return any(
+            row.bk_biz_id in (None, self.biz) and not ended(row.status, row.end_time)
+            for row in self.records.hosts.get(id, ())
+        )
 
     def _observe_duration(self, row: Job) -> None:
         if row.start_time is None or row.end_time is None:
@@ -160,11 +249,19 @@ class Fold:
             self.tally.observe(DURATION, (row.job_type,), duration, DURATION_BUCKETS)
 
     def _forget(self) -> int | None:
-        """Drop jobs that ended too long ago to be retried; the new floor."""
-        floor = self.records.floor
+        """Drop jobs that ended too long ago to be retried, and unfinished ones that are too old; the new floor."""
+        floor, now = self.records.floor, self.records.now
         for id, job in list(self.jobs.items()):
-            over = is_past(job, self.records.now, self.config)
-            if id in self.records.gone or (over and id not in self.config.job_ids):
+            old = is_past(job, now, self.config) or (not job.counted and is_abandoned(job, now))
+            if id in self.records.gone or (old and id not in self.config.job_ids):
+                self.truncated += job.unsettled
                 del self.jobs[id]
                 floor = None if floor is None else max(floor, id)
         return floor
+
+    def _count_too_large(self) -> dict[int, int]:
+        """Count the rows of the list that are too large to be read, once each; those that are known now."""
+        known = self.state.too_large if self.state else {}
+        found = self.records.too_large
+        self.truncated += sum(max(0, count - known.get(older, 0)) for older, count in found.items())
+        return dict(sorted((known | found).items())[-TOO_LARGE_KEPT:])

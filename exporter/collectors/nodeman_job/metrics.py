@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from exporter.blueking.nodeman_jobs import Statistics
 from exporter.collectors import nodeman
-from exporter.collectors.nodeman import NodemanView, status_label
+from exporter.collectors.nodeman import NodemanView, ended, status_label
 from exporter.collectors.nodeman_job.fold import DURATION, FINISHED
 from exporter.collectors.nodeman_job.state import NodemanJobState, TrackedJob, is_past
 from exporter.config.schema import NodemanJobConfig
@@ -17,14 +17,17 @@ View: TypeAlias = NodemanView[NodemanJobState, NodemanJobConfig]
 
 
 def unfinished(view: View) -> Mapping[Labels, float]:
-    return _summed(
-        ((job.job_type, status_label(job.status)), 1.0) for job in view.state.jobs.values() if not job.counted
-    )
+    return _summed(((job.job_type, status_label(job.status)), 1.0) for job in _unfinished(view))
 
 
 def oldest_unfinished(view: View) -> Mapping[Labels, float]:
-    starts = [job.start_time for job in view.state.jobs.values() if not job.counted and job.start_time is not None]
+    starts = [job.start_time for job in _unfinished(view) if job.start_time is not None]
     return {(): min(starts)} if starts else {}
+
+
+def _unfinished(view: View) -> list[TrackedJob]:
+    """Without those that say they have succeeded and are not believed yet."""
+    return [job for job in view.state.jobs.values() if not job.counted and not ended(job.status, job.end_time)]
 
 
 def instances(view: View) -> Mapping[Labels, float]:
@@ -53,12 +56,13 @@ def _watched(view: View) -> list[tuple[int, TrackedJob]]:
 
 
 def _statuses(statistics: Statistics | None) -> list[tuple[str, float]]:
-    """Instances by status; what the total has beyond the five is `other`."""
+    """Instances by status; what the total has beyond the five is `other`. A negative number is shown as 0."""
     if statistics is None:
         return []
     named = {name: getattr(statistics, name) for name in ("pending", "running", "success", "failed", "ignored")}
     other = statistics.total - sum(named.values())
-    return [(name, float(count)) for name, count in (*named.items(), *((("other", other),) if other > 0 else ()))]
+    counts = [(name, float(max(0, count))) for name, count in named.items()]
+    return [*counts, ("other", float(other))] if other > 0 else counts
 
 
 def _summed(samples: Iterable[tuple[Labels, float]]) -> Mapping[Labels, float]:

@@ -1,15 +1,25 @@
-"""What is known of NodeMan's jobs, what a poll brings, and what a row means. Times are unix seconds."""
+"""What is known of NodeMan's jobs, what a poll brings, and what a row means. Times are unix seconds.
+
+A run of a job is its list of tasks: a retry appends a task. Retrying a single node appends none and shows only as a
+return to an unfinished status.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
 from exporter.blueking.nodeman_jobs import HostRow, Job, Statistics
+from exporter.blueking.nodeman_subscriptions import Instance
 from exporter.collectors.base import FailedCall
-from exporter.collectors.nodeman import NodemanState, ended
+from exporter.collectors.nodeman import NodemanState, ended, known_end
 from exporter.config.schema import NodemanJobConfig
 
 NAME = "nodeman_job"
+
+SETTLING = 90.0
+"""Seconds for which a job must say that it has succeeded, as long as it has no task and only ignored instances."""
+MAX_UNFINISHED_AGE = 7 * 86400.0
+"""Seconds after its start when a job that has never ended is forgotten. The platform leaves some pending for ever."""
 
 
 class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -18,7 +28,9 @@ class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `counted`: its present run has been counted as finished. `timed`: the duration of its first run has been observed,
     or never will be. `finished`: end of the newest run. `failed`: end of each failed host that is known, 0 where the
     platform gave none; `failures`: the failed hosts in the statistics when the hosts were last read. `looked`: when its
-    details were last read for what the list does not show.
+    details were last read for what the list does not show. `unsettled`: a host that was found failed said that it is
+    running. `success_since`: see `provisional_since`. `unread`: its hosts are still to be read. `history`: its present
+    run ended before the baseline.
     """
 
     job_type: str
@@ -33,39 +45,78 @@ class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     failed: dict[str, float] = {}
     failures: int = 0
     looked: float = 0.0
+    unsettled: bool = False
+    success_since: float | None = None
+    unread: bool = False
+    history: bool = False
 
 
 class NodemanJobState(NodemanState, frozen=True, kw_only=True):
     """`floor`: a job with an id up to this one that is not in `jobs` is not watched any more; None before jobs have
-    been discovered. `born`: time of the baseline; a host that failed before it is not counted."""
+    been discovered. `born`: time of the baseline; a host that failed before it is not counted. `too_large`: see
+    `NodemanJobRecords`."""
 
     floor: int | None
     born: float
     jobs: dict[int, TrackedJob]
+    too_large: dict[int, int] = msgspec.field(default_factory=dict)
 
 
-class NodemanJobRecords(msgspec.Struct, frozen=True):
-    """What one poll, begun at `watermark`, brought.
+class MissedRun(msgspec.Struct, frozen=True):
+    """A run that ended and was retried since the last poll. `counter`: its instances by status, None if it cannot be
+    had; `failed`: the failed ones."""
+
+    counter: dict[str, int] | None = None
+    failed: tuple[Instance, ...] = ()
+
+
+class NodemanJobRecords(msgspec.Struct):
+    """What one poll, begun at `watermark`, brought; `fetch` fills it in.
 
     `floor`: see `NodemanJobState`. `hosts`: host rows by job, where they were asked for. `unexamined`: jobs whose hosts
-    cannot be had. `gone`: jobs that no longer exist. `looked`: jobs whose row comes from the details, not from the
-    list.
+    cannot be had. `deferred`: jobs whose hosts a later poll reads. `missed`: runs that nobody has seen end, by job.
+    `gone`: jobs that no longer exist. `looked`: jobs whose row comes from the details, not from the list. `odd_ids`:
+    ids that no state can keep. `too_large`: how many rows of the list are too large to be read, by the next older job.
     """
 
-    now: float
-    watermark: float
-    floor: int | None
-    rows: dict[int, Job]
-    hosts: dict[int, tuple[HostRow, ...]]
-    unexamined: frozenset[int] = frozenset()
-    gone: frozenset[int] = frozenset()
-    looked: frozenset[int] = frozenset()
-    errors: tuple[FailedCall, ...] = ()
+    now: float = 0.0
+    watermark: float = 0.0
+    floor: int | None = None
+    rows: dict[int, Job] = {}
+    hosts: dict[int, tuple[HostRow, ...]] = {}
+    unexamined: set[int] = set()
+    deferred: set[int] = set()
+    missed: dict[int, list[MissedRun]] = {}
+    gone: set[int] = set()
+    looked: set[int] = set()
+    odd_ids: list[str] = []
+    too_large: dict[int, int] = {}
+    errors: list[FailedCall] = []
 
     @property
     def size(self) -> int:
         """See `Records`."""
         return len(self.rows) + sum(map(len, self.hosts.values()))
+
+
+def provisional_since(known: TrackedJob | None, row: Job, now: float) -> float | None:
+    """Since when a job says that it has succeeded although it has no task and only ignored instances.
+
+    The platform says so of a job that somebody looks at before its task exists; the job then runs all the same.
+    """
+    told = row.statistics
+    if row.status != "success" or row.task_ids or told is None or not 0 < told.ignored == told.total:
+        return None
+    if known and known.success_since is not None:
+        return known.success_since
+    end = known_end(row.end_time, now)
+    return now if end is None else min(end, now)
+
+
+def has_ended(known: TrackedJob | None, row: Job, now: float) -> bool:
+    """Whether the row shows a job whose run has ended; a provisional success ends it after `SETTLING`."""
+    since = provisional_since(known, row, now)
+    return ended(row.status, row.end_time) and (since is None or now - since >= SETTLING)
 
 
 def is_new_run(known: TrackedJob, row: Job) -> bool:
@@ -75,8 +126,43 @@ def is_new_run(known: TrackedJob, row: Job) -> bool:
     return known.counted and not ended(row.status, row.end_time)
 
 
+def is_same_job(known: TrackedJob | None, row: Job) -> bool:
+    """Whether the id still names the job that is known: it does not when the job was created at another time."""
+    return known is not None and (None in (known.start_time, row.start_time) or known.start_time == row.start_time)
+
+
+def missed_tasks(known: TrackedJob | None, row: Job) -> list[int]:
+    """The tasks, but for the newest, whose run has not been counted: it was retried since the last poll.
+
+    Whether such a run has ended is not known yet: a retry may come while a run goes on.
+    """
+    if row.end_time is None:
+        return []
+    new = sorted(set(row.task_ids) - set(known.task_ids if known else ()))
+    if known and known.task_ids and not known.counted and new:
+        new.insert(0, max(known.task_ids))
+    return new[:-1]
+
+
+def was_retried_unseen(known: TrackedJob, row: Job) -> bool:
+    """Whether a run ended, and went on in the same task, since the last poll.
+
+    Where the platform names no task, an end with ignored instances may be that of a provisional success.
+    """
+    first_end = not known.counted and known.end_time is None and row.end_time is not None
+    if not first_end or ended(row.status, row.end_time) or set(row.task_ids) != set(known.task_ids):
+        return False
+    return bool(row.task_ids) or (row.statistics is not None and not row.statistics.ignored)
+
+
 def failures(row: Job) -> int:
-    return row.statistics.failed if row.statistics else 0
+    """Failed hosts by the statistics; these may be negative after a retry."""
+    return max(0, row.statistics.failed) if row.statistics else 0
+
+
+def is_abandoned(row: Job | TrackedJob, now: float) -> bool:
+    """Whether an unfinished job that has never ended began so long ago that it is not watched."""
+    return row.end_time is None and row.start_time is not None and row.start_time < now - MAX_UNFINISHED_AGE
 
 
 def is_past(job: TrackedJob, now: float, config: NodemanJobConfig) -> bool:

@@ -8,14 +8,17 @@ A run of an instance is its record and finish. Times are unix seconds.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
 
+import msgspec
+
 from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
-from exporter.blueking.nodeman_subscriptions import Instance
+from exporter.blueking.nodeman_subscriptions import Instance, TaskResult
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import Collector, FailedExecution, Observed, Platforms
+from exporter.collectors.base import Collector, FailedCall, FailedExecution, Observed, Platforms
 from exporter.collectors.nodeman import NodemanCollector, read_pages
 from exporter.collectors.nodeman_subscription.fold import Fold
 from exporter.collectors.nodeman_subscription.metrics import FAMILIES
@@ -41,6 +44,11 @@ FEW = 10
 NEWEST = 100
 """Instances of the newest records that are read for the newest finish."""
 
+CREATION_FAILED = "3800014"
+"""Code of a subscription whose newest task could not be created."""
+UNEXPECTED = "3800500"
+"""Code of an answer that the platform could not make."""
+
 MOVED = ("success", *NODEMAN_UNFINISHED, "removed", "filtered", "ignored", "terminated")
 """What an instance that had failed may have become."""
 
@@ -62,37 +70,60 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
     # Fetch
 
     async def fetch(self, state: SubscriptionState | None, deadline: Deadline) -> SubscriptionRecords:
-        """Every configured subscription. One that is not ready is left out; so is one that cannot be had for good,
-        as long as another one can. Raises `ApiError`."""
+        """Every configured subscription. One that is not ready is left out; so is one that is refused for good, as long
+        as another one answers. Raises `ApiError`."""
         begun = self._clock.platform()
         known = state.subscriptions if state else {}
         answers, errors = await self.ask_each(
             "subscription", self.config.subscription_ids, lambda id: self._ask(id, known.get(id), deadline)
         )
         now = self._clock.platform()
-        return SubscriptionRecords(now, min(begun, now), answers, errors)
+        partly = tuple(answer.failure for answer in answers.values() if answer.failure)
+        return SubscriptionRecords(now, min(begun, now), answers, (*errors, *partly))
 
     async def _ask(self, id: int, known: Subscription | None, deadline: Deadline) -> Answer:
+        """What a subscription answers; as much of it as can be had when its newest task does not exist, or its rows
+        cannot be made."""
+        try:
+            return await self._read(id, known, deadline)
+        except ApiError as error:
+            if error.code == CREATION_FAILED:
+                answer = await self._read(id, known, deadline, all_tasks=True)
+                consequence = "shown as of its earlier tasks"
+            elif error.code == UNEXPECTED:
+                # The pipeline of a task is missing: it has a counter, but no rows.
+                summary = await self._api.task_result(id, deadline=deadline)
+                if summary.counter is None:
+                    raise
+                answer = Answer(summary.counter, known.newest if known else 0, unread=True)
+                consequence = "counter shown, hosts left as they were"
+            else:
+                raise
+            return msgspec.structs.replace(answer, failure=FailedCall.of(error, f"subscription {id}", consequence))
+
+    async def _read(
+        self, id: int, known: Subscription | None, deadline: Deadline, *, all_tasks: bool = False
+    ) -> Answer:
         # Rows are cut by ascending record: the last page of one row is the newest one.
-        size = sum(known.counter.values()) if known else 0
-        summary = await self._api.task_result(id, page=max(1, size), pagesize=min(1, size), deadline=deadline)
-        if summary.counter is None:
-            raise ApiError("decode", "task_result tells no status_counter", api="task_result")
-        counter = summary.counter
-        newest = max((row.record_id or 0 for row in summary.instances), default=0)
-        moving = is_moving(counter)
-        # At most a page per LOOK_AGAIN, on average.
-        pages = max(1.0, len(known.failed) / PAGE_SIZE) if known and len(known.failed) > FEW else 0.0
-        due = known is None or self._clock.platform() - known.looked >= LOOK_AGAIN * pages
-        same = known is not None and (counter, newest) == (known.counter, known.newest)
-        if known is not None and same and not (due and (moving or known.failed)):
-            return Answer(counter, newest)
+        size = sum(map(abs, known.counter.values())) if known else 0
         now, runs = self._clock.platform(), known.runs if known else {}
 
         def is_new(row: Instance) -> bool:
             return is_ours(row, self.biz) and run_of(row, now) not in (None, runs.get(row.instance_id))
 
-        read = functools.partial(self._api.task_result, id, with_steps=is_new, deadline=deadline)
+        read = functools.partial(self._api.task_result, id, all_tasks=all_tasks, with_steps=is_new, deadline=deadline)
+        summary = await read(page=max(1, size), pagesize=min(1, size))
+        if summary.counter is None:
+            return await self._read_all(summary, read)
+        counter = summary.counter
+        newest = max((row.record_id or 0 for row in summary.instances), default=0)
+        moving = is_moving(counter)
+        # At most a page per LOOK_AGAIN, on average.
+        pages = max(1.0, len(known.failed) / PAGE_SIZE) if known and len(known.failed) > FEW else 0.0
+        due = known is None or known.unread or now - known.looked >= LOOK_AGAIN * pages
+        same = known is not None and not known.unread and (counter, newest) == (known.counter, known.newest)
+        if known is not None and same and not (due and (moving or known.failed)):
+            return Answer(counter, newest)
         instances: dict[str, Instance] = {}
         if summary.total and not same:
             page = await read(page=-(-summary.total // NEWEST), pagesize=NEWEST)
@@ -101,20 +132,38 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
         complete = known is None or due or newest != known.newest or is_moving(known.counter) != moving
         before = sorted(known.failed) if known else []
 
-        async def failed(number: int) -> tuple[Sequence[Instance], int]:
+        async def failed(page: int, size: int) -> tuple[Sequence[Instance], int | None]:
             but = () if complete else before
-            page = await read(statuses=("failed",), but=but, page=number, pagesize=PAGE_SIZE)
-            return page.instances, page.total
+            answer = await read(statuses=("failed",), but=but, page=page, pagesize=size)
+            return answer.instances, answer.total
 
+        unsettled: frozenset[str] = frozenset()
         if counter.get("failed"):
-            instances |= await read_pages("task_result", failed, lambda row: row.instance_id)
+            found = await read_pages("task_result", failed, lambda row: row.instance_id, self._page_size)
+            instances |= found.rows
+            unsettled = frozenset(name for name, row in found.rows.items() if row.status in NODEMAN_UNFINISHED)
         # What had failed and is in none of these has moved on, or belongs to an earlier task.
         missing = [instance for instance in before if instance not in instances]
         for begin in range(0, len(missing), PAGE_SIZE):
             some = missing[begin : begin + PAGE_SIZE]
-            page = await read(instance_ids=some, statuses=() if complete else MOVED, pagesize=len(some))
+            page = await read(instance_ids=some, statuses=() if complete else MOVED, pagesize=len(some), all_tasks=True)
             instances |= {row.instance_id: row for row in page.instances}
-        return Answer(counter, newest, tuple(instances.values()), complete, not same)
+        return Answer(counter, newest, tuple(instances.values()), complete, not same, unsettled)
+
+    async def _read_all(self, summary: TaskResult, read: Callable[..., Awaitable[TaskResult]]) -> Answer:
+        """All rows of a platform that gives no counter, counted. Some answer a bare list of them whatever is asked."""
+
+        async def ask(page: int, size: int) -> tuple[Sequence[Instance], int | None]:
+            answer = await read(page=page, pagesize=size)
+            return answer.instances, answer.total
+
+        if summary.total is None and len(summary.instances) > 1:
+            rows = {row.instance_id: row for row in summary.instances}
+        else:
+            rows = (await read_pages("task_result", ask, lambda row: row.instance_id, self._page_size)).rows
+        counter = Counter(row.status for row in rows.values())
+        newest = max((row.record_id or 0 for row in rows.values()), default=0)
+        return Answer(dict(counter), newest, tuple(rows.values()), complete=True, renewed=True)
 
     # Observe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from exporter.blueking.nodeman_subscriptions import Instance
-from exporter.collectors.base import Observed
+from exporter.collectors.base import TRUNCATED, Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     FUTURE,
@@ -79,15 +79,17 @@ class Fold:
 
     def _subscription(self, id: int, known: Subscription | None, answer: Answer) -> Subscription:
         now = self.records.now
-        self.unknown += [
-            ("nodeman_subscription.status", status)
-            for status in answer.counter
-            if status not in NODEMAN_STATUSES and (known is None or status not in known.counter)
-        ]
+        for status, count in answer.counter.items():
+            if status not in NODEMAN_STATUSES and (known is None or status not in known.counter):
+                self.unknown.append(("nodeman_subscription.status", status))
+            if count < 0 and (known is None or count != known.counter.get(status)):
+                self.unknown.append(("nodeman_subscription.status_counter", str(count)))
+        if answer.unread and (known is None or answer.counter != known.counter):
+            self.tally.inc(TRUNCATED)
         known = known or Subscription(born=now)
         first = not known.looked
         if not answer.instances and not answer.complete:
-            return msgspec.structs.replace(known, counter=answer.counter, newest=answer.newest)
+            return msgspec.structs.replace(known, counter=answer.counter, newest=answer.newest, unread=answer.unread)
         action = next((row.job_type for row in answer.instances if row.job_type), known.action)
         runs: dict[str, Run] = {}
         failed = set() if answer.complete else set(known.failed)
@@ -98,8 +100,9 @@ class Fold:
             name, finish = row.instance_id, known_end(row.finish_time, now)
             if finish is not None and ended(row.status, finish):
                 last = max(finish, last or finish)
-            # One that runs again has not succeeded yet.
-            if row.status == "failed" or (name in known.failed and row.status in NODEMAN_UNFINISHED):
+            # One that runs again has not succeeded yet. One that was found failed is read again until it has ended.
+            runs_again = name in known.failed and row.status in NODEMAN_UNFINISHED
+            if row.status == "failed" or runs_again or name in answer.unsettled:
                 failed.add(name)
             else:
                 failed.discard(name)

@@ -21,7 +21,7 @@ def instances(view: View) -> Mapping[Labels, float]:
     for id, known in view.state.subscriptions.items():
         for status, count in known.counter.items() if id in view.config.subscription_ids else ():
             labels = (str(id), status_label(status))
-            counted[labels] = counted.get(labels, 0.0) + count
+            counted[labels] = counted.get(labels, 0.0) + max(0, count)
     return counted
 
 

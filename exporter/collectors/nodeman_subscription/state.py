@@ -24,7 +24,7 @@ class Subscription(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is known of a subscription. `born`: when it was first asked for, a run that ended before is not counted;
     `looked`: when all failed instances were last read, 0 before it has answered; `newest`: the newest record.
     `runs`: the newest finished run of the failed instances, and of the others that were read last; `failed`: whose
-    run has failed. `action`: of any instance, for those that have no steps."""
+    run has failed. `action`: of any instance, for those that have no steps. `unread`: only the counter could be had."""
 
     counter: dict[str, int] = {}
     born: float = 0.0
@@ -34,6 +34,7 @@ class Subscription(msgspec.Struct, frozen=True, array_like=True, gc=False):
     failed: frozenset[str] = frozenset()
     last_finished: float | None = None
     action: str = ""
+    unread: bool = False
 
 
 class SubscriptionState(NodemanState, frozen=True, kw_only=True):
@@ -45,13 +46,17 @@ class SubscriptionState(NodemanState, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True):
     """What one subscription answered. `newest`: the newest record. `instances`: rows that are news, with their steps
     where they show a run that is not known; `complete`: all failed ones are among them, so that one that is not no
-    longer exists; `renewed`: so are the newest ones."""
+    longer exists; `renewed`: so are the newest ones. `unsettled`: instances that were found failed and say that they
+    run. `failure`: why only the counter could be had, or another task than the newest one was read."""
 
     counter: dict[str, int]
     newest: int
     instances: tuple[Instance, ...] = ()
     complete: bool = False
     renewed: bool = False
+    unsettled: frozenset[str] = frozenset()
+    unread: bool = False
+    failure: FailedCall | None = None
 
 
 class SubscriptionRecords(msgspec.Struct, frozen=True):

@@ -52,14 +52,25 @@ class Fold:
 
     def _task(self, id: int, task: LegacyTask, known: TrackedTask | None) -> TrackedTask:
         hosts: dict[str, str] = {}
+        before = known.hosts if known else {}
+        if known and None not in (known.start_time, task.start_time) and known.start_time != task.start_time:
+            before = {}
+        self._note_negative(task, known)
         for name, row in zip(names(task.hosts), task.hosts, strict=True):
             hosts[name] = row.status
-            if known and row.status == known.hosts.get(name):
+            if known and row.status == before.get(name):
                 continue
             if row.status not in NODEMAN_STATUSES:
                 self.unknown.append(("nodeman_task.status", row.status))
             self._take(id, task, row, counts=known is not None)
-        return TrackedTask(task.job_type, task.status_count, task.os_count, hosts)
+        return TrackedTask(task.job_type, task.status_count, task.os_count, hosts, task.start_time)
+
+    def _note_negative(self, task: LegacyTask, known: TrackedTask | None) -> None:
+        for field in ("status_count", "os_count"):
+            before = getattr(known, field) if known else {}
+            for name, count in getattr(task, field).items():
+                if count < 0 and count != before.get(name):
+                    self.unknown.append((f"nodeman_task.{field}", str(count)))
 
     def _take(self, id: int, task: LegacyTask, row: LegacyHost, *, counts: bool) -> None:
         """Count a host that has just failed, and keep the result of a host that has just ended."""

@@ -16,7 +16,7 @@ View: TypeAlias = NodemanView[TaskState, NodemanTaskConfig]
 
 def hosts(view: View) -> Mapping[Labels, float]:
     return {
-        (str(id), task.job_type, status): float(task.status_count.get(status, 0))
+        (str(id), task.job_type, status): float(max(0, task.status_count.get(status, 0)))
         for id, task in _configured(view)
         if task.status_count
         for status in ("success", "failed", "running")
@@ -29,7 +29,7 @@ def _configured(view: View) -> list[tuple[int, TrackedTask]]:
 
 def hosts_by_os(view: View) -> Mapping[Labels, float]:
     return {
-        (str(id), task.job_type, os): float(count)
+        (str(id), task.job_type, os): float(max(0, count))
         for id, task in _configured(view)
         for os, count in task.os_count.items()
     }

@@ -15,12 +15,14 @@ NAME = "nodeman_task"
 
 
 class TrackedTask(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is known of a task. `hosts`: the last status of each host, by `names`."""
+    """What is known of a task. `hosts`: the last status of each host, by `names`. `start_time` tells another task with
+    the same id."""
 
     job_type: str
     status_count: dict[str, int]
     os_count: dict[str, int]
     hosts: dict[str, str]
+    start_time: float | None = None
 
 
 class TaskState(NodemanState, frozen=True, kw_only=True):

@@ -188,8 +188,38 @@ async def test_a_revoked_job_is_counted_once_as_terminated(tmp_path: Path) -> No
         metrics = await daemon.poll(6)
         assert daemon.nodeman.jobs[job.id].status == "FAILED"
         assert finished(metrics) == {("RESTART_AGENT", "terminated"): 1}
-        assert failures(metrics) == {("nodeman_job", "RESTART_AGENT", "restart", ""): 2}
+        assert failures(metrics) == {("nodeman_job", "RESTART_AGENT", "other", ""): 2}
         assert metrics.get(nodeman("job_duration_seconds_sum"), job_type="RESTART_AGENT") == 51
+
+
+async def test_a_revoked_host_is_read_again_until_it_has_ended(tmp_path: Path) -> None:
+    """4.3: the record has failed at once, its row says that it runs until its sub-step ends; both hosts are counted."""
+    collectors: dict[str, Any] = {"job": {"interval": "10s"}, "subscription": {"subscription_ids": [11]}}
+    async with watched(tmp_path, **collectors) as daemon:
+        await daemon.start()
+        hosts = {HOSTS[0]: "restart", HOSTS[1]: "update_process_status"}
+        job = daemon.nodeman.start_job("RESTART_AGENT", hosts, duration=300)
+        first = job.subscription.tasks[job.task_ids[0]].records[0]
+        first.runs[0].ends, first.runs[0].end = [EPOCH + 30], EPOCH + 30
+        await daemon.sleep_until(110)
+        daemon.nodeman.revoke(job)
+        await daemon.sleep_until(180)
+        metrics = await daemon.poll()
+        assert sum(failing(metrics, collector="nodeman_job").values()) == 1
+        assert sum(failing(metrics, collector="nodeman_subscription").values()) == 1
+        begun = daemon.loop.time()
+        await daemon.sleep_until(260)
+        metrics = await daemon.poll()
+        expected = {("RESTART_AGENT", "restart", ""): 1, ("RESTART_AGENT", "other", ""): 1}
+        for collector in ("nodeman_job", "nodeman_subscription"):
+            of = {(collector, *labels): value for labels, value in expected.items()}
+            assert failing(metrics, collector=collector) == of
+            assert {labels: n for labels, n in failures(metrics).items() if labels[0] == collector} == of
+        # Then it is settled, and only looked at like every job with a failing host.
+        assert daemon.asked(begun)["job_details"] >= 1
+        begun = daemon.loop.time()
+        await daemon.poll(3)
+        assert daemon.asked(begun)["job_details"] == 0
 
 
 async def test_a_job_of_two_businesses_counts_in_both_and_its_hosts_in_their_own(tmp_path: Path) -> None:
@@ -509,7 +539,7 @@ async def test_a_lost_permission_fails_the_poll_and_changes_nothing(tmp_path: Pa
     async with watched(tmp_path, scopes=(BIZ, OTHER), job={}) as daemon:
         daemon.nodeman.start_job("INSTALL_AGENT", {FOREIGN[0]: None}, duration=10)
         await daemon.start()
-        daemon.failing_on("INSTALL_AGENT", HOSTS[0], duration=10)
+        daemon.failing_on("INSTALL_AGENT", HOSTS[0], duration=10, created_by="somebody")
         await daemon.sleep_until(100)
         await daemon.poll()
         daemon.nodeman.denied = {2}
