@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping
+from operator import eq
 
 import msgspec
 
@@ -17,6 +18,7 @@ from exporter import log
 from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import GAP, TRUNCATED, Collector, CollectorState
+from exporter.collectors.failing_hosts import MOST_HOSTS
 from exporter.collectors.job.metrics import STATUS_CODE_INFO, status_code_info
 from exporter.config.schema import ScopeConfig
 from exporter.metrics.bounds import LabelBounds
@@ -29,6 +31,7 @@ from exporter.telemetry import Telemetry
 
 ERRORS = "blueking_exporter_collector_errors_total"
 CIRCUIT_OPEN = "blueking_exporter_api_circuit_open"
+UNTRACKED = "blueking_exporter_hosts_untracked"
 
 SCOPE_INFO = Family(
     "blueking_scope_info", "gauge", ("name",), "A configured scope and its name for people.", "已配置的范围及其名称。"
@@ -107,6 +110,14 @@ COLLECTOR_FAMILIES = (
         "该业务是否因连续两次以上被蓝鲸拒绝（401 或 403）而降低了轮询频率。",
         per_collector=True,
     ),
+    Family(
+        UNTRACKED,
+        "gauge",
+        (),
+        f"Failing hosts beyond the {MOST_HOSTS:,} that are tracked: counters count them, gauges do not.",
+        f"超出跟踪上限 {MOST_HOSTS:,} 的失败主机数：计数器计入，瞬时值不计入。",
+        per_collector=True,
+    ),
 )
 """The exporter's own families per collector and scope; `collector` and the scope are the labels of the owner."""
 
@@ -180,6 +191,7 @@ class Exposed:
         self._stale_after = stale_after
         self._report = PollReport()
         self._gauges = Gauges()
+        self._gauge_chunks: dict[str, tuple[Mapping[Labels, float], Chunk]] = {}
         self._rendered: dict[str, _Rendered] = {}
         self._prefix = scope_prefix(collector.scope)
         self._own_prefix = scope_prefix(collector.scope, collector.name)
@@ -239,6 +251,7 @@ class Exposed:
         prefix, report, state = self._own_prefix, self._report, self._report.known
         gauges: dict[str, float | None] = {
             CIRCUIT_OPEN: float(report.circuit_open),
+            UNTRACKED: self._collector.failing_hosts(state).hosts_untracked() if state else None,
             "success": None if report.success is None else float(report.success),
             "last_success_timestamp_seconds": state.last_success if state else None,
             "interval_seconds": self._collector.interval,
@@ -249,8 +262,7 @@ class Exposed:
         for family in COLLECTOR_FAMILIES:
             value = gauges.get(family.name.removeprefix("blueking_exporter_collector_"))
             if family.kind == "gauge" and value is not None:
-                labels: Labels = ()
-                chunks[family.name] = render_gauge(family, prefix, {labels: value})
+                chunks[family.name] = self._gauge_chunk(family, prefix, {(): value})
             elif family.name == ERRORS:
                 chunks[family.name] = self._counts_chunk(family, prefix, report.errors)
             elif family.kind == "counter" and state is not None:
@@ -264,10 +276,19 @@ class Exposed:
             if family.kind != "gauge":
                 chunks[family.name] = self._counts_chunk(family, prefix, state.counts)
             elif family.name in samples:
-                chunks[family.name] = render_gauge(family, prefix, samples[family.name])
+                chunks[family.name] = self._gauge_chunk(family, prefix, samples[family.name])
         if samples:
             self._gauges.show(samples)
         return chunks
+
+    def _gauge_chunk(self, family: Family, prefix: str, samples: Mapping[Labels, float]) -> Chunk:
+        """The chunk of one gauge, rendered again only when a sample or the order of the samples has changed."""
+        known = self._gauge_chunks.get(family.name)
+        if known is not None and known[0] == samples and all(map(eq, known[0], samples)):
+            return known[1]
+        chunk = render_gauge(family, prefix, samples)
+        self._gauge_chunks[family.name] = samples, chunk
+        return chunk
 
     def _counts_chunk(self, family: Family, prefix: str, counts: Counts) -> Chunk:
         """The chunk of one counter or histogram, rendered again only after a change or the end of a birth hold."""

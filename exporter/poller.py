@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from exporter import log
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import Collector, CollectorState, Observed, Records, fold
+from exporter.collectors.base import MANY, Collector, CollectorState, Observed, Records, fold
 from exporter.config.schema import Config
 from exporter.errors import ApiError, Reason, StateError
 from exporter.exposed import ERRORS, Exposed, PollReport
@@ -32,8 +34,16 @@ from exporter.model import Key
 from exporter.state.base import Store
 from exporter.telemetry import Telemetry
 
+T = TypeVar("T")
+
 REFUSED: frozenset[Reason] = frozenset({"auth", "permission"})
 """Reasons that only a person can remove. Polling often does not help, and it fills the platform's logs."""
+BYTES_PER_ROW = 128
+"""About what a row takes in a state."""
+LARGE = MANY * BYTES_PER_ROW
+"""Bytes of a state that is worked on in a thread."""
+UNKNOWN_LOGGED = 1000
+"""Unknown values that are logged once each; later ones are only counted."""
 LONGEST_DISTANCE = 300.0
 """Seconds: the largest distance between two polls of a refused scope whose interval is shorter."""
 
@@ -62,12 +72,15 @@ class Services(msgspec.Struct, frozen=True):
 class Observation(msgspec.Struct, frozen=True):
     """What one poll makes of the state, not committed yet.
 
-    `samples`: those of its gauges by family. `full`: the page had no room for some new label values.
+    `payload`: the encoded state. `samples`: those of its gauges by family. `full`: the page had no room for some new
+    label values. `unknown`: how many values were unknown, by field.
     """
 
     observed: Observed[Any]
+    payload: bytes
     samples: Mapping[str, Mapping[Labels, float]]
     full: bool
+    unknown: Mapping[str, int]
 
 
 class Poller:
@@ -95,6 +108,7 @@ class Poller:
         self._clock = services.clock
         self._committing = asyncio.Lock()
         self._loaded = False
+        self._size = 0
         self._full = False
         self._refusals = 0
         self._poll_now = asyncio.Event()
@@ -146,7 +160,8 @@ class Poller:
         stored = await self._store.load(self.key)
         if stored is not None:
             try:
-                state = msgspec.msgpack.decode(stored.payload, type=self.collector.state_type)
+                self._size = len(stored.payload)
+                state = await self._work(partial(self._decode, stored.payload))
                 self._update(state=state, current=stored.current)
             except msgspec.DecodeError as error:
                 self._telemetry.state_reset()
@@ -200,7 +215,7 @@ class Poller:
             deadline = Deadline(max(self.collector.interval, 2 * self._settings.request_timeout), self._clock)
             records = await self.collector.fetch(self.state, deadline)
             observation = await self.observe(records)
-            await self._commit(observation.observed.state)
+            await self._commit(observation.payload)
         except ApiError as error:
             self._failed(
                 error.reason, str(error), error.request_id, api=error.api, code=error.code, status=error.status
@@ -225,7 +240,11 @@ class Poller:
         counts = self.state.counts if self.state else Counts()
         room = self._page.reserve(self.key)
         tally = Tally(counts, self._clock.wall(), self._settings.hold, self.collector.families, room)
-        return await fold(records.size, partial(self._observe, records, tally))
+        return await self._work(partial(self._observe, records, tally), records.size)
+
+    async def _work(self, work: Callable[[], T], rows: int = 0) -> T:
+        """Do what takes as long as there are rows, in the answers and in the state."""
+        return await fold(rows + self._size // BYTES_PER_ROW, work)
 
     def _observe(self, records: Records, tally: Tally) -> Observation:
         observed = self.collector.observe(self.state, records, tally)
@@ -235,7 +254,18 @@ class Poller:
         if values != state.counts.values:
             counts = msgspec.structs.replace(state.counts, values=values)
             observed = msgspec.structs.replace(observed, state=msgspec.structs.replace(state, counts=counts))
-        return Observation(observed, samples, tally.bounds.full)
+        payload = msgspec.msgpack.encode(observed.state)
+        if len(payload) > LARGE:
+            self.collector.failing_hosts(observed.state).prepare()
+        self._size = len(payload)
+        unknown = Counter(field for field, _ in observed.unknown)
+        return Observation(observed, payload, samples, tally.bounds.full, unknown)
+
+    def _decode(self, payload: bytes) -> CollectorState:
+        state: CollectorState = msgspec.msgpack.decode(payload, type=self.collector.state_type)
+        if len(payload) > LARGE:
+            self.collector.failing_hosts(state).prepare()
+        return state
 
     def take(self, observation: Observation) -> None:
         """Go on from an observation without a commit, and show it."""
@@ -258,12 +288,12 @@ class Poller:
         """Commit the state again, because the store has lost it. Raises `StateError`."""
         async with self._committing:
             if self.state is not None:
-                await self._store.commit(self.key, msgspec.msgpack.encode(self.state))
+                await self._store.commit(self.key, await self._work(partial(msgspec.msgpack.encode, self.state)))
 
-    async def _commit(self, state: CollectorState) -> None:
+    async def _commit(self, payload: bytes) -> None:
         try:
             async with self._committing:
-                await self._store.commit(self.key, msgspec.msgpack.encode(state))
+                await self._store.commit(self.key, payload)
         except StateError:
             self._telemetry.state_write_error()
             raise
@@ -285,9 +315,10 @@ class Poller:
         for failed in observed.errors:
             self._count_error(failed.reason)
             self._log.warning("call_failed", **msgspec.structs.asdict(failed))
-        for field, value in observed.unknown:
-            self._telemetry.unknown_value(field)
-            if (field, value) not in self._unknown and len(self._unknown) < 1000:
+        for field, times in observation.unknown.items():
+            self._telemetry.unknown_values(field, times)
+        for field, value in itertools.islice(observed.unknown, UNKNOWN_LOGGED):
+            if (field, value) not in self._unknown and len(self._unknown) < UNKNOWN_LOGGED:
                 self._unknown.add((field, value))
                 self._log.warning("unknown_value", field=field, value=value)
 

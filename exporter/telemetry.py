@@ -206,13 +206,13 @@ class Telemetry:
         """BlueKing's clock was seen: own minus platform's."""
         self._set("api_clock_skew_seconds", seconds)
 
-    def unknown_value(self, field: str) -> None:
-        """BlueKing sent something that is not in our tables; `field` is its dotted name."""
+    def unknown_values(self, field: str, times: int = 1) -> None:
+        """BlueKing sent so often something that is not in our tables; `field` is its dotted name."""
         if field not in self._fields and len(self._fields) >= MOST_FIELDS:
             field = "other"
         else:
             self._fields.add(field)
-        self._counters["unknown_values_total"].labels(field).inc()
+        self._counters["unknown_values_total"].labels(field).inc(times)
 
     def state_reset(self) -> None:
         """The state was found damaged or gone."""

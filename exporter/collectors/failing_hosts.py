@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import cached_property
 
 import msgspec
+from isal import isal_zlib
 
 from exporter.metrics.family import HOST_LABELS, Family, Labels
 from exporter.model import Host
@@ -21,6 +24,14 @@ from exporter.model import Host
 RUNS_KEPT = 16
 """A retry is told from a new run by these newest runs of a streak; an older run is retried too rarely to remember
 it."""
+MOST_HOSTS = 100_000
+"""Failing hosts of a collector and scope, and hosts whose success is remembered."""
+MOST_UNTRACKED = 1000
+"""Groups for which it is known how many hosts exceeded the bound."""
+BATCH = 4096
+"""Results that are sorted, and streaks that are packed, in one go."""
+SMALL = 4096
+"""Bytes that are not worth compressing."""
 
 
 class HostResult(msgspec.Struct, frozen=True, gc=False):
@@ -52,60 +63,293 @@ class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return self.runs[-1][0]
 
 
-class FailingHosts(msgspec.Struct, frozen=True, gc=False):
-    """Streaks by host identity; `cleared` remembers recent successes, so that an older failure that comes late is no
-    news; `ids` the `bk_host_id` of these hosts by their address."""
+class Untracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Hosts that failed in a run and found no place. `end`: of the newest of these failures."""
 
-    streaks: dict[str, Streak] = {}
+    run: int
+    end: float
+    hosts: int
+
+
+class FailingHosts(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
+    """Who fails: `MOST_HOSTS` hosts at most. What is derived from the streaks is computed when it is first asked for.
+
+    `cleared` remembers when hosts succeeded, so that an older failure that comes late is no news. `untracked` is what
+    exceeded the bound, by group, or by run where there are no groups.
+
+    In a state, `rows` are the streaks and `ids` the addresses of hosts besides those that their streaks show. `listed`
+    are the streaks in a state of a build that had no `rows`.
+    """
+
+    listed: dict[str, Streak] = msgspec.field(default_factory=dict, name="streaks")
     cleared: dict[str, float] = {}
     ids: dict[str, str] = {}
+    rows: tuple[bytes, ...] = ()
+    untracked: dict[str, Untracked] = {}
 
-    def fold(self, results: Iterable[HostResult], *, now: float, ttl: float, settled: float) -> FailingHosts:
+    @classmethod
+    def of(
+        cls,
+        streaks: dict[str, Streak],
+        cleared: dict[str, float],
+        addresses: dict[str, str],
+        untracked: dict[str, Untracked],
+    ) -> FailingHosts:
+        """`streaks` and `cleared` by identity; `addresses`: the ids of these hosts by address."""
+        shown = _shown_addresses(streaks)
+        ids = {address: id for address, id in addresses.items() if shown.get(address) != id}
+        hosts = cls(cleared=cleared, ids=ids, rows=_packed(streaks), untracked=untracked)
+        vars(hosts).update(streaks=streaks, addresses=addresses)
+        return hosts
+
+    @cached_property
+    def streaks(self) -> dict[str, Streak]:
+        """By host identity."""
+        return self.listed | _unpacked(self.rows)
+
+    @cached_property
+    def addresses(self) -> dict[str, str]:
+        """The `bk_host_id` of the hosts in `streaks` and `cleared`, by their address."""
+        return _shown_addresses(self.streaks) | self.ids
+
+    def fold(
+        self, results: Iterable[HostResult], *, now: float, ttl: float, settled: float, most: int = MOST_HOSTS
+    ) -> FailingHosts:
         """Apply results, drop streaks whose newest failure is older than `ttl`, and successes from before `settled`,
-        the time up to which no older result can turn up any more."""
-        streaks, cleared, ids = dict(self.streaks), dict(self.cleared), dict(self.ids)
-        if not ids:
-            # A state from before there were `ids`.
-            ids = {streak.host.address: id for id, streak in streaks.items() if streak.host.bk_host_id == id}
-        for result in sorted(results, key=lambda result: (result.end, result.run)):
-            _apply(streaks, cleared, result, _identity(result.host, streaks, cleared, ids))
-        streaks = {identity: streak for identity, streak in streaks.items() if streak.last >= now - ttl}
-        cleared = {identity: end for identity, end in cleared.items() if end >= settled}
-        ids = {address: id for address, id in ids.items() if address and (id in streaks or id in cleared)}
-        if (streaks, cleared, ids) == (self.streaks, self.cleared, self.ids):
-            return self
-        return FailingHosts(streaks, cleared, ids)
+        the time up to which no older result can turn up any more.
 
-    def groups(self) -> dict[str, float]:
+        Results may come in any order. They are sorted in batches, so of very many those of one time should be
+        neighbours. At most `most` hosts are tracked, and as many successes remembered, the newest.
+        """
+        results = iter(results)
+        batch = list(itertools.islice(results, BATCH))
+        if not batch and self._oldest_failure >= now - ttl and self._oldest_success >= settled:
+            return self
+        fold = _Fold(self, now - ttl, most)
+        while batch:
+            fold.apply(sorted(batch, key=lambda result: (result.end, result.run)))
+            batch = list(itertools.islice(results, BATCH))
+        return fold.result(settled)
+
+    def groups(self) -> Mapping[str, float]:
         """The groups (plans, names) of the newest failures, whose successes are worth asking for, each with the
         earliest beginning of a streak in it."""
+        return self._groups
+
+    def runs(self) -> Set[int]:
+        """The runs of the newest failures."""
+        return self._runs
+
+    def by_labels(self) -> Mapping[Labels, float]:
+        """How many hosts fail, by the labels of their newest failure."""
+        return self._by_labels
+
+    def oldest(self, limit: int) -> Sequence[Streak]:
+        """The streaks that began first, oldest first, at most `limit`."""
+        known: tuple[int, Sequence[Streak]] = vars(self).get("_oldest", (-1, ()))
+        if known[0] != limit:
+            found = heapq.nsmallest(limit, self.streaks.values(), key=lambda streak: (streak.since, streak.host))
+            known = vars(self)["_oldest"] = (limit, found)
+        return known[1]
+
+    def hosts_untracked(self) -> int:
+        """How many failing hosts exceed the bound, as far as is known."""
+        return sum(one.hosts for one in self.untracked.values())
+
+    def prepare(self) -> None:
+        """Compute what others ask for: of very many hosts it is done in a thread."""
+        self.groups()
+        self.runs()
+        self.by_labels()
+        _ = self.addresses, self._oldest_failure, self._oldest_success
+
+    @cached_property
+    def _oldest_failure(self) -> float:
+        ends = (one.end for one in self.untracked.values())
+        return min(itertools.chain((streak.last for streak in self.streaks.values()), ends), default=math.inf)
+
+    @cached_property
+    def _oldest_success(self) -> float:
+        return min(self.cleared.values(), default=math.inf)
+
+    @cached_property
+    def _groups(self) -> Mapping[str, float]:
         groups: dict[str, float] = {}
         for streak in self.streaks.values():
             groups[streak.group] = min(streak.since, groups.get(streak.group, streak.since))
         return groups
 
-    def by_labels(self) -> dict[Labels, float]:
-        """How many hosts fail, by the labels of their newest failure."""
+    @cached_property
+    def _runs(self) -> Set[int]:
+        return {streak.run for streak in self.streaks.values()}
+
+    @cached_property
+    def _by_labels(self) -> Mapping[Labels, float]:
         counted: dict[Labels, float] = {}
         for streak in self.streaks.values():
             counted[streak.labels] = counted.get(streak.labels, 0.0) + 1.0
         return counted
 
-    def oldest(self, limit: int) -> list[Streak]:
-        """The streaks that began first, oldest first, at most `limit`."""
-        return heapq.nsmallest(limit, self.streaks.values(), key=lambda streak: (streak.since, streak.host))
+
+def _shown_addresses(streaks: Mapping[str, Streak]) -> dict[str, str]:
+    return {
+        address: id
+        for id, streak in streaks.items()
+        if streak.host.bk_host_id == id and (address := streak.host.address)
+    }
 
 
-def _identity(host: Host, streaks: dict[str, Streak], cleared: dict[str, float], ids: dict[str, str]) -> str:
-    """What the host is kept under. What was kept under its address, without an id, becomes its own."""
-    address = host.address
-    if not host.bk_host_id:
-        return ids.get(address, address)
-    if address:
-        ids[address] = host.bk_host_id
-        if address in streaks or address in cleared:
-            _adopt(host, streaks, cleared)
-    return host.bk_host_id
+class _Fold:
+    """One application of results, the mutable side of `FailingHosts.fold`. `since`: older failures are forgotten."""
+
+    def __init__(self, hosts: FailingHosts, since: float, most: int) -> None:
+        self.hosts = hosts
+        self.since = since
+        self.most = most
+        self.streaks = {identity: streak for identity, streak in hosts.streaks.items() if streak.last >= since}
+        self.cleared = dict(hosts.cleared)
+        self.addresses = dict(hosts.addresses)
+        self.untracked = dict(hosts.untracked)
+        self.exceeding: dict[str, Untracked] = {}
+
+    def apply(self, results: Iterable[HostResult]) -> None:
+        """Apply results in this order, which should be that of their ends."""
+        for result in results:
+            host = result.host
+            identity = self._identity(host)
+            if self.untracked:
+                self._forget_older_run(result)
+            if result.labels is None:
+                _clear(self.streaks, self.cleared, identity, result.end)
+            elif result.end > self.cleared.get(identity, -math.inf):
+                self._add(identity, result, result.labels)
+            if host.bk_host_id and (identity in self.streaks or identity in self.cleared):
+                self.addresses[host.address] = identity
+        if len(self.cleared) > 2 * self.most:
+            self._forget_successes()
+
+    def result(self, settled: float) -> FailingHosts:
+        """Without what is older than `since`, and successes from before `settled`; the same object if it is equal."""
+        streaks = {identity: streak for identity, streak in self.streaks.items() if streak.last >= self.since}
+        self.cleared = {identity: end for identity, end in self.cleared.items() if end >= settled}
+        self._forget_successes()
+        addresses = {
+            address: id for address, id in self.addresses.items() if address and (id in streaks or id in self.cleared)
+        }
+        untracked, hosts = self._all_untracked(), self.hosts
+        before = (hosts.streaks, hosts.cleared, hosts.addresses, hosts.untracked)
+        if (streaks, self.cleared, addresses, untracked) == before:
+            return hosts
+        return FailingHosts.of(streaks, self.cleared, addresses, untracked)
+
+    def _identity(self, host: Host) -> str:
+        """What the host is kept under. What was kept under its address, without an id, becomes its own."""
+        address = host.address
+        if not host.bk_host_id:
+            return self.addresses.get(address, address)
+        if address and (address in self.streaks or address in self.cleared):
+            _adopt(host, self.streaks, self.cleared)
+        return host.bk_host_id
+
+    def _add(self, identity: str, result: HostResult, labels: Labels) -> None:
+        """Note a failure. One of a host for which there is no place is only counted."""
+        streak = self.streaks.get(identity)
+        if streak is not None or len(self.streaks) < self.most:
+            self.streaks[identity] = _extend(streak, result, labels)
+            return
+        name = _place(result)
+        known = self.exceeding.get(name)
+        if known is None or (known.run != result.run and known.end <= result.end):
+            self.exceeding[name] = Untracked(result.run, result.end, 1)
+        elif known.run == result.run:
+            self.exceeding[name] = Untracked(result.run, max(known.end, result.end), known.hosts + 1)
+
+    def _forget_older_run(self, result: HostResult) -> None:
+        known = self.untracked.get(_place(result))
+        if known is not None and known.run != result.run and known.end < result.end:
+            del self.untracked[_place(result)]
+
+    def _all_untracked(self) -> dict[str, Untracked]:
+        """Those of before, with those of now: a run that is tried again has no more of them than it had."""
+        found = dict(self.untracked)
+        for name, one in self.exceeding.items():
+            before = found.get(name)
+            if before is not None and before.run == one.run:
+                found[name] = Untracked(one.run, max(one.end, before.end), max(one.hosts, before.hosts))
+            elif before is None or before.end <= one.end:
+                found[name] = one
+        recent = ((name, one) for name, one in found.items() if one.end >= self.since)
+        return dict(heapq.nlargest(MOST_UNTRACKED, recent, key=lambda item: (item[1].end, item[0])))
+
+    def _forget_successes(self) -> None:
+        if len(self.cleared) > self.most:
+            self.cleared = dict(heapq.nlargest(self.most, self.cleared.items(), key=lambda item: (item[1], item[0])))
+
+
+def _place(result: HostResult) -> str:
+    return result.group or str(result.run)
+
+
+class _Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A streak in a state. `labels` and `group` are numbers in the lists of its piece; `identity` "" is the host's."""
+
+    bk_cloud_id: str
+    bk_host_id: str
+    ip: str
+    since: float
+    last: float
+    count: int
+    labels: int
+    group: int
+    runs: tuple[tuple[int, float], ...]
+    identity: str = ""
+
+
+class _Piece(msgspec.Struct, array_like=True, gc=False):
+    labels: list[Labels]
+    groups: list[str]
+    rows: list[_Row]
+
+
+_ZLIB = 0x78
+"""The first byte of a compressed piece; msgpack's first byte of a `_Piece` is another."""
+
+
+def _packed(streaks: Mapping[str, Streak]) -> tuple[bytes, ...]:
+    """In pieces, so that neither side of it holds up other threads for long."""
+    items = iter(streaks.items())
+    pieces = []
+    while some := list(itertools.islice(items, BATCH)):
+        labels: dict[Labels, int] = {}
+        groups: dict[str, int] = {}
+        rows = [
+            _Row(
+                *(streak.host.bk_cloud_id, streak.host.bk_host_id, streak.host.ip),
+                *(streak.since, streak.last, streak.count),
+                labels.setdefault(streak.labels, len(labels)),
+                groups.setdefault(streak.group, len(groups)),
+                streak.runs,
+                "" if identity == streak.host.identity else identity,
+            )
+            for identity, streak in some
+        ]
+        piece = msgspec.msgpack.encode(_Piece(list(labels), list(groups), rows))
+        pieces.append(isal_zlib.compress(piece, 1) if len(piece) > SMALL else piece)
+    return tuple(pieces)
+
+
+def _unpacked(pieces: Iterable[bytes]) -> dict[str, Streak]:
+    streaks: dict[str, Streak] = {}
+    for packed in pieces:
+        plain = isal_zlib.decompress(packed) if packed[0] == _ZLIB else packed
+        piece = msgspec.msgpack.decode(plain, type=_Piece)
+        for row in piece.rows:
+            host = Host(row.bk_cloud_id, row.bk_host_id, row.ip)
+            labels, group = piece.labels[row.labels], piece.groups[row.group]
+            streaks[row.identity or host.identity] = Streak(
+                host, row.since, row.last, row.count, labels, group, row.runs
+            )
+    return streaks
 
 
 def _adopt(host: Host, streaks: dict[str, Streak], cleared: dict[str, float]) -> None:
@@ -133,13 +377,6 @@ def _merged(parts: Sequence[Streak], host: Host) -> Streak:
         count=sum(streak.count for streak in parts) - twice,
         runs=_newest_runs(ends),
     )
-
-
-def _apply(streaks: dict[str, Streak], cleared: dict[str, float], result: HostResult, identity: str) -> None:
-    if result.labels is None:
-        _clear(streaks, cleared, identity, result.end)
-    elif result.end > cleared.get(identity, float("-inf")):
-        streaks[identity] = _extend(streaks.get(identity), result, result.labels)
 
 
 def _clear(streaks: dict[str, Streak], cleared: dict[str, float], identity: str, end: float) -> None:

@@ -69,7 +69,7 @@ class Scripted:
         return None
 
     def failing_hosts(self, state: CollectorState) -> FailingHosts:
-        raise NotImplementedError
+        return FailingHosts()
 
     def url(self, run: int) -> str:
         return ""

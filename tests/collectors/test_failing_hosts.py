@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -260,6 +261,124 @@ def test_a_long_streak_keeps_its_beginning_and_its_length_but_not_every_run() ->
     streak = hosts.streaks["101"]
     assert (streak.since, streak.last, streak.count, streak.run) == (1.0, 100.0, 100, 100)
     assert len(streak.runs) == RUNS_KEPT
+
+
+# Bounds
+
+
+def many(count: int, first: int = 1) -> list[Host]:
+    return [Host("0", str(number), f"10.1.{number >> 8}.{number & 255}") for number in range(first, first + count)]
+
+
+def bounded(*batches: Iterable[HostResult], most: int, now: float = 0.0, ttl: float = math.inf) -> FailingHosts:
+    hosts = FailingHosts()
+    for batch in batches:
+        hosts = hosts.fold(batch, now=now, ttl=ttl, settled=0.0, most=most)
+    return hosts
+
+
+def test_F44_4_1_13_hosts_beyond_the_bound_are_counted_and_not_tracked() -> None:
+    """Those that failed first are tracked. One that is, goes on; a place that becomes free is taken by the next."""
+    hosts = bounded([failed(host, 1, 10.0 + number) for number, host in enumerate(many(25))], most=10)
+    assert hosts.streaks.keys() == {host.identity for host in many(10)}
+    assert hosts.hosts_untracked() == 15
+    hosts = hosts.fold([failed(host, 2, 50.0) for host in many(2)], now=0.0, ttl=math.inf, settled=0.0, most=10)
+    assert hosts.streaks["1"].count == 2
+    later = [succeeded(many(1)[0], 3, 60.0), failed(many(25)[24], 3, 61.0), failed(many(25)[23], 3, 62.0)]
+    hosts = hosts.fold(later, now=0.0, ttl=math.inf, settled=0.0, most=10)
+    assert "25" in hosts.streaks
+    assert "24" not in hosts.streaks
+
+
+def test_F44_untracked_hosts_are_those_of_the_newest_run() -> None:
+    """A run that is tried again adds none, the next one of its plan replaces them, and a ttl forgets them."""
+    first = [failed(host, 1, 10.0) for host in many(25)]
+    assert bounded(first, [failed(host, 1, 20.0) for host in many(25)[:20]], most=10).hosts_untracked() == 15
+    assert bounded(first, [failed(host, 2, 20.0) for host in many(25)[:12]], most=10).hosts_untracked() == 2
+    assert bounded(first, [succeeded(host, 2, 20.0) for host in many(25)], most=10).hosts_untracked() == 0
+    assert bounded([failed(host, 2, 20.0) for host in many(12)], first, most=10).hosts_untracked() == 2, "came late"
+    other = [failed(host, 5, 11.0, group="plan:2") for host in many(3, 100)]
+    assert bounded(first, other, most=10).hosts_untracked() == 18
+    assert bounded(first, [], most=10, now=100.0, ttl=80.0).hosts_untracked() == 0
+    one_by_one = [[failed(host, host_run, 10.0, group="")] for host_run, host in enumerate(many(15))]
+    assert bounded(*one_by_one, most=10).hosts_untracked() == 5, "by run, where there are no groups"
+
+
+def test_F44_as_many_successes_are_remembered_the_newest() -> None:
+    """A failure that comes late is recognised as long as the success after it is among them."""
+    good = [succeeded(host, 1, 100.0 + number) for number, host in enumerate(many(50))]
+    hosts = bounded(good, most=10)
+    assert hosts.cleared.keys() == {host.identity for host in many(10, 41)}
+    assert set(hosts.ids.values()) == hosts.cleared.keys()
+    assert bounded(good, [failed(many(50)[49], 2, 50.0)], most=10).streaks == {}
+
+
+@given(PICKS, st.integers(1, 4))
+def test_F44_a_bound_of_any_size_holds(picks: list[tuple[Host, bool, float]], most: int) -> None:
+    """And what is tracked is what would be tracked without it."""
+    results = numbered(picks, retries=False)
+    hosts = bounded(*([result] for result in results), most=most)
+    assert len(hosts.streaks) <= most
+    assert len(hosts.cleared) <= most
+    assert len(hosts.addresses) <= 2 * most
+
+
+# In a state
+
+
+@given(PICKS, CUTS)
+def test_a_state_holds_all_that_the_fold_knows(picks: list[tuple[Host, bool, float]], cuts: list[int]) -> None:
+    """A restart between any two polls changes nothing."""
+    hosts = restarted = FailingHosts()
+    for batch in batches(numbered(picks, retries=True), cuts):
+        hosts = hosts.fold(batch, now=0.0, ttl=math.inf, settled=0.0)
+        stored = msgspec.msgpack.encode(restarted.fold(batch, now=0.0, ttl=math.inf, settled=0.0))
+        restarted = msgspec.msgpack.decode(stored, type=FailingHosts)
+        assert restarted.streaks == hosts.streaks
+        assert restarted.cleared == hosts.cleared
+        assert restarted.addresses == hosts.addresses
+
+
+def test_F44_very_many_hosts_take_little_in_a_state() -> None:
+    """Under 40 bytes a host, compressed in pieces."""
+    rng = Random(1)
+    crowd = [Host("0", str(number), f"10.{number % 250}.{number >> 8}.{number & 255}") for number in range(1, 20_001)]
+    hosts = fold([failed(host, 20_000_000_001, 1.79e9 + rng.randrange(10**6) / 1000) for host in crowd])
+    stored = msgspec.msgpack.encode(hosts)
+    assert len(stored) < 40 * len(crowd)
+    assert len(hosts.rows) > 4
+    assert msgspec.msgpack.decode(stored, type=FailingHosts).streaks == hosts.streaks
+
+
+def test_a_state_of_an_earlier_build_is_read() -> None:
+    """It lists the streaks one by one, and knows neither ids nor untracked hosts."""
+    host, other = ["0", "101", "10.0.0.1"], ["0", "", "10.0.0.9"]
+    written = {
+        "streaks": {
+            "101": [host, 10.0, 20.0, 2, ["104", "script_nonzero_exit"], "plan:1", [[1, 10.0], [2, 20.0]]],
+            "0:10.0.0.9": [other, 5.0, 5.0, 1, ["1", "agent_abnormal"], "name:x", [[3, 5.0]]],
+        },
+        "cleared": {"102": 30.0},
+    }
+    hosts = msgspec.msgpack.decode(msgspec.msgpack.encode(written), type=FailingHosts)
+    assert shown(hosts.streaks["101"]) == (A, 10.0, 20.0, 2, ("104", "script_nonzero_exit"), "plan:1")
+    assert hosts.cleared == {"102": 30.0}
+    hosts = hosts.fold([failed(NAMELESS, 4, 40)], now=0.0, ttl=math.inf, settled=0.0)
+    assert hosts.streaks["101"].count == 3
+    again = msgspec.msgpack.decode(msgspec.msgpack.encode(hosts), type=FailingHosts)
+    assert again.streaks == hosts.streaks
+    assert not again.listed
+
+
+def test_a_poll_without_news_touches_no_host() -> None:
+    """Who fails, and what is derived from it, are the same objects until something changes or grows too old."""
+    hosts = fold([failed(host, 1, 10.0) for host in many(50)], [succeeded(B, 2, 20.0)])
+    for now in (11.0, 60.0):
+        assert hosts.fold((), now=now, ttl=50.0, settled=19.0) is hosts
+    assert hosts.by_labels() is hosts.by_labels()
+    assert hosts.oldest(5) is hosts.oldest(5)
+    assert hosts.fold((), now=60.5, ttl=50.0, settled=19.0).streaks == {}
+    assert hosts.fold((), now=60.0, ttl=50.0, settled=20.5).cleared == {}
 
 
 def test_both_families_of_failing_hosts_carry_the_labels_of_a_failure() -> None:

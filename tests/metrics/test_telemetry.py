@@ -29,7 +29,7 @@ def busy() -> Telemetry:
     telemetry.quota("job_list", 99)
     telemetry.skew(-3.5)
     telemetry.state_reset()
-    telemetry.unknown_value("job.status")
+    telemetry.unknown_values("job.status")
     telemetry.series({"blueking_job_executions_unfinished": 9})
     telemetry.series_dropped("blueking_job_host_consecutive_failures", 4)
     telemetry.state_written(1_700_000_000.5)
@@ -128,8 +128,8 @@ def test_fields_and_codes_are_bounded() -> None:
     """A platform that invents a new word with every answer cannot fill the page."""
     telemetry = Telemetry()
     for number in range(MOST_FIELDS + 10):
-        telemetry.unknown_value(f"field{number}")
-    telemetry.unknown_value("field0")
+        telemetry.unknown_values(f"field{number}")
+    telemetry.unknown_values("field0")
     telemetry.api_request("job_list", "99999", 0.1)
     told = samples(telemetry)
     assert told["blueking_exporter_unknown_values_total other"] == 10
