@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support.components import Stack
 
 
 def pytest_configure() -> None:
-    """Say that there is no event loop: else pytest-asyncio lets Python make one, which nobody closes."""
+    """Let no example fail for being slow, since machines are shared; say that there is no event loop, else
+    pytest-asyncio lets Python make one, which nobody closes."""
+    settings.register_profile("no deadline", deadline=None)
+    settings.load_profile("no deadline")
     asyncio.set_event_loop(None)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
@@ -486,7 +486,6 @@ async def _chunks(data: bytes, size: int) -> AsyncIterator[bytes]:
         yield data[start : start + size]
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from(["gzip", "deflate", "raw deflate", ""]), st.integers(1, 50))
 def test_F50_inflating_does_not_depend_on_how_bytes_arrive(data: bytes, encoding: str, size: int) -> None:
     """Any chunking gives the same body."""
@@ -496,7 +495,6 @@ def test_F50_inflating_does_not_depend_on_how_bytes_arrive(data: bytes, encoding
     assert bytes(body) == data
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from(["gzip", "deflate"]), st.integers(1, 50))
 def test_F50_any_bytes_inflate_or_fail_cleanly(data: bytes, encoding: str, size: int) -> None:
     """Garbage is an ApiError and nothing else."""

@@ -7,7 +7,7 @@ import traceback
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Struct
 
@@ -298,7 +298,6 @@ def test_F12_the_error_names_the_path() -> None:
         read(Reply(200, b'{"data":{"rows":[1]}}', {}), [ResponseDecoder(Page, build)])
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -593,7 +593,6 @@ _JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted([*row(), "id", "task_status", "task_type"])), _JSON))
 def test_F50_any_row_is_an_execution_or_an_api_error(odd: dict[str, Any]) -> None:
     """Whatever stands in the members, the fields of the record have their types and the state can keep them."""

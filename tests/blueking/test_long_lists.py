@@ -80,7 +80,7 @@ EXTRAS = st.dictionaries(
     st.sampled_from([None, 1]),
     st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_F44_a_long_status_reads_as_a_short_one(
     extras: list[list[Row]], form: tuple[Any, str], indent: int | None, numbers_as_text: bool
 ) -> None:

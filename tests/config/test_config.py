@@ -788,7 +788,7 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.text(), st.binary(), st.lists(WORDS, max_size=60).map("".join)))
 def test_F50_any_text_gives_a_configuration_or_its_errors(write: Write, text: str | bytes) -> None:
     """Whatever stands in the file: a value or ConfigError, never another exception."""
@@ -800,7 +800,7 @@ def test_F50_any_text_gives_a_configuration_or_its_errors(write: Write, text: st
             assert re.search(r"config\.yaml:[1-9]\d*:[1-9]\d*: .", line), line
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_F50_one_changed_line_never_leaks(write: Write, data: st.DataObject) -> None:
     """A file with a secret, mutilated anywhere: the errors do not contain the secret."""

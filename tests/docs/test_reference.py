@@ -70,6 +70,7 @@ blueking_exporter_collector_gap_seconds_total counter
 blueking_exporter_collector_truncated_total counter
 blueking_exporter_collector_errors_total counter reason
 blueking_exporter_api_circuit_open gauge
+blueking_exporter_hosts_untracked gauge
 """
 """Contract 4.4, per collector and scope; with the labels besides `collector` and the scope's."""
 

@@ -215,7 +215,7 @@ async def test_F40_a_damaged_file_is_moved_aside(tmp_path: Path, damage: str) ->
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 async def test_F40_any_bytes_as_a_file_end_in_an_open_store_or_a_state_error(data: bytes) -> None:
     """No content of the file raises anything but StateError."""
     import tempfile

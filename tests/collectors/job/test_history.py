@@ -9,7 +9,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -104,7 +104,6 @@ def within(listing: Listing, begin: int, end: int) -> set[int]:
 TIMES = st.lists(st.integers(100, 112), max_size=60)
 
 
-@settings(deadline=None)
 @given(TIMES, st.integers(2, 6), st.booleans(), st.integers(98, 112), st.integers(0, 14))
 async def test_4_1_4_every_row_of_a_window_exactly_once(
     times: list[int], page_size: int, v3: bool, begin: int, length: int
