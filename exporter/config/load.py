@@ -122,14 +122,10 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     problems = [problem for each in readers for problem in sorted(each.problems, key=_position)]
     if problems or file is None:
         raise ConfigError(problems)
-    shared = {name: getattr(file, name) for name in ProcessConfig.__struct_fields__}
+    process = {name: getattr(file, name) for name in ProcessConfig.__struct_fields__}
     if not reader.written("state.url"):
-        shared["state"] = _absolute(file.state, directory)
-    config = Config(
-        **shared,
-        scopes=tuple(ScopeConfig(Scope(e.bk_scope_type, e.bk_scope_id), e.name, e.collectors, e.auth) for e in entries),
-        sha256=contents.hexdigest(),
-    )
+        process["state"] = _absolute(file.state, directory)
+    config = Config(**process, scopes=_scope_configs(entries), sha256=contents.hexdigest())
     warnings += [problem for each in readers for problem in each.warnings]
     secrets = tuple(secret for each in readers for secret in each.secret_files)
     files = dict.fromkeys((directory / path.name, *parts, *secrets))
@@ -210,6 +206,20 @@ def _scopes(reader: Reader, path: str, node: Node | None, defaults: Collectors) 
             entry = msgspec.structs.replace(entry, collectors=fill_watch(reader, entry.collectors, f"{at}.collectors"))
         scopes.append(Where(reader, at, entry))
     return scopes
+
+
+def _scope_configs(entries: list[ScopeEntry]) -> tuple[ScopeConfig, ...]:
+    """The scopes. Equal settings of thousands of scopes are one object."""
+    shared: dict[Collectors, Collectors] = {}
+    return tuple(
+        ScopeConfig(
+            Scope(entry.bk_scope_type, entry.bk_scope_id),
+            entry.name,
+            shared.setdefault(entry.collectors, entry.collectors),
+            entry.auth,
+        )
+        for entry in entries
+    )
 
 
 def _override(root: Node, path: list[str], override: Override) -> Node:

@@ -15,10 +15,13 @@ import yaml
 
 from exporter.errors import Problem
 
-MAX_BYTES = 2 * 2**20
+MAX_BYTES = 16 * 2**20
+"""Size of a file: that of 30,000 scopes with several overrides each."""
 MAX_DEPTH = 24
-MAX_NODES = 300_000
-"""Nodes of a document with every alias written out; 3,000 scopes with collectors of their own are a quarter of it."""
+MAX_VALUES = 1_000_000
+"""Values that are written in a file."""
+MAX_REPEATED = 300_000
+"""Values that aliases may repeat."""
 
 _LOADER: type[yaml.CSafeLoader | yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -31,7 +34,7 @@ _WORDS = {
 }
 
 
-class Place(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True, gc=False):
     """Where a value stands. Line and column count from 1; line 0: given by the flag or variable `file`.
 
     `directory` is what relative paths start at.
@@ -49,7 +52,7 @@ class Place(msgspec.Struct, frozen=True):
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
-class Scalar(msgspec.Struct, frozen=True):
+class Scalar(msgspec.Struct, frozen=True, gc=False):
     """One value. `literal`: it does not come from a file, so `${VAR}` in it means nothing."""
 
     place: Place
@@ -57,12 +60,12 @@ class Scalar(msgspec.Struct, frozen=True):
     literal: bool = False
 
 
-class Sequence(msgspec.Struct, frozen=True):
+class Sequence(msgspec.Struct, frozen=True, gc=False):
     place: Place
     items: tuple[Node, ...]
 
 
-class Mapping(msgspec.Struct, frozen=True):
+class Mapping(msgspec.Struct, frozen=True, gc=False):
     place: Place
     entries: tuple[tuple[str, Place, Node], ...]
 
@@ -104,6 +107,8 @@ def find(root: Node, path: str) -> tuple[Node, bool]:
 
 def clean(text: str, limit: int = 40) -> str:
     """Somebody's text for a message: one line, at most `limit` characters."""
+    if text.isprintable() and len(text) <= limit:
+        return text
     text = "".join(character if character.isprintable() else "?" for character in text[: limit + 1])
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
@@ -128,11 +133,11 @@ class _Composer:
         self.file, self.directory = file, directory
         self.problems: list[Problem] = []
         self.anchors: dict[str, tuple[Node, int] | None] = {}
-        self.size = 0
+        self.size = self.repeated = 0
 
     def document(self, data: bytes) -> Node:
         if len(data) > MAX_BYTES:
-            raise self.broken(1, 1, "larger than 2 MiB")
+            raise self.broken(1, 1, f"larger than {MAX_BYTES // 2**20} MiB")
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -168,6 +173,7 @@ class _Composer:
         if isinstance(event, yaml.AliasEvent) and event.anchor:
             node, size = self.alias(event.anchor, place, path)
             self.size += size
+            self.repeated += size
         else:
             assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
             before = self.size
@@ -176,8 +182,9 @@ class _Composer:
             node = self.content(event, place, events, path, depth)
             if event.anchor:
                 self.anchors[event.anchor] = node, self.size - before
-        if self.size > MAX_NODES:
-            raise _Broken(place.problem("", f"more than {MAX_NODES} values"))
+        if self.repeated > MAX_REPEATED or self.size - self.repeated > MAX_VALUES:
+            limit = MAX_REPEATED if self.repeated > MAX_REPEATED else MAX_VALUES
+            raise _Broken(place.problem("", f"more than {limit} values"))
         return node
 
     def alias(self, anchor: str, place: Place, path: str) -> tuple[Node, int]:

@@ -317,6 +317,35 @@ def test_F37_alias_bomb_is_bounded() -> None:
     assert time.perf_counter() - start < 5
 
 
+def test_F37_values_are_bounded() -> None:
+    """A file that has too many values is refused at the first of them that is too many."""
+    root, problems = parse(b"[" + b"a," * 1_000_001 + b"]", "f", ROOT)
+    assert root is None
+    assert [(problem.column, problem.message) for problem in problems] == [(2_000_000, "more than 1000000 values")]
+
+
+def test_thirty_thousand_scopes_are_read_and_share_what_is_equal(write: Write) -> None:
+    """A scope file for the largest sites: settings that are equal are in memory once."""
+    intervals = ("5m", "10m", "15m")
+    lines = (
+        f"- {{bk_scope_type: biz, bk_scope_id: {number}, name: Business number {number}, auth: {{tenant_id: t1}},"
+        f" collectors: {{job: {{interval: {intervals[number % 3]}, watch: [{{name: 'nightly-*'}}]}},"
+        f" nodeman_job: {{enabled: true, interval: 10m}}}}}}\n"
+        for number in range(1, 30_001)
+    )
+    write("".join(lines), "scopes.yaml")
+    text = MINIMAL.replace("  auth:", "  nodeman: {url: 'http://b'}\n  requests_per_second: 200\n  auth:")
+    loaded = load(
+        write(text.replace("bk_scope_id: 2", "bk_scope_id: 99999") + "scope_files: [scopes.yaml]\n"), environ={}
+    )
+    scopes = loaded.config.scopes
+    assert loaded.warnings == ()
+    assert len(scopes) == 30_001
+    assert scopes[30_000].scope == Scope("biz", "30000")
+    assert scopes[30_000].collectors.job.interval == 300.0
+    assert len({id(scope.collectors) for scope in scopes}) == 1 + len(intervals)
+
+
 def test_aliases_are_allowed(write: Write) -> None:
     """Anchors save repetition as long as they are bounded."""
     text = MINIMAL + "collectors: {job: {interval: &i 45s, lookback: *i}}\n"
@@ -324,11 +353,11 @@ def test_aliases_are_allowed(write: Write) -> None:
     assert (job.interval, job.lookback) == (45.0, 45.0)
 
 
-def test_F37_two_mebibytes(write: Write) -> None:
-    """A file of 2 MiB is read, one byte more is refused."""
+def test_F37_the_largest_file(write: Write) -> None:
+    """A file of 16 MiB is read, one byte more is refused."""
     padding = MAX_BYTES - len(MINIMAL)
     assert load(write(MINIMAL + "#" * padding), environ={}).config.stale_after == 5
-    assert refused(write(MINIMAL + "#" * (padding + 1))) == ["config.yaml:1:1: larger than 2 MiB"]
+    assert refused(write(MINIMAL + "#" * (padding + 1))) == ["config.yaml:1:1: larger than 16 MiB"]
 
 
 def test_F37_bom_and_crlf_are_read(write: Write) -> None:
