@@ -30,6 +30,8 @@ from exporter.state.lock import NO_LOCKS, StateLock, holder
 from exporter.state.wal import ignored_commits
 
 SCHEMA = 1
+PATIENCE = 30.0
+"""Seconds that a call waits for the thread, which a disk that hangs may hold for ever."""
 
 T = TypeVar("T")
 Row = tuple[str, str, str, bytes, float]
@@ -51,7 +53,7 @@ class SQLiteStore:
     made of what can still be read, and `check` asks for the rest.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float = PATIENCE) -> None:
         # A link to the state leads to the same log and lock files.
         self.path = Path(os.path.realpath(path))
         self.resets = 0
@@ -63,6 +65,7 @@ class SQLiteStore:
         self._complete = True
         self._suspect = False
         self._seen = self._look()
+        self._patience = patience
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
         self._writing = False
         self._next: _Batch | None = None
@@ -80,7 +83,7 @@ class SQLiteStore:
 
     async def commit(self, key: Key, payload: bytes) -> None:
         batch = self._next = self._next or _Batch()
-        batch.rows.append((*_columns(key), payload, time.time()))
+        batch.rows[key] = (*_columns(key), payload, time.time())
         if not self._writing:
             self._write(batch)
         await self._outcome(batch.written)
@@ -94,7 +97,7 @@ class SQLiteStore:
                 db.executemany(
                     "INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
                     " SET payload = excluded.payload, updated = excluded.updated",
-                    batch.rows,
+                    batch.rows.values(),
                 )
 
         def written(job: asyncio.Future[None]) -> None:
@@ -164,14 +167,20 @@ class SQLiteStore:
         return await self._outcome(asyncio.get_running_loop().run_in_executor(self._thread, work))
 
     async def _outcome(self, future: asyncio.Future[T]) -> T:
+        future.add_done_callback(_retrieve)
+        begun = time.monotonic()
         try:
-            # A commit that has begun is finished: cancelling a poll must not leave its outcome unknown.
-            return await asyncio.shield(future)
+            while not (await asyncio.wait([future], timeout=min(1.0, self._patience)))[0]:
+                # What is still written then is part of the same history: the next commit of the key comes after it.
+                if time.monotonic() - begun >= self._patience:
+                    raise StateError(f"state {self.path}: no answer within {self._patience:.3g} s; does the disk hang?")
+            return future.result()
         except (sqlite3.Error, OSError) as error:
             hint = f"; {NO_LOCKS}" if getattr(error, "sqlite_errorname", "").startswith(_LOCK_ERRORS) else ""
             raise StateError(f"state {self.path}: {error}{hint}") from error
         except asyncio.CancelledError:
-            await asyncio.wait([future])
+            # A commit that has begun is finished: cancelling a poll must not leave its outcome unknown.
+            await asyncio.wait([future], timeout=self._patience)
             raise
 
     # What runs in the thread
@@ -330,8 +339,14 @@ class _Batch:
     """Rows that one transaction will write."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: dict[Key, Row] = {}
         self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+def _retrieve(future: asyncio.Future[T]) -> None:
+    """Look at the error of a future that nobody may be waiting for any more."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _columns(key: Key) -> tuple[str, str, str]:

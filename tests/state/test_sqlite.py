@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -51,6 +52,38 @@ async def committed(store: Store, key: Key) -> bytes | None:
 
 
 # The store by itself
+
+
+async def test_F54_a_disk_that_hangs_fails_calls_and_loses_nothing(tmp_path: Path) -> None:
+    """While the thread is held up every call ends with an error after a while, and what waits does not pile up; once
+    the disk goes on, the newest payload of each key is the one that stays."""
+    store = SQLiteStore(tmp_path / "state.db", patience=0.2)
+    await store.open()
+    await store.commit(KEY, b"before")
+    with contextlib.closing(sqlite3.connect(store.path)) as other:
+        other.execute("BEGIN IMMEDIATE")  # SQLite waits five seconds for it, in the thread
+        for number in range(3):
+            for key in (KEY, OTHER):
+                with pytest.raises(StateError, match="does the disk hang"):
+                    await store.commit(key, b"during %d" % number)
+        for call in (store.load(KEY), store.size(), store.check()):
+            with pytest.raises(StateError, match="does the disk hang"):
+                await call
+    for _ in range(100):
+        if await committed_in_time(store, OTHER) == b"during 2":
+            break
+        await asyncio.sleep(0.1)
+    assert await committed(store, KEY) == b"during 2"
+    await store.commit(KEY, b"after")
+    assert await committed(store, KEY) == b"after"
+    await store.close()
+
+
+async def committed_in_time(store: Store, key: Key) -> bytes | None:
+    """`committed`, None also while the store does not answer."""
+    with contextlib.suppress(StateError):
+        return await committed(store, key)
+    return None
 
 
 @pytest.mark.parametrize("kind", KINDS)
