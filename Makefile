@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 DEMO   := .venv-demo
 SOURCE := exporter tests scripts deploy mixin
 
-.PHONY: demo test coverage check format docs soak bench image-test findings fresh clean
+.PHONY: demo test coverage check format docs soak bench image-test release pythons findings fresh clean
 
 demo: $(DEMO)/.ready  ## a simulated BlueKing and the exporter watching it
 	$(DEMO)/bin/python -m exporter demo $(ARGS)
@@ -43,6 +43,12 @@ bench: $(READY)
 
 image-test: $(READY)  ## build and run the image with buildah on a base made of Debian packages
 	$(BIN)/python -m pytest -m slow tests/deploy/test_image.py $(ARGS)
+
+release: $(READY)  ## wheel, sdist, bill of materials and checksums, built twice and compared
+	sh scripts/release.sh
+
+pythons:  ## the fast half of the suite on every Python >= 3.11 of this machine
+	sh scripts/pythons.sh $(ARGS)
 
 findings:  ## run every script of findings/; each fails when what it found has changed
 	for script in findings/*.sh; do sh $$script || exit 1; done

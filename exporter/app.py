@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from exporter import __version__, log, systemd
 from exporter.clock import Clock
@@ -25,7 +26,7 @@ from exporter.metrics.page import Exposition, Page
 from exporter.poller import Services
 from exporter.reload import Configuration, Options
 from exporter.state.base import open_store
-from exporter.status import FailureFinder, Status, process_status
+from exporter.status import Status, failures, process_status
 from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
 from exporter.web.server import Backend, WebServer, listen
@@ -126,7 +127,7 @@ class App:
         return Backend(
             exposition=self._exposition,
             status=self.status,
-            failures=FailureFinder(self.fleet).find,
+            failures=partial(failures, self.fleet),
             ready=lambda: self.ready,
             reload=self.configuration.reload,
         )
