@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Container, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from exporter.errors import ApiError
@@ -16,9 +16,13 @@ class Attempts:
 
     MOST = 5
     """Polls that one id may fail; then the poll goes on without it."""
+    LONGEST_REST = 8
+    """Polls that go by, at most, until an id that was given up is asked for again."""
 
     def __init__(self) -> None:
         self._failed: dict[int, int] = {}
+        self._resting: dict[int, tuple[int, int]] = {}
+        """Polls that are still to go by, of how many."""
 
     def exhausted(self, id: int, error: ApiError) -> bool:
         """Whether to go on without `id`: at once after a refusal for good, else after `MOST` failed polls."""
@@ -40,6 +44,24 @@ class Attempts:
         """Forget the failures of these ids: they have been answered or given up."""
         for id in ids:
             self._failed.pop(id, None)
+            self._resting.pop(id, None)
+
+    def retain(self, ids: Container[int]) -> None:
+        """Forget all others."""
+        self.forget([id for id in {*self._failed, *self._resting} if id not in ids])
+
+    def rest(self, ids: Iterable[int]) -> None:
+        """Leave these ids, which have been given up, out of the next 1, 2, 4 … polls."""
+        for id in ids:
+            polls = min(self.LONGEST_REST, 2 * self._resting.get(id, (0, 0))[1] or 1)
+            self._resting[id] = polls, polls
+
+    def rests(self, id: int) -> bool:
+        """Whether to leave `id` out of this poll; to be asked once per poll."""
+        left, polls = self._resting.get(id, (0, 0))
+        if left:
+            self._resting[id] = left - 1, polls
+        return left > 0
 
 
 async def gather_bounded(calls: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]:

@@ -131,6 +131,19 @@ class FailingHosts(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
             batch = list(itertools.islice(results, BATCH))
         return fold.result(settled)
 
+    def without_runs(self, runs: Iterable[int]) -> FailingHosts:
+        """The same hosts, whose streaks do not know these runs by their numbers any more: others are called so now."""
+        other_numbers = {run: ~run for run in runs}
+        if not other_numbers:
+            return self
+        streaks = {
+            identity: msgspec.structs.replace(
+                streak, runs=tuple((other_numbers.get(run, run), end) for run, end in streak.runs)
+            )
+            for identity, streak in self.streaks.items()
+        }
+        return FailingHosts.of(streaks, self.cleared, self.addresses, self.untracked)
+
     def groups(self) -> Mapping[str, float]:
         """The groups (plans, names) of the newest failures, whose successes are worth asking for, each with the
         earliest beginning of a streak in it."""

@@ -93,6 +93,8 @@ class _Job:
             body = {"code": NO_USER, "result": False, "job_request_id": request_id, "message": message}
             return Answer(body, 401, content_type=None)
         try:
+            if call.fault("refused"):
+                raise Refused(BAD_REQUEST)
             operation = self.history if call.api == LIST else self.status
             data = operation(call)
         except Refused as refused:

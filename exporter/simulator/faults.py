@@ -67,6 +67,7 @@ FAULTS: Mapping[str, str] = {
     "unauthorized_empty": "401 without a body",
     "bad_credentials": "400 with code 1640001",
     "clock_skew": "the Date header is `value` seconds ahead (3600)",
+    "refused": "JOB refuses the call with the code of a bad request",
     "permission": "the permission for the scope is missing",
     "wrong_total": "the total counts 1000 rows too many",
     "repeated_page": "every page is the first page",
@@ -76,17 +77,20 @@ FAULTS: Mapping[str, str] = {
 UNANSWERED = 499
 """Status of a response that stands for a broken connection and is never sent."""
 
-ACTED_BY_HANDLERS = frozenset({"permission", "wrong_total", "repeated_page", "ignored_time_filter"})
+ACTED_BY_HANDLERS = frozenset({"refused", "permission", "wrong_total", "repeated_page", "ignored_time_filter"})
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault and when it strikes. `every`: each n-th matching call. `times`: then it is over."""
+    """One fault and when it strikes. `execution`: calls that name this job_instance_id. `having`: calls with this
+    parameter. `every`: each n-th matching call. `times`: then it is over."""
 
     name: str
     probability: float = 1.0
     api: str | None = None
     scope: Scope | None = None
+    execution: int | None = None
+    having: str | None = None
     every: int = 1
     times: int | None = None
     value: float | str | None = None
@@ -133,11 +137,15 @@ class Faults:
         """Switch off all faults, or those of one name."""
         self._active = [entry for entry in self._active if name is not None and entry[0].name != name]
 
-    def choose(self, api: str, scope: Scope | None) -> tuple[Fault, ...]:
+    def choose(self, api: str, scope: Scope | None, params: Mapping[str, object]) -> tuple[Fault, ...]:
         """The faults that strike this call."""
         chosen = []
         for fault, counts in self._active:
             if fault.api not in (None, api) or fault.scope not in (None, scope):
+                continue
+            if fault.having is not None and fault.having not in params:
+                continue
+            if fault.execution is not None and str(fault.execution) != str(params.get("job_instance_id")):
                 continue
             counts[0] += 1
             if counts[0] % fault.every or (fault.times is not None and counts[1] >= fault.times):

@@ -56,7 +56,7 @@ def _handler(platform: Platform, endpoint: Endpoint) -> Callable[[web.Request], 
             "en" if request.headers.get("Blueking-Language", "").startswith("en") else "zh",
             platform.now(),
         )  # fmt: skip
-        call.faults = platform.faults.choose(call.api, call.scope)
+        call.faults = platform.faults.choose(call.api, call.scope, call.params)
         logged = platform.log(call)
         for fault in call.faults:
             if fault.name == "latency":

@@ -69,7 +69,8 @@ class StepScript:
     `step_type` 1 script, 2 file, 3 approval (the execution waits for a user for `duration`), 4 SQL. `duration` may be
     math.inf. `results`: what comes of each target. `status`: how the step ends, by default failed (4) if a target
     failed, else success (3). `ignore_error`: a failure becomes status 6 and the execution goes on. `rolling_wait`: it
-    stops half-way for so long in status 15, with half of the targets done.
+    stops half-way for so long in status 15, with half of the targets done. `settles_late`: when the execution ends with
+    this step, the step and half of its targets go on saying that they are running, for so long or for ever (math.inf).
     """
 
     step_type: int = 1
@@ -79,6 +80,7 @@ class StepScript:
     status: int | None = None
     ignore_error: bool = False
     rolling_wait: float | None = None
+    settles_late: float = 0.0
 
 
 @dataclass(slots=True)
@@ -268,17 +270,25 @@ class JobWorld:
         outcome: int | None = None,
         stopping_for: float = 2.0,
         end_time_late: float = 0.0,
+        reused_id: int | None = None,
     ) -> int:
         """Start an execution now, or at `create_time` in the past or future; returns its id.
 
         `visible_from`: the list knows it only from then on, by default from its creation, but not before this call.
         `outcome`: the terminal status, by default failed when a step failed, else success; 14 (abandoned) never starts,
         11 (stopped) passes through stopping. `end_time_late`: the end time is written so much later than the status.
+        `reused_id`: the id of an earlier execution, which is gone from now on.
         """
         self.advance()
         created = self.time if create_time is None else create_time
         visible = max(created, self.time) if visible_from is None else visible_from
-        number = self._next_id = self._next_id + 1
+        if reused_id is None:
+            number = self._next_id = self._next_id + 1
+        else:
+            number = reused_id
+            self.vanish(number)
+            old = self._executions[number]
+            self._history[old.scope].remove((old.create_time, number))
         plan = plan_id if plan_id is not None else (1_000_001 if task_type == 0 else -1)
         execution = Execution(
             number, scope, name, operator, task_type, launch_mode, plan, plan + 500_000 if plan > 0 else -1,
@@ -361,12 +371,17 @@ class JobWorld:
         row.gone = True
         self.ledger.changed(row.id, Change(self.time, row.status, gone=True))
 
-    def set_status(self, execution: int, status: int, *, end_time: int | None = None) -> None:
-        """Put an execution into any status, with any end time; nothing else happens to it afterwards by itself."""
+    def set_status(
+        self, execution: int, status: int, *, start_time: int | None = None, end_time: int | None = None
+    ) -> None:
+        """Put an execution into any status, with any end time and, where one is given, any start time; nothing else
+        happens to it afterwards by itself."""
         self.advance()
         row = self._executions[execution]
         row.generation += 1
         row.end_time = end_time
+        if start_time is not None:
+            row.start_time = start_time
         self._enter(row, status)
 
     def at(self, moment: int, event: Callable[[], None]) -> None:
@@ -460,20 +475,43 @@ class JobWorld:
                 result.status, result.start_time = HOST_RUNNING, self.time
 
     def _end_step(self, row: Execution, index: int) -> None:
-        step, script = row.steps[index], row.steps[index].script
-        _settle(step, self.time, [result for result in step.results if result.status in HOST_WAITING])
-        step.end_time = self.time
+        step, script, now = row.steps[index], row.steps[index].script, self.time
+        unfinished = [result for result in step.results if result.status in HOST_WAITING]
+        _settle(step, now, unfinished)
+        step.end_time = now
         step.status = FAILED if any(_is_failure(result.status) for result in step.results) else SUCCESS
         if script.status is not None and step.execute_count == 0:
             step.status = script.status
         elif step.status == FAILED and script.ignore_error:
             step.status = IGNORED
-        if step.status in FAILURES:
+        last = step.status in FAILURES or index + 1 == len(row.steps)
+        if script.settles_late and step.execute_count == 0 and last:
+            self._end_before_its_step(row, index, unfinished)
+        elif step.status in FAILURES:
             self._finish(row, FAILED if row.outcome is None else row.outcome)
         elif step.status in ENDING_STEPS:
             self._finish(row, step.status)
         else:
             self._next_step(row, index)
+
+    def _end_before_its_step(self, row: Execution, index: int, results: Sequence[Result]) -> None:
+        """The execution has ended with this step, but the step and half of its targets say so later."""
+        step, late = row.steps[index], results[(len(results) + 1) // 2 :]
+        status, end = step.status, step.end_time
+        told = [(result, result.status, result.end_time) for result in late]
+        step.status, step.end_time = RUNNING, None
+        for result in late:
+            result.status, result.end_time = HOST_RUNNING, None
+        by_default = FAILED if status in FAILURES else SUCCESS
+        self._finish(row, by_default if row.outcome is None else row.outcome)
+
+        def settle() -> None:
+            step.status, step.end_time = status, end
+            for result, code, ended in told:
+                result.status, result.end_time = code, ended
+            self._enter(row, row.status)
+
+        self._later(row, self.time + step.script.settles_late * 1000, settle)
 
     def _next_step(self, row: Execution, index: int) -> None:
         if index + 1 == len(row.steps):

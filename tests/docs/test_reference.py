@@ -26,6 +26,7 @@ blueking_job_executions_lost_total counter
 blueking_job_executions_unfinished gauge task_type status
 blueking_job_oldest_unfinished_timestamp_seconds gauge status
 blueking_job_execution_duration_seconds histogram task_type
+blueking_job_execution_wait_seconds histogram task_type
 blueking_job_last_finished_timestamp_seconds gauge outcome
 blueking_job_step_failures_total counter step_type
 blueking_job_host_results_total counter
@@ -37,6 +38,7 @@ blueking_job_host_consecutive_failures gauge bk_cloud_id bk_host_id ip
 blueking_job_watched_last_finished_timestamp_seconds gauge job_name outcome
 blueking_job_watched_last_duration_seconds gauge job_name
 blueking_job_watched_unfinished gauge job_name
+blueking_job_watched_unfinished_since_timestamp_seconds gauge job_name
 blueking_job_watched_max_age_seconds gauge job_name
 """
 """Contract 4.2, with the labels besides the scope's. `status_code_info` has no scope and stands below."""

@@ -1,14 +1,18 @@
 """JOB: executions counted exactly once, hosts that fail, watched jobs (get_job_instance_list, get_job_instance_status).
 
-A run is (id, end time). What a row means for what is known of its execution stands in job_state.py: `fetch`, here, uses
-it to know which executions to examine; `observe`, in job_fold.py, to count. Times are ms since the epoch as the
-platform gives them, on /metrics (job_metrics.py) seconds.
+A run is (id, end time). state.py says what a row means after what is known of its execution: `fetch`, here, decides by
+it which executions to examine; fold.py counts by it. Times are ms since the epoch as the platform gives them; on
+/metrics (metrics.py) they are seconds.
+
+One execution never holds up its scope. Each call that is made because of one execution goes through `_ask_each`: after
+a refusal for good, or after it has failed five polls, the poll goes on without its answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import ClassVar
+import heapq
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import ClassVar, TypeVar
 
 import msgspec
 
@@ -30,32 +34,44 @@ from exporter.collectors.job.fold import Fold, host_results
 from exporter.collectors.job.history import Window, read_slice, read_window
 from exporter.collectors.job.metrics import FAILURE_LABELS, FAMILIES, JobView
 from exporter.collectors.job.state import (
+    RESUMABLE,
     JobRecords,
     JobState,
+    Tracked,
     end_order,
     group,
-    is_news,
     ms,
+    news,
     seconds,
     selects,
-    turn,
+    transition,
 )
 from exporter.config.schema import JobConfig, ScopeConfig
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family
-from exporter.model import JOB_STATUSES, Scope, job_status_slug
+from exporter.model import JOB_STATUSES, Scope, job_outcome, job_status_slug
 
 UNFINISHED_STATUSES = (2, 1, 15, 7, 10, 2)
 """The order in which a baseline asks for what has not ended. Running comes first and last: whatever moves from or to it
 meanwhile is seen on one side."""
-FAILED_STATUSES = (4, 9)
-HOLDER_LOOK = 120_000
+RETRIED_STATUSES = (4, 9, *sorted(RESUMABLE))
+"""Ended statuses from which an execution may run again."""
+FAILING_CHECK = 120_000
 """ms: at most this long until a retry that lets a failing host succeed is noticed."""
-LOOKS = 100
-"""How many times within `reopen_window` a failed execution is looked at."""
+CHECKS = 100
+"""How many times within `reopen_window` an execution that may run again is looked for."""
 CONCURRENCY = 4
 """Calls of one poll under way at once: less than the process may have, so that a slow scope leaves room for others."""
+
+PROBED = 3
+"""Executions that `probe` tries to read before it calls the status API refused."""
+
+SUCCESS = 3
+CONTAINERS_IN_V3 = "1240002"
+"""v3 fails as a whole on a container target when it is asked for host results."""
+
+T = TypeVar("T")
 
 
 class JobCollector:
@@ -73,7 +89,8 @@ class JobCollector:
         self.interval = config.interval
         self._api = api
         self._clock = clock
-        self._attempts = Attempts()
+        self._look_ups = Attempts()
+        self._examinations = Attempts()
         self._span: int | None = None
 
     @classmethod
@@ -89,29 +106,18 @@ class JobCollector:
         return await (self._baseline(deadline) if state is None else self._poll(state, deadline))
 
     async def _baseline(self, deadline: Deadline) -> JobRecords:
-        rows: dict[int, Execution] = {}
-        unreadable: frozenset[int] = frozenset()
-        without_id: frozenset[int] = frozenset()
+        read = Window({}, 0)
         wanted = [(status, self.config.max_unfinished_age) for status in UNFINISHED_STATUSES]
-        wanted += [(status, self.config.reopen_window) for status in FAILED_STATUSES]
+        wanted += [(status, self.config.reopen_window) for status in RETRIED_STATUSES]
         for status, age in wanted:
             now = self._now()
-            window = await self._read(now - ms(age), now, deadline, status)
-            rows |= window.rows
-            unreadable |= window.unreadable
-            without_id |= window.without_id
+            read = read.with_newer(await self._read(now - ms(age), now, deadline, status))
         # Now the platform's clock is known, whatever this machine's says.
         now = self._now()
-        window = await self._read(now - ms(self.config.lookback), now, deadline)
         begin = now - ms(self.config.lookback)
-        return JobRecords(
-            begin,
-            now,
-            now,
-            rows | window.rows,
-            unreadable=unreadable | window.unreadable,
-            without_id=without_id | window.without_id,
-        )
+        read = read.with_newer(await self._read(begin, now, deadline))
+        rows, odd = news(None, read.rows.values(), now)
+        return JobRecords(begin, now, now, rows, odd, unreadable=read.unreadable, without_id=read.without_id)
 
     async def _poll(self, state: JobState, deadline: Deadline) -> JobRecords:
         started = self._clock.monotonic()
@@ -131,159 +137,206 @@ class JobCollector:
         else:
             window = await self._read(begin, end, deadline)
         more = window.end < end
-        news = {id: row for id, row in window.rows.items() if is_news(state, row)}
         now = self._now()
+        rows, odd = news(state, window.rows.values(), now)
         # With a clock ahead of the platform's the window reached into the future, of which nothing is known yet; with
         # one behind it, what had been counted before stays counted.
         end = min(max(window.end, watermark), now)
         begin = max(begin, state.begin, min(end, now - ms(self.config.lookback)))
         self._span = end - watermark if more else None
-        records = JobRecords(begin, end, now, news, gap, window.unreadable, window.without_id, more=more)
+        records = JobRecords(begin, end, now, rows, odd, gap, window.unreadable, window.without_id, more=more)
         if not more:
             records = await self._follow(state, records, window.rows.keys(), deadline)
         return await self._examine(state, records, deadline, started)
 
     async def _follow(self, state: JobState, records: JobRecords, seen: Set[int], deadline: Deadline) -> JobRecords:
         """Look again at executions that the window does not show, `seen` being those it does: unfinished ones always,
-        failed ones from time to time."""
+        those that may run again from time to time."""
         now, window = records.now, ms(self.config.reopen_window)
         slack = ms(self.interval)
-        watch = now - state.looked + slack > window / LOOKS
-        watch_holders = now - state.looked_holders + slack > min(HOLDER_LOOK, window / LOOKS)
-        unseen = {id: known for id, known in state.executions.items() if id not in seen}
-        failed = {id: known for id, known in unseen.items() if known.counted and known.outcome == "failure"}
-        holders = {streak.run for streak in state.hosts.streaks.values()} if watch_holders or watch else frozenset()
-        wanted = {id: known for id, known in unseen.items() if not known.counted}
-        wanted |= failed if watch else {id: failed[id] for id in holders & failed.keys()}
+        check = now - state.checked + slack > window / CHECKS
+        check_failing = check or now - state.checked_failing + slack > min(FAILING_CHECK, window / CHECKS)
+        of_failing_hosts = state.hosts.runs() if check_failing else frozenset()
+        self._look_ups.retain(state.executions)
+        wanted = {
+            id: known
+            for id, known in state.executions.items()
+            if id not in seen
+            and (not known.counted or (known.may_run_again and (check or id in of_failing_hosts)))
+            and not self._look_ups.rests(id)
+        }
+        found = await self._find_together(state, wanted, deadline)
+        pages, refused = await self._ask_each(
+            self._look_ups,
+            wanted.keys() - found.keys(),
+            lambda id: self._list_one(id, wanted[id].create_time, deadline),
+        )
+        self._look_ups.rest(refused)
+        found |= {row.id: row for page in pages.values() for row in page.rows}
+        found = {id: row for id, row in found.items() if id in wanted and row.create_time == wanted[id].create_time}
+        rows, odd = news(state, found.values(), now)
+        return msgspec.structs.replace(
+            records,
+            rows=records.rows | rows,
+            odd=records.odd + odd,
+            gone=frozenset(pages.keys() - found.keys()),
+            errors=tuple(FailedCall.of(error, f"execution {id}", "still tracked") for id, error in refused.items()),
+            checked=check,
+            checked_failing=check_failing,
+        )
 
+    async def _find_together(
+        self, state: JobState, wanted: Mapping[int, Tracked], deadline: Deadline
+    ) -> dict[int, Execution]:
+        """Those of the `wanted` executions that one call finds with others of their status."""
         by_status: dict[int, list[int]] = {}
         for id, known in wanted.items():
             by_status.setdefault(known.status, []).append(id)
         found: dict[int, Execution] = {}
         for status, ids in by_status.items():
-            # One list call shows them all, and others between them that are known as well: is that less than one
-            # call each?
+            # The call shows others between them that are known as well: does it cost less than one call each?
             times = [wanted[id].create_time for id in ids]
             begin, end = min(times), max(times)
             among = sum(
                 known.status == status and begin <= known.create_time <= end for known in state.executions.values()
             )
-            if (
-                status in JOB_STATUSES
-                and JOB_STATUSES[status].outcome in (None, "failure")
-                and (1 + among // self._api.page_size < len(ids))
-            ):
+            if status not in JOB_STATUSES or 1 + among // self._api.page_size >= len(ids):
+                continue
+            try:
                 found |= (await self._read(begin, end, deadline, status)).rows
-        missing = [id for id in wanted if id not in found]
-        pages = await gather_bounded(
-            (self._list_one(id, wanted[id].create_time, deadline) for id in missing), CONCURRENCY
-        )
-        gone = set()
-        for id, page in zip(missing, pages, strict=True):
-            row = next((row for row in page.rows if row.id == id), None)
-            if row is None:
-                gone.add(id)
-            else:
-                found[id] = row
-        return msgspec.structs.replace(
-            records,
-            rows=records.rows | {id: row for id, row in found.items() if id in state.executions},
-            gone=frozenset(gone),
-            looked=watch,
-            looked_holders=watch_holders or watch,
-        )
+            except ApiError as error:
+                if not all(self._look_ups.exhausted(id, error) for id in ids):
+                    self._look_ups.charge(ids)
+                    raise
+                # Each is asked for by itself.
+        return found
 
     async def _examine(self, state: JobState, records: JobRecords, deadline: Deadline, started: float) -> JobRecords:
-        """Ask for the steps and hosts of what has just finished, as far as `host_results` wants them."""
+        """Ask for the steps and hosts of what has just finished, as far as `host_results` wants them, and of what had
+        finished before while one of them was still running."""
         finished = [
-            row for row in records.rows.values() if turn(state.executions.get(row.id), row) in ("finished", "again")
+            row
+            for row in sorted(records.rows.values(), key=end_order)
+            if transition(state.executions.get(row.id), row) in ("finished", "again")
         ]
-        selected = {row.id: row for row in finished if selects(self.config.host_results, row)}
+        selected = {
+            row.id: row
+            for row in finished
+            if selects(self.config.host_results, job_outcome(row.status, row.end_time is not None))
+        }
+        unsettled = [] if records.more else _unsettled(state, records.rows)
         examined: dict[int, ExecutionStatus] = {}
-        unexamined: set[int] = set()
+        failed: dict[int, FailedCall] = {}
         deferred: set[int] = set()
-        errors: list[FailedCall] = []
+        asked = 0
         # Queueing for the rate budget does not use up a deadline, so a flood of failures is bounded by time, not by
         # errors.
         patience = max(self.interval, deadline.remaining() / 2)
 
-        async def examine(row: Execution) -> None:
-            if (examined or unexamined) and self._clock.monotonic() - started > patience:
-                deferred.add(row.id)
-                return
+        async def status(id: int) -> tuple[ExecutionStatus, ApiError | None] | None:
+            nonlocal asked
+            if asked and self._clock.monotonic() - started > patience:
+                return None
             try:
-                answer, complete = await self._status(row.id, deadline)
-            except ApiError as error:
-                if not self._attempts.exhausted(row.id, error):
-                    raise
-                errors.append(FailedCall.of(error, f"execution {row.id}", WITHOUT_HOSTS))
-                unexamined.add(row.id)
-            else:
-                examined[row.id] = answer
-                if not complete:
-                    errors.append(FailedCall("api_error", f"execution {row.id}", WITHOUT_HOSTS, "code 1240002"))
-                    unexamined.add(row.id)
+                return await self._status(id, deadline)
+            finally:
+                asked += 1
 
-        try:
-            await gather_bounded((examine(row) for row in sorted(selected.values(), key=end_order)), CONCURRENCY)
-        except ApiError:
-            # One outage is held against all that it keeps waiting, or each of them would fail as many polls by itself.
-            self._attempts.charge(selected.keys() - examined.keys() - unexamined)
-            raise
+        async def examine(ids: Iterable[int]) -> None:
+            answers, refused = await self._ask_each(self._examinations, ids, status)
+            for id, answer in answers.items():
+                if answer is None:
+                    deferred.add(id)
+                    continue
+                examined[id], incomplete = answer
+                if incomplete is not None:
+                    refused[id] = incomplete
+            failed.update((id, FailedCall.of(error, f"execution {id}", WITHOUT_HOSTS)) for id, error in refused.items())
+
+        await examine([*selected, *unsettled])
         if self.config.host_results == "failed":
-            failing = set(state.hosts.groups()) | {group(selected[id].plan_id, selected[id].name) for id in examined}
+            runs: list[tuple[int, Execution | Tracked]] = [(id, state.executions[id]) for id in unsettled]
+            failing = set(state.hosts.groups())
+            failing |= {group(of.plan_id, of.name) for id, of in (*runs, *selected.items()) if id in examined}
+            runs = [(id, of) for id, of in runs if id in examined]
             hosts = state.hosts
-            news: list[Execution] = []
             # In the order of time, for a success is worth a call only while a host fails for its plan or name.
-            for row in sorted(finished, key=end_order) if failing else ():
-                if row.status == 3 and (of := group(row.plan_id, row.name)) in failing:
-                    hosts = await self._folded(hosts, news, examined, records.now)
-                    news = []
+            for row in finished if failing else ():
+                if row.status == SUCCESS and (of := group(row.plan_id, row.name)) in failing:
+                    hosts, runs = await self._fold_hosts(hosts, runs, examined, records.now), []
                     if (row.end_time or records.now) / 1000 >= hosts.groups().get(of, float("inf")):
-                        await examine(row)
+                        await examine([row.id])
                 if row.id in examined:
-                    news.append(row)
-        self._attempts.forget((*examined, *unexamined))
+                    runs.append((row.id, row))
+        self._examinations.forget(failed)
         return msgspec.structs.replace(
             records,
             examined=examined,
-            unexamined=frozenset(unexamined),
-            deferred=frozenset(deferred),
-            errors=tuple(errors),
-            truncated=records.truncated + len(unexamined),
-            more=records.more or bool(deferred),
+            unexamined=frozenset(failed),
+            deferred=frozenset(deferred.difference(unsettled)),
+            errors=(*records.errors, *failed.values()),
+            more=records.more or bool(deferred.difference(unsettled)),
         )
 
-    async def _folded(
-        self, hosts: FailingHosts, news: Sequence[Execution], examined: Mapping[int, ExecutionStatus], now: int
+    async def _fold_hosts(
+        self,
+        hosts: FailingHosts,
+        runs: Sequence[tuple[int, Execution | Tracked]],
+        examined: Mapping[int, ExecutionStatus],
+        now: int,
     ) -> FailingHosts:
-        """The failing hosts after `news`, of which `examined` has the answers."""
-        size = sum(len(step.results) for row in news for step in examined[row.id].steps)
+        """The failing hosts after these runs, of which `examined` has the answers."""
+        size = sum(len(step.results) for id, _ in runs for step in examined[id].steps)
 
         def work() -> FailingHosts:
-            results = [result for row in news for result in host_results(examined[row.id], row, now)]
+            results = [result for id, of in runs for result in host_results(examined[id], id, of, now)]
             return hosts.fold(results, now=now / 1000, ttl=self.config.failing_host_ttl, settled=0.0)
 
         return await fold(size, work)
 
-    async def _status(self, id: int, deadline: Deadline) -> tuple[ExecutionStatus, bool]:
-        """The status of an execution, and whether its host results are in it."""
+    async def _ask_each(
+        self, attempts: Attempts, ids: Iterable[int], ask: Callable[[int], Awaitable[T]]
+    ) -> tuple[dict[int, T], dict[int, ApiError]]:
+        """The answer of `ask` for each of `ids`, and the errors of those that the poll goes on without.
+
+        Raises `ApiError` while it is worth waiting for an answer. One outage is held against all that it keeps waiting,
+        or each of them would fail as many polls by itself.
+        """
+        asked = list(ids)
+        answers: dict[int, T] = {}
+        refused: dict[int, ApiError] = {}
+
+        async def one(id: int) -> None:
+            try:
+                answers[id] = await ask(id)
+            except ApiError as error:
+                if not attempts.exhausted(id, error):
+                    raise
+                refused[id] = error
+
         try:
-            return await self._api.status(self.scope, id, host_results=True, deadline=deadline), True
+            await gather_bounded(map(one, asked), CONCURRENCY)
+        except ApiError:
+            attempts.charge(id for id in asked if id not in answers and id not in refused)
+            raise
+        attempts.forget(answers)
+        return answers, refused
+
+    async def _status(self, id: int, deadline: Deadline) -> tuple[ExecutionStatus, ApiError | None]:
+        """The status of an execution; with the error where the platform cannot give its host results."""
+        try:
+            return await self._api.status(self.scope, id, host_results=True, deadline=deadline), None
         except ApiError as error:
-            # v3 fails as a whole on a container target when it is asked for host results.
-            if error.code != "1240002":
+            if error.code != CONTAINERS_IN_V3:
                 raise
-        return await self._api.status(self.scope, id, host_results=False, deadline=deadline), False
+            incomplete = error
+        return await self._api.status(self.scope, id, host_results=False, deadline=deadline), incomplete
 
     async def _read(self, begin: int, end: int, deadline: Deadline, status: int | None = None) -> Window:
         """[begin, end] completely, in as many windows as the dialect wants."""
         read = Window({}, end)
         for first, last in self._windows(begin, end):
-            window = await read_window(self._history(deadline, status), first, last)
-            read = Window(
-                read.rows | window.rows, end, read.unreadable | window.unreadable, read.without_id | window.without_id
-            )
+            read = read.with_newer(await read_window(self._history(deadline, status), first, last))
         return read
 
     async def _read_slice(self, begin: int, end: int, watermark: int, deadline: Deadline) -> Window:
@@ -326,14 +379,29 @@ class JobCollector:
     # What others read
 
     async def probe(self, state: JobState, deadline: Deadline) -> float:
-        """One call per interval, one per failed execution as often as they failed within `reopen_window`, and its
-        watch."""
-        window = self.config.reopen_window
-        failed = [id for id, known in state.executions.items() if known.outcome == "failure"]
-        if state.executions and self.config.host_results != "none":
-            await self._status(max(state.executions), deadline)
+        """One call per interval, one per failed execution as often as they failed within `reopen_window`, and the
+        checks for retries."""
+        if self.config.host_results != "none":
+            await self._probe_status(state, deadline)
+        failed = sum(known.outcome == "failure" for known in state.executions.values())
+        retried = any(known.may_run_again for known in state.executions.values())
         day = 86400.0
-        return day / self.interval + (len(failed) + LOOKS * bool(failed)) * day / max(window, 1.0)
+        return day / self.interval + (failed + CHECKS * retried) * day / max(self.config.reopen_window, 1.0)
+
+    async def _probe_status(self, state: JobState, deadline: Deadline) -> None:
+        """Ask for the status of one of the newest executions. Raises `ApiError` if none of them can be had: one alone
+        says nothing about the others."""
+        refused: list[ApiError] = []
+        for id in heapq.nlargest(PROBED, state.executions):
+            try:
+                await self._status(id, deadline)
+                return
+            except ApiError as error:
+                if error.transient:
+                    raise
+                refused.append(error)
+        if refused:
+            raise refused[0]
 
     def view(self, state: JobState) -> JobView:
         unfinished = [known for known in state.executions.values() if not known.counted and not known.deferred]
@@ -354,14 +422,35 @@ class JobCollector:
         return sorted(failed, key=lambda execution: (execution.end or 0.0, execution.id), reverse=True)
 
 
+def _unsettled(state: JobState, rows: Mapping[int, Execution]) -> list[int]:
+    """Executions that had ended while a step of theirs was still running, and that have not run again."""
+    return [
+        id
+        for id, known in state.executions.items()
+        if known.unsettled and (id not in rows or transition(known, rows[id]) == "none")
+    ]
+
+
 class _History:
-    """The executions of a scope, those in `status` where one is given; see `job_history.History`."""
+    """The executions of a scope, those in `status` where one is given; see `history.History`."""
 
     def __init__(self, api: JobApi, scope: Scope, deadline: Deadline, status: int | None) -> None:
         self.page_size, self.max_offset = api.page_size, api.max_offset
         self._api, self._scope, self._deadline, self._status = api, scope, deadline, status
 
     async def ask(self, begin: int, end: int, offset: int) -> ExecutionPage:
-        return await self._api.list(
-            self._scope, begin, max(end, begin + 1), deadline=self._deadline, status=self._status, offset=offset
-        )
+        while True:
+            try:
+                return await self._api.list(
+                    self._scope,
+                    begin,
+                    max(end, begin + 1),
+                    deadline=self._deadline,
+                    status=self._status,
+                    offset=offset,
+                    length=self.page_size,
+                )
+            except ApiError as error:
+                if error.reason != "too_large" or self.page_size == 1:
+                    raise
+                self.page_size = max(1, self.page_size // 4)

@@ -1,8 +1,8 @@
-"""How the records of a poll become counts: the fold of the JOB collector."""
+"""How the records of a poll become counts: the fold of the JOB collector. Times are ms since the epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from functools import lru_cache
 
 import msgspec
@@ -11,18 +11,19 @@ from exporter.blueking.job import Execution, ExecutionStatus, Step
 from exporter.collectors.base import GAP, TRUNCATED, Observed
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.collectors.job.state import (
-    FUTURE,
     JobRecords,
     JobState,
+    Odd,
     Tracked,
     Watched,
     end_order,
     group,
-    known_end,
+    known_time,
     matches,
     ms,
+    number_text,
     selects,
-    turn,
+    transition,
 )
 from exporter.config.schema import JobConfig
 from exporter.metrics.counts import Tally
@@ -47,10 +48,18 @@ FINISHED = "blueking_job_executions_finished_total"
 REOPENED = "blueking_job_executions_reopened_total"
 LOST = "blueking_job_executions_lost_total"
 DURATION = "blueking_job_execution_duration_seconds"
+WAIT = "blueking_job_execution_wait_seconds"
 STEP_FAILURES = "blueking_job_step_failures_total"
 HOST_RESULTS = "blueking_job_host_results_total"
 HOST_FAILURES = "blueking_job_host_failures_total"
 EXIT_CODES = "blueking_job_host_exit_codes_total"
+
+STEP_RUNNING = frozenset({2, 10})
+"""Step statuses that will change although the execution has ended: running, stopping. A step that waits or has not
+begun may stay so for ever."""
+HOST_RUNNING = 7
+ASKED_AGAIN = 5
+"""Polls that ask again for the steps of an execution that has ended while one of them was still running."""
 
 
 class Fold:
@@ -65,33 +74,29 @@ class Fold:
         self.last_finished = dict(state.last_finished) if state else {}
         self.watched = dict(state.watched) if state else {}
         self.hosts: list[HostResult] = []
-        self.unknown: list[tuple[str, str]] = []
+        self.reused: list[int] = []
+        self.unknown: list[Odd] = list(records.odd)
 
     def result(self) -> Observed[JobState]:
+        records, state = self.records, self.state
         self._born_at_zero()
-        for row in sorted(self.records.rows.values(), key=end_order):
-            if self.state is None:
+        self._settle()
+        for row in sorted(records.rows.values(), key=end_order):
+            if state is None:
                 self._register(row)
             else:
                 self._count(row)
-        for id in self.records.gone:
-            known = self.executions.pop(id)
-            if known.deferred:
-                self._count_deferred(known)
-            elif not known.counted:
-                self.tally.inc(LOST)
-        records, state = self.records, self.state
-        hosts = (state.hosts if state else FailingHosts()).fold(
+        for id in records.gone:
+            self._give_up(self.executions.pop(id))
+        hosts = (state.hosts if state else FailingHosts()).without_runs(self.reused)
+        hosts = hosts.fold(
             self.hosts, now=records.now / 1000, ttl=self.config.failing_host_ttl, settled=self._settled() / 1000
         )
-        self._forget({streak.run for streak in hosts.streaks.values()})
-        known_unreadable = state.unreadable if state else frozenset()
-        self.unknown += [("job.job_instance_id", "beyond 64 bits") for _ in records.without_id - known_unreadable]
-        if records.gap:
-            self.tally.inc(GAP, by=records.gap)
-        if truncated := records.truncated + len(records.unreadable - known_unreadable):
-            self.tally.inc(TRUNCATED, by=truncated)
-        self.tally.rebucket(DURATION, self.config.duration_buckets)
+        self._forget(hosts.runs())
+        self._count_unread()
+        for family in (DURATION, WAIT):
+            self.tally.rebucket(family, self.config.duration_buckets)
+        unreadable = (state.unreadable if state else frozenset()) | records.unreadable
         return Observed(
             JobState(
                 counts=self.tally.freeze(),
@@ -99,25 +104,18 @@ class Fold:
                 watermark=records.end / 1000,
                 begin=records.begin,
                 newest=max(records.rows, default=0) if state is None else max(state.newest, *records.rows, 0),
-                unreadable=frozenset(at for at in known_unreadable | records.unreadable if at >= records.begin),
+                unreadable=frozenset(at for at in unreadable if at >= records.begin),
                 executions=self.executions,
                 hosts=hosts,
                 last_finished=self.last_finished,
                 watched=self.watched,
-                looked=records.now if state is None or records.looked else state.looked,
-                looked_holders=records.now if state is None or records.looked_holders else state.looked_holders,
+                checked=records.now if state is None or records.checked else state.checked,
+                checked_failing=records.now if state is None or records.checked_failing else state.checked_failing,
             ),
             unknown=tuple(self.unknown),
             errors=records.errors,
             more=records.more,
         )
-
-    def _settled(self) -> int:
-        """Results from before it are all known: one that is still to come may be as old as its execution."""
-        open_ended = (
-            known.create_time for known in self.executions.values() if not known.counted or known.outcome == "failure"
-        )
-        return min([self.records.begin, *open_ended])
 
     def _born_at_zero(self) -> None:
         for family in (REOPENED, LOST, HOST_RESULTS, GAP, TRUNCATED):
@@ -128,49 +126,64 @@ class Fold:
                 for status in ("success", "failed"):
                     self.tally.zero(FINISHED, (task_type, launch_mode, status))
 
+    def _count_unread(self) -> None:
+        """Count what could not be read, once however often it is listed."""
+        records, known = self.records, self.state.unreadable if self.state else frozenset()
+        self.unknown += [("job.job_instance_id", "beyond 64 bits") for _ in records.without_id - known]
+        if truncated := len(records.unexamined) + len(records.unreadable - known):
+            self.tally.inc(TRUNCATED, by=truncated)
+        if records.gap:
+            self.tally.inc(GAP, by=records.gap)
+
+    # Executions
+
     def _register(self, row: Execution) -> None:
-        """A baseline: what has finished is known, and not counted."""
-        ended = turn(None, row) == "finished"
-        self.executions[row.id] = self._tracked(row, counted=ended, timed=ended)
+        """A baseline: what has finished is known, and neither it nor its steps are ever counted."""
+        ended = transition(None, row) == "finished"
+        tracked = _tracked(row, None, counted=ended, timed=ended)
         if ended:
+            tracked = msgspec.structs.replace(tracked, baseline_end=row.end_time or self.records.now)
             self._mark_finished(row, first=True)
+        self.executions[row.id] = _without_name(tracked)
 
     def _count(self, row: Execution) -> None:
         known = self.executions.get(row.id)
+        if known is not None and known.create_time != row.create_time:
+            self._give_up(known)
+            self.reused.append(row.id)
+            known = None
         if known is None:
             self._count_created(row)
         elif known.deferred:
             known = self._without_deferred(known, row)
-        what = turn(known, row)
+        what = transition(known, row)
         if row.status not in JOB_STATUSES and what != "none" and (known is None or known.status != row.status):
-            self.unknown.append(("job.status", str(row.status)))
+            self.unknown.append(("job.status", number_text(row.status)))
+        if known is None or not (known.counted or known.timed or known.start_time is not None):
+            self._observe_wait(row)
+        if known is not None and known.counted and what in ("running", "again"):
+            known = self._reopened(known)
         if what == "running" or row.id in self.records.deferred:
-            if known and known.counted:
-                self.tally.inc(REOPENED)
-                known = msgspec.structs.replace(known, prior_end=known.end_time or known.prior_end)
             # Whatever ends next is not the first end, even if that was never told.
-            timed = bool(known and (known.timed or known.counted))
-            self.executions[row.id] = self._tracked(row, known, counted=False, timed=timed)
+            timed = known is not None and (known.timed or known.counted)
+            self.executions[row.id] = _tracked(row, known, counted=False, timed=timed)
         elif what == "none":
             assert known is not None
-            self._fill_in_end(known, row)
+            self._update_ended(known, row)
         else:
-            if known and known.counted:
-                self.tally.inc(REOPENED)
-                known = msgspec.structs.replace(known, prior_end=known.end_time)
             self._finish(known, row)
 
     def _count_created(self, row: Execution) -> None:
         if row.task_type not in TASK_TYPES:
-            self.unknown.append(("job.type", str(row.task_type)))
+            self.unknown.append(("job.type", number_text(row.task_type)))
         if row.launch_mode not in LAUNCH_MODES:
-            self.unknown.append(("job.launch_mode", str(row.launch_mode)))
+            self.unknown.append(("job.launch_mode", number_text(row.launch_mode)))
         self.tally.inc(CREATED, _created_labels(row.task_type, row.launch_mode))
 
     def _without_deferred(self, known: Tracked, row: Execution) -> Tracked:
         """A run that ended, waited to be examined, and was run again before: counted as it is."""
         counted = msgspec.structs.replace(known, counted=True)
-        if turn(counted, row) == "none":
+        if transition(counted, row) == "none":
             return known
         self._count_deferred(known)
         return counted
@@ -179,82 +192,133 @@ class Fold:
         self.tally.inc(FINISHED, _finished_labels(known.task_type, known.launch_mode, known.status))
         self.tally.inc(TRUNCATED)
 
+    def _give_up(self, known: Tracked) -> None:
+        """The platform no longer knows this execution."""
+        if known.deferred:
+            self._count_deferred(known)
+        elif not known.counted:
+            self.tally.inc(LOST)
+        elif known.unsettled:
+            self.tally.inc(TRUNCATED)
+
+    def _reopened(self, known: Tracked) -> Tracked:
+        """The execution runs again. What had not settled by then can no longer be had."""
+        self.tally.inc(REOPENED)
+        if known.unsettled:
+            self.tally.inc(TRUNCATED)
+        # A run that failed and was not to be examined is that of a baseline, or `host_results` said none.
+        unexamined = known.steps is None and known.outcome == "failure"
+        baseline_end = (known.end_time if unexamined else None) or known.baseline_end
+        return msgspec.structs.replace(known, baseline_end=baseline_end, unsettled=0)
+
     def _finish(self, known: Tracked | None, row: Execution) -> None:
         self.tally.inc(FINISHED, _finished_labels(row.task_type, row.launch_mode, row.status))
-        timed = bool(known and known.timed)
-        if not timed and row.end_time is not None:
+        timed = known is not None and known.timed
+        if not timed:
             self._observe_duration(row)
         self._mark_finished(row, first=not timed)
-        steps = self._fold_status(known, row)
-        self.executions[row.id] = self._tracked(
-            row, known, counted=True, timed=timed or row.end_time is not None, steps=steps
+        tracked = _tracked(row, known, counted=True, timed=timed or row.end_time is not None)
+        answer = self.records.examined.get(row.id)
+        if answer is not None:
+            tracked = self._fold_steps(row.id, tracked, answer)
+        elif row.id in self.records.unexamined:
+            tracked = msgspec.structs.replace(tracked, steps=tracked.steps or {})
+        self.executions[row.id] = _without_name(tracked)
+
+    def _update_ended(self, known: Tracked, row: Execution) -> None:
+        """The same run: an end time that was null at first may be there now, and a status may be another one."""
+        if known.end_time is None and not known.timed:
+            self._observe_duration(row)
+        self._mark_finished(row, first=not known.timed)
+        end = row.end_time if known.end_time is None else known.end_time
+        timed = known.timed or end is not None
+        self.executions[row.id] = _without_name(
+            msgspec.structs.replace(known, status=row.status, end_time=end, timed=timed)
         )
 
-    def _fill_in_end(self, known: Tracked, row: Execution) -> None:
-        """The same run; an end time that was null at first may be there now."""
-        if known.end_time is None and row.end_time is not None:
-            if not known.timed:
-                self._observe_duration(row)
-            self._mark_finished(row, first=not known.timed)
-            self.executions[row.id] = msgspec.structs.replace(known, end_time=row.end_time, timed=True)
+    def _observe_wait(self, row: Execution) -> None:
+        """From creation to start, when the start of the first run becomes known."""
+        if row.start_time is None:
+            return
+        if row.start_time >= row.create_time:
+            self._observe(WAIT, row, (row.start_time - row.create_time) / 1000)
+        else:
+            self.unknown.append(("job.start_time", number_text(row.start_time)))
 
     def _observe_duration(self, row: Execution) -> None:
         """From start to end, unless one of them is missing or they contradict each other."""
-        start, end = row.start_time, row.end_time
-        if start is None or end is None:
+        if row.start_time is None or row.end_time is None:
             return
-        if 0 <= start <= end <= self.records.now + FUTURE:
-            labels, value = (task_type_slug(row.task_type),), (end - start) / 1000
-            self.tally.observe(DURATION, labels, value, self.config.duration_buckets, row.id)
+        if row.start_time <= row.end_time:
+            self._observe(DURATION, row, (row.end_time - row.start_time) / 1000, row.id)
         else:
-            self.unknown.append(("job.end_time", str(end)))
+            self.unknown.append(("job.end_time", number_text(row.end_time)))
+
+    def _observe(self, family: str, row: Execution, value: float, exemplar: int | None = None) -> None:
+        self.tally.observe(family, (task_type_slug(row.task_type),), value, self.config.duration_buckets, exemplar)
 
     def _mark_finished(self, row: Execution, *, first: bool) -> None:
-        outcome = job_outcome(row.status, row.end_time is not None)
-        end = known_end(row.end_time, self.records.now)
+        """Note the newest end of each outcome, and of each watched job. `first`: of the first run of the execution."""
+        outcome, end = job_outcome(row.status, row.end_time is not None), row.end_time
         if outcome is None or end is None:
             return
-        if end > self.last_finished.get(outcome, -1):
-            self.last_finished[outcome] = end
+        self.last_finished[outcome] = max(end, self.last_finished.get(outcome, end))
         for entry in self.config.watch:
             if not matches(entry, row.plan_id, row.name):
                 continue
             old = self.watched.get(entry.job_name, Watched())
             ends = old.last_finished | {outcome: max(end, old.last_finished.get(outcome, end))}
             measured_at, duration = old.measured_at, old.duration
-            if first and row.start_time is not None and 0 <= row.start_time <= end and end >= measured_at:
+            if first and row.start_time is not None and row.start_time <= end and end >= measured_at:
                 measured_at, duration = end, end - row.start_time
             self.watched[entry.job_name] = Watched(ends, measured_at, duration)
 
-    def _fold_status(self, known: Tracked | None, row: Execution) -> dict[int, int] | None:
-        """Count the steps and hosts of an examined execution that have not been counted; what has been by now."""
-        answer = self.records.examined.get(row.id)
-        if answer is None:
-            return known.steps if known else None
-        steps = dict(known.steps or {}) if known else {}
-        if selects(self.config.host_results, row):
-            for step in answer.steps:
-                if self._is_new(step, steps, known):
-                    self._count_step(step, row)
-                    steps[step.id] = step.execute_count
-        self.hosts += host_results(answer, row, self.records.now)
-        return steps or None
+    # Steps and hosts
 
-    def _is_new(self, step: Step, steps: Mapping[int, int], known: Tracked | None) -> bool:
-        if job_outcome(step.status, step.end_time is not None) is None:
-            return False
-        if step.id in steps:
-            return step.execute_count > steps[step.id]
-        # A run before the first one that was examined (a baseline's, say) is not this run's to count.
-        before = known.prior_end if known and known.steps is None else None
-        return before is None or step.end_time is None or step.end_time > before
+    def _settle(self) -> None:
+        """Fold the steps of executions that had ended before while one of them was still running."""
+        for id, known in list(self.executions.items()):
+            if not known.unsettled:
+                continue
+            row = self.records.rows.get(id)
+            if row is not None and transition(known, row) != "none":
+                continue
+            answer = self.records.examined.get(id)
+            if answer is not None:
+                self.executions[id] = _without_name(self._fold_steps(id, known, answer))
+            elif id in self.records.unexamined:
+                self.executions[id] = _without_name(msgspec.structs.replace(known, unsettled=0))
 
-    def _count_step(self, step: Step, row: Execution) -> None:
+    def _fold_steps(self, id: int, known: Tracked, answer: ExecutionStatus) -> Tracked:
+        """Count the steps and hosts of an execution that have not been counted, and learn who fails.
+
+        What is still running is left for a later poll; the last one that asks counts what it has until then.
+        """
+        steps = dict(known.steps or {})
+        last = known.unsettled >= ASKED_AGAIN or id in self.records.unexamined
+        running = False
+        for step in answer.steps:
+            if is_running(step):
+                running = True
+                if not last:
+                    continue
+            elif job_outcome(step.status, step.end_time is not None) is None:
+                continue  # it waits, or has not begun
+            if selects(self.config.host_results, known.outcome) and _is_new(step, known):
+                self._count_step(step, id)
+                steps[step.id] = step.execute_count
+        self.hosts += host_results(answer, id, known, self.records.now)
+        if running and last and id not in self.records.unexamined:
+            self.tally.inc(TRUNCATED)
+        unsettled = known.unsettled + 1 if running and not last else 0
+        return msgspec.structs.replace(known, steps=steps, unsettled=unsettled)
+
+    def _count_step(self, step: Step, id: int) -> None:
         step_type = STEP_TYPES.get(step.step_type, UNKNOWN)
         if step_type == UNKNOWN:
-            self.unknown.append(("job.step.type", str(step.step_type)))
+            self.unknown.append(("job.step.type", number_text(step.step_type)))
         if step.status not in JOB_STATUSES:
-            self.unknown.append(("job.step.status", str(step.status)))
+            self.unknown.append(("job.step.status", number_text(step.status)))
         if job_outcome(step.status, step.end_time is not None) == "failure":
             self.tally.inc(STEP_FAILURES, (step_type,))
         for result in step.results:
@@ -262,44 +326,27 @@ class Fold:
                 self.tally.inc(HOST_RESULTS)
             if not is_failure(result.status):
                 continue
-            self.tally.inc(HOST_FAILURES, self._code_labels(result.status), exemplar=row.id)
+            code, reason = code_labels(result.status)
+            if reason == UNKNOWN_CODE:
+                self.unknown.append(("job.host.status", code))
+            self.tally.inc(HOST_FAILURES, (code, reason), exemplar=id)
             if step_type == "script" and result.exit_code is not None:
-                self.tally.inc(EXIT_CODES, (code_text(result.exit_code),))
+                self.tally.inc(EXIT_CODES, (number_text(result.exit_code),))
 
-    def _code_labels(self, code: int) -> Labels:
-        reason = host_reason(code)
-        if reason != UNKNOWN_CODE:
-            return (str(code), reason)
-        self.unknown.append(("job.host.status", code_text(code)))
-        return (code_text(code), reason)
+    # What is kept
 
-    def _tracked(
-        self,
-        row: Execution,
-        known: Tracked | None = None,
-        *,
-        counted: bool,
-        timed: bool,
-        steps: dict[int, int] | None = None,
-    ) -> Tracked:
-        ended = job_outcome(row.status, row.end_time is not None)
-        return Tracked(
-            row.create_time,
-            row.status,
-            row.end_time if ended else None,
-            counted,
-            timed,
-            row.task_type,
-            row.launch_mode,
-            row.plan_id,
-            "" if ended == "success" else row.name,
-            known.prior_end if known else None,
-            steps if steps is not None or known is None else known.steps,
+    def _settled(self) -> int:
+        """Results from before it are all known: one that is still to come may be as old as its execution."""
+        open_ended = (
+            known.create_time
+            for known in self.executions.values()
+            if not known.counted or known.may_run_again or known.unsettled
         )
+        return min([self.records.begin, *open_ended])
 
-    def _forget(self, holders: Set[int]) -> None:
-        """Keep what can still be listed, what has not ended, and what may be retried: failed executions for a time, and
-        those of the failing hosts as long as these fail."""
+    def _forget(self, runs_of_failing_hosts: Set[int]) -> None:
+        """Keep what can still be listed, what has not ended or settled, and what may run again: for a time, and as long
+        as it holds a failing host."""
         now, begin = self.records.now, self.records.begin
         reopen, age = ms(self.config.reopen_window), ms(self.config.max_unfinished_age)
         kept: dict[int, Tracked] = {}
@@ -311,48 +358,94 @@ class Fold:
             # During a catch-up nobody has looked whether it has ended.
             if old and not (known.counted or known.deferred or self.records.more):
                 self.tally.inc(LOST)
-                known = msgspec.structs.replace(known, counted=True, timed=True)
-                retry = False
-            else:
-                recent = now - (known.end_time or known.create_time) < reopen
-                retry = known.counted and known.outcome == "failure" and (recent or id in holders)
-            if not known.counted or retry or known.create_time >= begin:
+                known = msgspec.structs.replace(known, counted=True, timed=True, start_time=None)
+            recent = now - (known.end_time or known.create_time) < reopen
+            retried = known.may_run_again and (recent or id in runs_of_failing_hosts)
+            if not known.counted or known.unsettled or retried or known.create_time >= begin:
                 kept[id] = known
         self.executions = kept
 
 
-def host_results(answer: ExecutionStatus, row: Execution, now: int) -> list[HostResult]:
+def _tracked(row: Execution, known: Tracked | None, *, counted: bool, timed: bool) -> Tracked:
+    ended = job_outcome(row.status, row.end_time is not None) is not None
+    start = row.start_time if row.start_time is not None or known is None else known.start_time
+    return Tracked(
+        row.create_time,
+        row.status,
+        row.end_time if ended else None,
+        counted,
+        timed,
+        row.task_type,
+        row.launch_mode,
+        row.plan_id,
+        row.name,
+        known.baseline_end if known else None,
+        known.steps if known else None,
+        None if counted else start,
+    )
+
+
+def _without_name(known: Tracked) -> Tracked:
+    """Without the name where nothing asks for it any more: most executions succeed."""
+    return known if known.outcome != "success" or known.unsettled else msgspec.structs.replace(known, name="")
+
+
+def _is_new(step: Step, known: Tracked) -> bool:
+    """Whether the results of a step have not been counted."""
+    if known.steps and step.id in known.steps:
+        return step.execute_count > known.steps[step.id]
+    return known.baseline_end is None or step.end_time is None or step.end_time > known.baseline_end
+
+
+def is_running(step: Step) -> bool:
+    """Whether the results of a step will still change although its execution has ended."""
+    return step.status in STEP_RUNNING or any(result.status == HOST_RUNNING for result in step.results)
+
+
+def host_results(answer: ExecutionStatus, id: int, of: Execution | Tracked, now: int) -> list[HostResult]:
     """The result of each host of an execution in the last step that it takes part in. `now`: platform's time, ms."""
-    newest: dict[str, HostResult | None] = {}
-    of, labels = group(row.plan_id, row.name), _LabelsOfCode()
+    newest: dict[str, HostResult] = {}
+    neither: set[str] = set()
+    ids: dict[str, str] | None = None
+    execution_group, labels = group(of.plan_id, of.name), _LabelsOfCode()
     for step in answer.steps:
-        ends = (known_end(end, now) for end in (step.end_time, row.end_time, now))
+        ends = (known_time(end, now) for end in (step.end_time, of.end_time, now))
         otherwise = next(end for end in ends if end is not None)
         for result in step.results:
             status = result.status
             host = None if status in HOST_WAITING else result.host
             if host is None:
                 continue
+            identity = host.identity
+            if ids is None and not host.bk_host_id:
+                ids = {known.host.address: known.host.bk_host_id for known in newest.values()}
+            if ids is not None:
+                # One host may come with its id in one step and without it in another.
+                if host.bk_host_id:
+                    ids[host.address] = identity
+                    newest.pop(host.address, None)
+                else:
+                    identity = ids.get(host.address) or identity
             if status == HOST_ALREADY_SUCCEEDED:
-                newest[host.identity] = None
+                neither.add(identity)
             else:
-                end = known_end(result.end_time, now)
-                end = otherwise if end is None else end
-                newest[host.identity] = HostResult(host, row.id, of, end / 1000, labels[status])
-    return [result for result in newest.values() if result is not None]
+                neither.discard(identity)
+            end = known_time(result.end_time, now)
+            end = otherwise if end is None else end
+            newest[identity] = HostResult(host, id, execution_group, end / 1000, labels[status])
+    return [result for identity, result in newest.items() if identity not in neither]
 
 
 class _LabelsOfCode(dict[int, Labels | None]):
     """The labels of a host status code, None for a success; one tuple per code, however many hosts have it."""
 
     def __missing__(self, code: int) -> Labels | None:
-        self[code] = labels = (code_text(code), host_reason(code)) if is_failure(code) else None
+        self[code] = labels = code_labels(code) if is_failure(code) else None
         return labels
 
 
-def code_text(code: int) -> str:
-    """A status or exit code as a label: no number that a platform can mean has more than 64 bits."""
-    return str(code) if -(2**63) <= code < 2**63 else "other"
+def code_labels(code: int) -> tuple[str, str]:
+    return number_text(code), host_reason(code)
 
 
 def is_failure(code: int) -> bool:

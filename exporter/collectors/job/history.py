@@ -42,6 +42,15 @@ class Window(msgspec.Struct, frozen=True):
     unreadable: frozenset[int] = frozenset()
     without_id: frozenset[int] = frozenset()
 
+    def with_newer(self, window: Window) -> Window:
+        """This one and one that was read after it, whose rows are newer."""
+        return Window(
+            self.rows | window.rows,
+            window.end,
+            self.unreadable | window.unreadable,
+            self.without_id | window.without_id,
+        )
+
 
 class TooMany(Exception):
     """The window holds more rows than were asked for."""

@@ -17,6 +17,7 @@ from exporter.collectors.job.fold import (
     LOST,
     REOPENED,
     STEP_FAILURES,
+    WAIT,
     task_type_slug,
 )
 from exporter.collectors.job.state import JobState, Tracked, Watched, matches
@@ -79,6 +80,19 @@ def watched_unfinished(view: JobView) -> Mapping[Labels, float]:
     }
 
 
+def watched_unfinished_since(view: JobView) -> Mapping[Labels, float]:
+    since: dict[Labels, float] = {}
+    for entry in view.config.watch:
+        begun = [
+            known.start_time or known.create_time
+            for known in view.unfinished
+            if matches(entry, known.plan_id, known.name)
+        ]
+        if begun:
+            since[entry.job_name,] = min(begun) / 1000
+    return since
+
+
 def watched_max_age(view: JobView) -> Mapping[Labels, float]:
     return {(entry.job_name,): entry.max_age for entry in view.config.watch if entry.max_age is not None}
 
@@ -139,6 +153,13 @@ FAMILIES = (
         ("task_type",),
         "Start to first end of executions.",
         "作业执行从开始到首次结束的耗时。",
+    ),
+    Family(
+        WAIT,
+        "histogram",
+        ("task_type",),
+        "Creation to start of executions, first run only.",
+        "作业执行从创建到开始的等待时长，仅首次运行。",
     ),
     Family(
         "blueking_job_last_finished_timestamp_seconds",
@@ -213,6 +234,15 @@ FAMILIES = (
         "关注的作业中尚未结束的执行数。",
         detail=True,
         gauge=watched_unfinished,
+    ),
+    Family(
+        "blueking_job_watched_unfinished_since_timestamp_seconds",
+        "gauge",
+        ("job_name",),
+        "Start, before it the creation, of the oldest watched execution that has not ended; absent when there is none.",
+        "关注的作业中最早的未结束执行的开始时间（未开始则为创建时间）；没有未结束的执行时该序列不存在。",
+        detail=True,
+        gauge=watched_unfinished_since,
     ),
     Family(
         "blueking_job_watched_max_age_seconds",

@@ -1,28 +1,50 @@
-"""What is known of JOB's executions: the state, what a poll brings, and what a row means after what is known.
+"""What is known of JOB's executions, what a poll brings, and what a row means after what is known.
 
 Times are ms since the epoch as the platform gives them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
 from exporter.blueking.job import Execution, ExecutionStatus
+from exporter.clock import DOUBTED
 from exporter.collectors.base import CollectorState, FailedCall
 from exporter.collectors.failing_hosts import FailingHosts
 from exporter.config.schema import Watch
 from exporter.model import Outcome, job_outcome, name_matches
 
-FUTURE = 86_400_000
-"""ms: an end further ahead of the platform's own clock is a broken number, not a time."""
+
+def ms(value: float) -> int:
+    return round(value * 1000)
+
+
+def seconds(value: int | None) -> float | None:
+    return None if value is None else value / 1000
+
+
+AHEAD = ms(DOUBTED)
+"""A time further ahead of the known clock than that clock may be wrong lies in the future."""
+EARLY_START = 86_400_000
+"""A start so long before the creation, or longer, is no time."""
+RESUMABLE = frozenset({11, 13})
+"""Statuses besides failures from which JOB takes an execution up again: stopped, refused by a person."""
+
+Odd = tuple[str, str]
+"""A value that cannot be used: the dotted name of its field, and the value as a text."""
 
 
 class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What is known of one execution. `counted`: its present run has been counted as finished. `timed`: it has had
-    its first end. `prior_end`: end of the run before this one. `steps`: step → execute_count whose results have been
-    counted."""
+    """What is known of one execution.
+
+    `counted`: its present run has been counted as finished, or the execution as lost. `timed`: it has had its first
+    end. `baseline_end`: steps that ended up to then are not counted. `steps`: step → execute_count whose results have
+    been counted; None while none of its runs was to be examined. `start_time`: only of one that is not `counted`.
+    `unsettled`: how many times its steps and hosts have been asked for while one of them was still running.
+    """
 
     create_time: int
     status: int
@@ -33,8 +55,10 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     launch_mode: int
     plan_id: int
     name: str
-    prior_end: int | None = None
+    baseline_end: int | None = None
     steps: dict[int, int] | None = None
+    start_time: int | None = None
+    unsettled: int = 0
 
     @property
     def outcome(self) -> Outcome | None:
@@ -45,10 +69,15 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """It has ended and waits to be examined, to be counted then."""
         return not self.counted and self.outcome is not None
 
+    @property
+    def may_run_again(self) -> bool:
+        """Whether a user may retry it or take it up again."""
+        return self.counted and (self.outcome == "failure" or self.status in RESUMABLE)
+
 
 class Watched(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The newest ends of the executions that one `watch` entry matches (ms by outcome), and the newest duration
-    (ms)."""
+    (ms) with the end of the execution that it was measured on."""
 
     last_finished: dict[str, int] = {}
     measured_at: int = 0
@@ -57,7 +86,9 @@ class Watched(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class JobState(CollectorState, frozen=True, kw_only=True):
     """`begin`: what was created before it has been seen, and is forgotten unless it may still change; ms. `newest`: the
-    highest id that was seen. `unreadable`: milliseconds since `begin` that the platform could not give completely."""
+    highest id that was seen. `unreadable`: milliseconds since `begin` that the platform could not give completely.
+    `checked`, `checked_failing`: when executions that may run again, and those among them that hold a failing host,
+    were last looked for; ms."""
 
     begin: int
     newest: int = 0
@@ -66,30 +97,34 @@ class JobState(CollectorState, frozen=True, kw_only=True):
     hosts: FailingHosts
     last_finished: dict[str, int]
     watched: dict[str, Watched]
-    looked: int
-    looked_holders: int
+    checked: int = msgspec.field(name="looked")
+    checked_failing: int = msgspec.field(name="looked_holders")
 
 
 class JobRecords(msgspec.Struct, frozen=True):
-    """What one poll brought. `rows`: those that say something new; `examined`: status answers by id; `unexamined`:
-    finished ones whose status cannot be had; `deferred`: finished ones that are examined by a later poll; `gone`:
-    tracked ids that the platform no longer knows."""
+    """What one poll brought.
+
+    `rows`: those that say something new, with known times (see `news`); `odd`: values of these that cannot be used.
+    `examined`: status answers by id; `unexamined`: executions that ended and whose status cannot be had; `deferred`:
+    those that are examined by a later poll. `gone`: tracked ids that the platform no longer knows. `checked`,
+    `checked_failing`: see `JobState`.
+    """
 
     begin: int
     end: int
     now: int
     rows: dict[int, Execution]
+    odd: tuple[Odd, ...] = ()
     gap: float = 0.0
     unreadable: frozenset[int] = frozenset()
     without_id: frozenset[int] = frozenset()
-    truncated: int = 0
     gone: frozenset[int] = frozenset()
     examined: dict[int, ExecutionStatus] = {}
     unexamined: frozenset[int] = frozenset()
     deferred: frozenset[int] = frozenset()
     errors: tuple[FailedCall, ...] = ()
-    looked: bool = False
-    looked_holders: bool = False
+    checked: bool = False
+    checked_failing: bool = False
     more: bool = False
 
     @property
@@ -98,15 +133,80 @@ class JobRecords(msgspec.Struct, frozen=True):
         return len(self.rows) + sum(len(step.results) for answer in self.examined.values() for step in answer.steps)
 
 
-Turn = Literal["none", "running", "finished", "again"]
+def news(state: JobState | None, rows: Iterable[Execution], now: int) -> tuple[dict[int, Execution], tuple[Odd, ...]]:
+    """The rows that say something that is not known, with known times, and the odd times among them.
+
+    Most rows of a poll say nothing new: windows overlap.
+    """
+    found: dict[int, Execution] = {}
+    odd: list[Odd] = []
+    for row in rows:
+        if state is not None:
+            known = state.executions.get(row.id)
+            if known is None or known.create_time != row.create_time:
+                # What was created before `begin` and is not tracked has been counted and forgotten, unless its id is
+                # new.
+                if row.create_time < state.begin and row.id <= state.newest:
+                    continue
+            elif not _may_differ(known, row) or not _differs(known, known_times(row, now)[0]):
+                continue
+        found[row.id], odd_times = known_times(row, now)
+        odd += odd_times
+    return found, tuple(odd)
+
+
+def _may_differ(known: Tracked, row: Execution) -> bool:
+    """False for the usual row, which is exactly what is known."""
+    same = known.status == row.status and known.end_time == row.end_time
+    return not same or not (known.counted or (known.outcome is None and known.start_time == row.start_time))
+
+
+def _differs(known: Tracked, row: Execution) -> bool:
+    outcome = job_outcome(row.status, row.end_time is not None)
+    if known.deferred or known.status != row.status or known.outcome != outcome:
+        return True
+    if outcome is None:
+        return not known.counted and row.start_time not in (None, known.start_time)
+    return row.end_time not in (None, known.end_time)
+
+
+def known_times(row: Execution, now: int) -> tuple[Execution, list[Odd]]:
+    """The row with none in the place of times that are none, and those that are odd.
+
+    0 and less are no times. A start long before the creation and times in the future are no times either, and odd.
+    """
+    odd: list[Odd] = []
+    start, end = known_time(row.start_time, now), known_time(row.end_time, now)
+    if start is not None and start < row.create_time - EARLY_START:
+        start = None
+    for field, given, known in (("job.start_time", row.start_time, start), ("job.end_time", row.end_time, end)):
+        if given is not None and given > 0 and known is None:
+            odd.append((field, number_text(given)))
+    if (start, end) == (row.start_time, row.end_time):
+        return row, odd
+    return msgspec.structs.replace(row, start_time=start, end_time=end), odd
+
+
+def known_time(value: int | None, now: int) -> int | None:
+    """A time, unless it is none: not after the epoch, or in a future that the platform cannot know of."""
+    return value if value is not None and 0 < value <= now + AHEAD else None
+
+
+def number_text(number: int) -> str:
+    """A number for a label or the log: none that a platform can mean has more than 64 bits."""
+    return str(number) if -(2**63) <= number < 2**63 else "other"
+
+
+Transition = Literal["none", "running", "finished", "again"]
 """What a row is for an execution: nothing new, (still or again) unfinished, its run has ended, another run has begun
 and ended."""
 
 
-def turn(known: Tracked | None, row: Execution) -> Turn:
-    """What `row` means after what is known of its execution."""
-    ended = job_outcome(row.status, row.end_time is not None) is not None
-    if not ended:
+def transition(known: Tracked | None, row: Execution) -> Transition:
+    """What `row`, with known times, means after what is known of its execution."""
+    if known is not None and known.create_time != row.create_time:
+        known = None  # a reused id: another execution
+    if job_outcome(row.status, row.end_time is not None) is None:
         # What was counted without having ended was given up: it stays lost.
         return "none" if known and known.counted and known.outcome is None else "running"
     if known is None or not known.counted:
@@ -115,26 +215,15 @@ def turn(known: Tracked | None, row: Execution) -> Turn:
     return "again" if changed else "none"
 
 
-def is_news(state: JobState, row: Execution) -> bool:
-    """Whether `row` says something that is not known. Most rows of a poll do not: windows overlap."""
-    known = state.executions.get(row.id)
-    if known is None:
-        # What was created before `begin` and is not tracked has been counted and forgotten, unless its id is new.
-        return row.create_time >= state.begin or row.id > state.newest
-    return known.status != row.status or known.end_time != row.end_time or known.deferred
-
-
 def group(plan_id: int, name: str) -> str:
     """What a success must share with a failure to be worth asking for its hosts: the plan, or the name of an ad-hoc
     run."""
     return f"plan:{plan_id}" if plan_id > 0 else f"name:{name}"
 
 
-def selects(host_results: str, row: Execution) -> bool:
-    """Whether the configuration wants the hosts of a run that has ended."""
-    if host_results == "all":
-        return True
-    return host_results == "failed" and job_outcome(row.status, row.end_time is not None) == "failure"
+def selects(host_results: str, outcome: Outcome | None) -> bool:
+    """Whether the configuration wants the hosts of a run with this outcome to be counted."""
+    return host_results == "all" or (host_results == "failed" and outcome == "failure")
 
 
 def matches(entry: Watch, plan_id: int, name: str) -> bool:
@@ -144,18 +233,5 @@ def matches(entry: Watch, plan_id: int, name: str) -> bool:
     return entry.name is not None and name_matches(name, entry.name)
 
 
-def known_end(end: int | None, now: int) -> int | None:
-    """An end time, unless it is none: before the epoch, or in a future that the platform cannot know of."""
-    return end if end is not None and 0 <= end <= now + FUTURE else None
-
-
 def end_order(row: Execution) -> tuple[int, int]:
     return (row.end_time or row.create_time, row.id)
-
-
-def ms(value: float) -> int:
-    return round(value * 1000)
-
-
-def seconds(value: int | None) -> float | None:
-    return None if value is None else value / 1000

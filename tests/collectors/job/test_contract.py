@@ -6,6 +6,7 @@ Time is virtual. Every test is named after the point that it holds.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import sqlite3
 from collections.abc import Mapping
@@ -35,7 +36,8 @@ def step(results: Mapping[Target, Outcome] | None = None, duration: float = 3.0,
 
 def begin(one: Daemon, results: Mapping[Target, Outcome] | None = None, duration: float = 3.0, **other: Any) -> int:
     """Start an execution of one script step."""
-    return one.world.start(BIZ, **{"steps": [step(results, duration)], **other})
+    late = other.pop("settles_late", 0.0)
+    return one.world.start(BIZ, **{"steps": [step(results, duration, settles_late=late)], **other})
 
 
 def past(one: Daemon, seconds: float, **other: Any) -> int:
@@ -152,7 +154,7 @@ async def test_4_1_2_what_was_unfinished_is_found_by_status_and_counted_when_it_
             ("script", "pending"): 1,
         }
         assert page.get("oldest_unfinished_timestamp_seconds", status="running") == pytest.approx(EPOCH - 6.9 * DAY)
-        assert one.counted_calls() == {LIST: 9}, "three weeks of history are not read"
+        assert one.counted_calls() == {LIST: 11}, "three weeks of history are not read"
         page = await one.poll(8)
         assert (created(page), finished(page, "success")) == (0, 3)
         assert page.by("executions_unfinished", "task_type", "status") == {
@@ -392,6 +394,96 @@ async def test_4_1_4_a_flood_of_failures_is_examined_over_several_polls(tmp_path
         assert page.get("host_results_total") == (0 if fault else 60)
         assert page.own("truncated_total") == (60 if fault else 0)
         assert one.counted_calls()[STATUS] == 60
+
+
+@pytest.mark.parametrize(
+    ("fault", "polls"), [("refused", 0), ("permission", 0), ("html_200", 0), ("http_503", 5), ("blackhole", 5)]
+)
+async def test_F51_a_success_whose_status_cannot_be_had_holds_up_nothing(
+    tmp_path: Path, fault: str, polls: int
+) -> None:
+    """Asked because a host fails for its plan: it is counted at once, or after five polls, and all else of the scope
+    with it; truncated says that its hosts are not known."""
+    async with daemon(tmp_path, state=MEMORY, job={"interval": "120s"}) as one:
+        await one.start()
+        begin(one, {A: 104}, plan_id=1_000_001, task_type=0)
+        assert set(failing(await one.poll())) == {"101"}
+        good = begin(one, {A: 9}, plan_id=1_000_001, task_type=0)
+        one.platform.faults.add(Fault(fault, api=STATUS, execution=good))
+        begin(one, {B: 104})
+        for number in range(1, polls + 1):
+            page = await one.poll()
+            assert (page.own("success"), finished(page)) == (0, 1), number
+        page = await one.poll()
+        assert page.own("success") == 1
+        assert (finished(page, "success"), finished(page, "failed"), page.own("truncated_total")) == (1, 2, 1)
+        assert set(failing(page)) == {"101", "102"}
+        mark = one.loop.time()
+        page = await one.poll(3)
+        assert (page.own("success"), page.own("truncated_total"), one.counted_calls(mark)[STATUS]) == (1, 1, 0)
+
+
+LOOK_UP = {"refused": "api_error", "html_200": "decode", "permission": "permission", "gzip_bomb": "too_large"}
+
+
+@pytest.mark.parametrize("fault", LOOK_UP)
+async def test_F52_a_look_up_that_is_refused_for_good_holds_up_nothing(tmp_path: Path, fault: str) -> None:
+    """A running execution beyond lookback that cannot be asked for by its id: polls go on, the refusals are counted and
+    become rare, and by its age it is lost."""
+    job = {"lookback": "1m", "max_unfinished_age": "2h"}
+    async with daemon(tmp_path, state=MEMORY, job=job) as one:
+        await one.start()
+        running = begin(one, duration=DAY)
+        await one.poll()
+        value = 70 if fault == "gzip_bomb" else None
+        one.platform.faults.add(Fault(fault, api=LIST, execution=running, value=value))
+        await asyncio.sleep(120)
+        begin(one, {A: 104})
+        page = await one.poll()
+        assert (page.own("success"), finished(page, "failed")) == (1, 1)
+        assert page.own("errors_total", reason=LOOK_UP[fault])
+        await asyncio.sleep(3600)
+        page = await one.metrics()
+        assert (page.own("success"), page.total("executions_unfinished")) == (1, 1)
+        assert (page.own("errors_total", reason=LOOK_UP[fault]) or 0) < 25, "asked for at growing distances"
+        await asyncio.sleep(3600)
+        page = await one.poll()
+        assert (page.get("executions_lost_total"), page.total("executions_unfinished")) == (1, 0)
+        assert page.own("truncated_total") == 0
+
+
+@pytest.mark.parametrize("fault", ["http_503", "blackhole"])
+async def test_F52_a_look_up_that_fails_for_now_fails_five_polls_at_most(tmp_path: Path, fault: str) -> None:
+    """The sixth poll goes on without it; when it can be had again, its end is counted."""
+    async with daemon(tmp_path, state=MEMORY, job={"lookback": "3m", "interval": "120s"}) as one:
+        await one.start()
+        running = begin(one, duration=1500)
+        await one.poll(2)
+        one.platform.faults.add(Fault(fault, api=LIST, execution=running))
+        begin(one)
+        pages = [await one.poll() for _ in range(8)]
+        assert sum(page.own("success") == 0 for page in pages) == 5
+        assert (pages[-1].own("success"), finished(pages[-1], "success")) == (1, 1)
+        one.platform.faults.clear()
+        await asyncio.sleep(1500)
+        page = await one.poll()
+        assert (finished(page, "success"), page.get("executions_lost_total")) == (2, 0)
+
+
+async def test_F52_one_call_for_many_that_is_refused_becomes_one_call_each(tmp_path: Path) -> None:
+    """Forty running executions share a call; where the platform cannot answer that one, they are asked for singly."""
+    async with daemon(tmp_path, state=MEMORY, job={"lookback": "1m"}) as one:
+        await one.start()
+        for number in range(40):
+            begin(one, duration=300, create_time=one.ms + number)
+        await asyncio.sleep(150)
+        one.platform.faults.add(Fault("refused", api=LIST, having="status"))
+        mark = one.loop.time()
+        page = await one.poll()
+        assert page.own("success") == 1
+        assert one.counted_calls(mark)[LIST] > 40
+        await asyncio.sleep(300)
+        assert finished(await one.poll(), "success") == 40
 
 
 @pytest.mark.parametrize("api", ["v3", "esb"])
@@ -869,6 +961,105 @@ async def test_4_1_8_all_and_none(tmp_path: Path) -> None:
         assert (finished(page, "failed"), page.get("host_results_total")) == (2, 2)
 
 
+@pytest.mark.parametrize("api", ["v4", "v3"])
+@pytest.mark.parametrize("with_id_first", [True, False])
+async def test_F69_a_host_once_with_and_once_without_an_id_is_one_host(
+    tmp_path: Path, api: str, with_id_first: bool
+) -> None:
+    """It fails as one and succeeds as the other: it recovers. Two failures are one streak of one host."""
+    first, second = (A, Target(None, A.ip)) if with_id_first else (Target(None, A.ip), A)
+    async with daemon(tmp_path, api=api) as one:
+        await one.start()
+        begin(one, {first: 104, B: 104})
+        begin(one, {second: 104}, name="other")
+        page = await one.poll()
+        assert page.total("hosts_failing") == 2
+        assert page.by("host_consecutive_failures", "bk_host_id") == {("101",): 2, ("102",): 1}
+        begin(one, {second: 9})
+        begin(one, {first: 9}, name="other")
+        page = await one.poll()
+        assert set(failing(page)) == {"102"}
+
+
+async def test_F69_in_one_execution_the_last_step_of_a_host_decides_whatever_it_carries(tmp_path: Path) -> None:
+    """Failed with its id, succeeded without it in the next step; and the other way round."""
+    nameless = {A: Target(None, A.ip), B: Target(None, B.ip)}
+    async with daemon(tmp_path) as one:
+        await one.start()
+        ignored = step({A: 104, nameless[B]: 9}, ignore_error=True)
+        begin(one, steps=[ignored, step({nameless[A]: 9, B: 104})])
+        page = await one.poll(2)
+        assert set(failing(page)) == {"102"}
+
+
+# An execution that has ended while its steps still run
+
+
+@pytest.mark.parametrize("settles_late", [40.0, 100.0])
+async def test_F70_hosts_of_a_step_that_settles_later_are_counted_then(tmp_path: Path, settles_late: float) -> None:
+    """Status 4, step still running with one host done: the execution counts at once, its steps and hosts when the step
+    has settled, at most two minutes later; nothing is truncated."""
+    async with daemon(tmp_path) as one:
+        await one.start()
+        begin(one, steps=[step({C: 9}), step({A: 104, B: 104}, settles_late=settles_late)])
+        await asyncio.sleep(10)
+        page = await one.poll()
+        assert (finished(page, "failed"), page.get("host_results_total")) == (1, 1)
+        assert page.by("step_failures_total", "step_type") == {}
+        assert set(failing(page)) == {"101"}, "what is known of a host is shown"
+        page = await one.poll(4)
+        assert (finished(page, "failed"), page.get("host_results_total")) == (1, 3)
+        assert page.by("step_failures_total", "step_type") == {("script",): 1}
+        assert page.by("host_failures_total", "code") == {("104",): 2}
+        assert set(failing(page)) == {"101", "102"}
+        assert page.own("truncated_total") == 0
+        mark = one.loop.time()
+        await one.poll(3)
+        assert one.counted_calls(mark)[STATUS] == 0
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_F70_a_step_that_never_settles_is_asked_for_five_more_polls(tmp_path: Path, restarted: bool) -> None:
+    """Then what it has told is counted, and truncated says that it was not all."""
+    async with daemon(tmp_path) as one:
+        await one.start()
+        begin(one, {A: 1, B: 104}, settles_late=math.inf)
+        page = await one.poll(5)
+        assert (finished(page, "failed"), page.get("host_results_total"), page.own("truncated_total")) == (1, 0, 0)
+        if restarted:
+            await one.restart()
+        page = await one.poll(3)
+        assert (page.get("host_results_total"), page.own("truncated_total")) == (1, 1)
+        assert page.by("host_failures_total", "code") == {("1",): 1}
+        assert set(failing(page)) == {"101"}
+        assert one.counted_calls()[STATUS] == 6
+
+
+async def test_F70_a_success_whose_step_settles_later_clears_its_hosts_then(tmp_path: Path) -> None:
+    """Asked because a host fails for its name; beyond lookback too."""
+    async with daemon(tmp_path, job={"lookback": "30s"}) as one:
+        await one.start()
+        begin(one, {A: 104, B: 104}, name="x")
+        assert set(failing(await one.poll())) == {"101", "102"}
+        begin(one, {A: 9, B: 9}, name="x", settles_late=80.0)
+        assert set(failing(await one.poll())) == {"102"}
+        page = await one.poll(3)
+        assert failing(page) == {}
+        assert (page.get("host_results_total"), page.own("truncated_total")) == (2, 0)
+
+
+async def test_F70_what_runs_again_before_it_settles_is_truncated(tmp_path: Path) -> None:
+    """The first attempt of the retried step can no longer be had: its hosts are missing, and it is said."""
+    async with daemon(tmp_path) as one:
+        await one.start()
+        lagging = begin(one, {A: 104, B: 104}, settles_late=math.inf)
+        assert finished(await one.poll(), "failed") == 1
+        one.world.retry(lagging, duration=1, results={A: 104})
+        page = await one.poll(2)
+        assert (finished(page, "failed"), page.get("executions_reopened_total")) == (2, 1)
+        assert (page.get("host_results_total"), page.own("truncated_total")) == (2, 1)
+
+
 # 9. Retries
 
 
@@ -955,6 +1146,66 @@ async def test_4_1_9_a_failed_execution_is_watched_for_a_retry_within_reopen_win
         await asyncio.sleep(120)
         page = await one.metrics()
         assert page.get("executions_reopened_total") == 1
+
+
+@pytest.mark.parametrize("api", ["v4", "v3", "esb"])
+async def test_F67_stopped_and_refused_executions_are_watched_for_another_run(tmp_path: Path, api: str) -> None:
+    """Later than lookback they are taken up again and succeed: reopened, finished, and the watched plan is not
+    overdue; also what had ended before the baseline. Abandoned and ended by hand are not watched."""
+    watch = [{"name": "*", "as": "all"}]
+    job = {"reopen_window": "1h", "lookback": "2m", "interval": "10s", "watch": watch}
+    async with daemon(tmp_path, state=MEMORY, api=api, job=job) as one:
+        old = [past(one, 1800, outcome=status) for status in (11, 13, 8, 14)]
+        await one.start()
+        new = [begin(one, outcome=status) for status in (11, 13)]
+        await asyncio.sleep(1200)
+        page = await one.metrics()
+        assert (finished(page), page.get("executions_reopened_total")) == (2, 0)
+        for number in (*old[:2], *new):
+            one.world.retry(number, duration=5)
+        ended = one.now() + 5
+        await asyncio.sleep(60)
+        page = await one.metrics()
+        assert page.get("executions_reopened_total") == 4
+        assert (finished(page, "success"), finished(page, "stopped"), page.total("executions_unfinished")) == (4, 1, 0)
+        ends = page.by("watched_last_finished_timestamp_seconds", "job_name", "outcome")
+        assert ends["all", "success"] == pytest.approx(ended, abs=1)
+        watching = [call.params["status"] for call in one.calls(600, LIST) if "status" in call.params]
+        assert not {"8", "14"} & {str(status) for status in watching}
+
+
+async def test_F67_steps_of_a_stopped_run_count_when_the_execution_fails_later(tmp_path: Path) -> None:
+    """Not those of a run that had been stopped before the baseline."""
+    async with daemon(tmp_path) as one:
+        steps = [step({A: 9, B: 9}), step({A: 104}, duration=600)]
+        old = past(one, 60, steps=steps, task_type=0)
+        one.world.stop(old)
+        await asyncio.sleep(5)
+        await one.start()
+        new = begin(one, steps=steps, task_type=0)
+        await one.poll()
+        one.world.stop(new)
+        page = await one.poll()
+        assert (finished(page, "stopped"), page.get("host_results_total")) == (1, 0)
+        one.world.retry(new, duration=1, results={A: 104}, all_hosts=True)
+        assert (await one.poll()).get("host_results_total") == 3
+        one.world.retry(old, duration=1, results={A: 104}, all_hosts=True)
+        assert (await one.poll()).get("host_results_total") == 4
+
+
+async def test_4_1_9_a_status_that_changes_with_the_same_end_is_the_same_run(tmp_path: Path) -> None:
+    """4 becomes 6 with the end that it had: counted once, no longer watched for a retry, and no news in each poll."""
+    async with daemon(tmp_path, job={"watch": [{"name": "*", "as": "all"}]}) as one:
+        await one.start()
+        ignored = begin(one, {A: 104})
+        page = await one.poll()
+        end = round(1000 * page.by("last_finished_timestamp_seconds", "outcome")["failure",])
+        one.world.set_status(ignored, 6, end_time=end)
+        page = await one.poll()
+        assert (finished(page), page.get("executions_reopened_total")) == (1, 0)
+        ends = page.by("watched_last_finished_timestamp_seconds", "outcome")
+        assert ends == {("failure",): end / 1000, ("success",): end / 1000}
+        assert _states(one)[BIZ].executions[ignored].status == 6
 
 
 async def test_4_1_9_abnormal_is_a_failure_and_a_user_ends_an_execution(tmp_path: Path) -> None:
@@ -1103,10 +1354,78 @@ async def test_F15_a_platform_clock_that_is_set_back_loses_and_doubles_nothing(
         assert page.own("gap_seconds_total") == page.own("truncated_total") == 0
 
 
-# 11. Unknown words
+# 11. Times, 12. reused ids
 
 
-async def test_4_1_11_unknown_words_are_counted_and_named(tmp_path: Path) -> None:
+async def test_F68_zero_and_less_are_no_times(tmp_path: Path) -> None:
+    """A start of 0 gives no duration and no wait, an end of 0 is none until the real one is there."""
+    async with daemon(tmp_path) as one:
+        await one.start()
+        no_start, late_end, negative = (begin(one, duration=100) for _ in range(3))
+        await asyncio.sleep(5)
+        one.world.set_status(no_start, 3, start_time=0, end_time=one.ms)
+        one.world.set_status(late_end, 4, end_time=0)
+        one.world.set_status(negative, 3, start_time=-5, end_time=-1)
+        page = await one.poll()
+        assert (finished(page, "success"), finished(page, "failed")) == (2, 1)
+        assert page.by("execution_duration_seconds_count", "task_type") == {}
+        assert set(page.by("last_finished_timestamp_seconds", "outcome")) == {("success",)}
+        one.world.set_status(late_end, 4, end_time=one.ms)
+        page = await one.poll(2)
+        assert (finished(page, "failed"), page.get("executions_reopened_total")) == (1, 0)
+        assert page.by("execution_duration_seconds_count", "task_type") == {("script",): 1}
+        assert page.get("last_finished_timestamp_seconds", outcome="failure") == pytest.approx(one.now(), abs=70)
+
+
+async def test_F68_odd_times_are_named_and_measure_nothing(tmp_path: Path) -> None:
+    """A start 400 days before the creation, a start and an end in the far future: counted, without a duration; what
+    has a far end is forgotten as if it had none."""
+    job = {"reopen_window": "10m", "lookback": "1m", "watch": [{"name": "*", "as": "all"}]}
+    async with daemon(tmp_path, state=MEMORY, job=job) as one:
+        await one.start()
+        early, far, running = (begin(one, pending_for=1000.0) for _ in range(3))
+        await asyncio.sleep(5)
+        one.world.set_status(early, 3, start_time=one.ms - int(400 * DAY * 1000), end_time=one.ms)
+        one.world.set_status(far, 4, end_time=one.ms + int(400 * DAY * 1000))
+        one.world.set_status(running, 2, start_time=one.ms + int(400 * DAY * 1000))
+        page = await one.poll(3)
+        assert (finished(page, "success"), finished(page, "failed")) == (1, 1)
+        assert page.by("execution_duration_seconds_count", "task_type") == {}
+        assert page.by("execution_wait_seconds_count", "task_type") == {}
+        assert page.by("watched_unfinished_since_timestamp_seconds", "job_name") == {
+            ("all",): pytest.approx(one.world.find(BIZ, running).create_time / 1000)  # type: ignore[union-attr]
+        }
+        odd = {
+            dict(labels)["field"]: value for (name, labels), value in page.samples.items()
+            if name == "blueking_exporter_unknown_values_total"
+        }  # fmt: skip
+        assert odd == {"job.start_time": 2, "job.end_time": 1}, "once, not in each poll"
+        mark = one.loop.time()
+        await asyncio.sleep(1500)
+        assert {str(call.params.get("status")) for call in one.calls(mark + 800, LIST)} <= {"None", "2"}
+
+
+@pytest.mark.parametrize("status", [3, 4, 2])
+async def test_F68_a_known_id_with_another_creation_is_another_execution(tmp_path: Path, status: int) -> None:
+    """Created and finished by itself, with a duration of its own; the earlier one is lost if it had not ended."""
+    async with daemon(tmp_path) as one:
+        await one.start()
+        first = begin(one, {A: 104 if status == 4 else 9}, duration=1000 if status == 2 else 3)
+        await one.poll()
+        begin(one, {A: 104, B: 104}, reused_id=first)
+        page = await one.poll(2)
+        assert (created(page), page.get("executions_reopened_total")) == (2, 0)
+        assert finished(page) == (1 if status == 2 else 2)
+        assert page.get("executions_lost_total") == (status == 2)
+        assert page.get("execution_duration_seconds_count", task_type="script") == finished(page)
+        assert page.get("host_results_total") == (3 if status == 4 else 2)
+        assert page.by("host_consecutive_failures", "bk_host_id") == {("101",): 1 + (status == 4), ("102",): 1}
+
+
+# 15. Unknown words
+
+
+async def test_4_1_15_unknown_words_are_counted_and_named(tmp_path: Path) -> None:
     """Status 99 ends with its end time as a failure; an unknown type and mode are `unknown`; each is named."""
     async with daemon(tmp_path) as one:
         await one.start()
@@ -1124,7 +1443,7 @@ async def test_4_1_11_unknown_words_are_counted_and_named(tmp_path: Path) -> Non
         assert {"job.status", "job.type", "job.launch_mode"} <= named
 
 
-async def test_4_1_11_a_negative_duration_is_counted_without_a_duration(tmp_path: Path) -> None:
+async def test_4_1_15_a_negative_duration_is_counted_without_a_duration(tmp_path: Path) -> None:
     """An end before the start: finished, no observation, named."""
     async with daemon(tmp_path) as one:
         await one.start()
@@ -1166,6 +1485,54 @@ async def test_4_2_watched_executions_have_their_own_series(tmp_path: Path) -> N
             ("nightly", "success"): EPOCH - 297,
             ("nightly", "failure"): pytest.approx(started + 7, abs=0.01),
         }
+
+
+async def test_4_2_the_wait_from_creation_to_start_is_observed_once(tmp_path: Path) -> None:
+    """When the start of the first run is known, not at its retry; not for what had begun before the baseline."""
+    async with daemon(tmp_path, job={"duration_buckets": [5, 50]}) as one:
+        past(one, 30, duration=100)
+        past(one, 30, pending_for=40.0, duration=5)
+        await one.start()
+        waits = begin(one, {A: 104}, pending_for=10.0, duration=600)
+        begin(one, outcome=14)
+        begin(one, task_type=0, pending_for=90.0, duration=1000)
+        page = await one.poll(2)
+        assert page.by("execution_wait_seconds_bucket", "task_type", "le") == {
+            ("script", "5.0"): 0, ("script", "50.0"): 2, ("script", "+Inf"): 2,
+        }  # fmt: skip
+        assert page.get("execution_wait_seconds_sum", task_type="script") == pytest.approx(50, abs=0.01)
+        await one.restart()
+        page = await one.poll(2)
+        one.world.retry(waits, duration=1)
+        page = await one.poll(2)
+        assert page.by("execution_wait_seconds_count", "task_type") == {("script",): 2, ("plan",): 1}
+        assert page.get("execution_wait_seconds_sum", task_type="plan") == pytest.approx(90, abs=0.01)
+
+
+async def test_4_2_a_watched_job_tells_since_when_it_has_not_ended(tmp_path: Path) -> None:
+    """The start of the oldest one, before it its creation; absent while none runs."""
+    watch = [{"job_plan_id": 1001}, {"name": "nightly-*", "as": "nightly"}]
+    async with daemon(tmp_path, job={"watch": watch}) as one:
+        await one.start()
+        assert (await one.metrics()).by("watched_unfinished_since_timestamp_seconds", "job_name") == {}
+        at = one.now()
+        begin(one, plan_id=1001, task_type=0, pending_for=45.0, duration=100)
+        begin(one, name="nightly-a", pending_for=1.0, duration=70)
+        begin(one, name="nightly-b", pending_for=5.0, duration=1000)
+        begin(one, name="daily", duration=1000)
+        await asyncio.sleep(6)
+
+        async def since(polls: int) -> dict[tuple[str, ...], float]:
+            page = await one.poll(polls)
+            shown = page.by("watched_unfinished_since_timestamp_seconds", "job_name")
+            return {job: round(value - at, 1) for job, value in shown.items()}
+
+        assert await since(1) == {("1001",): 0.0, ("nightly",): 1.0}
+        assert await since(1) == {("1001",): 45.0, ("nightly",): 1.0}
+        await one.restart()
+        await asyncio.sleep(10)
+        assert await since(1) == {("1001",): 45.0, ("nightly",): 5.0}
+        assert await since(4) == {("nightly",): 5.0}
 
 
 async def test_4_2_exit_codes_end_in_other_after_64(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from exporter.collectors.job.fold import (
     REOPENED,
     STEP_FAILURES,
 )
-from exporter.collectors.job.state import JobRecords, JobState, matches, turn
+from exporter.collectors.job.state import JobRecords, JobState, known_times, matches, transition
 from exporter.config.schema import JobConfig, Watch
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Counts, Labels
@@ -74,7 +74,9 @@ def execution(id: int, status: int, end: int | None = None, *, age: int = 60_000
 def records(number: int, rows: Iterable[Execution], **other: Any) -> JobRecords:
     """What the poll of that number brought; number 0 is the baseline."""
     now = NOW + number * INTERVAL
-    return JobRecords(begin=now - LOOKBACK, end=now, now=now, rows={row.id: row for row in rows}, **other)
+    read = [known_times(row, now) for row in rows]
+    odd = tuple(value for _, values in read for value in values)
+    return JobRecords(begin=now - LOOKBACK, end=now, now=now, rows={row.id: row for row, _ in read}, odd=odd, **other)
 
 
 def poll(state: JobState | None, number: int, rows: Iterable[Execution] = (), **other: Any) -> JobState:
@@ -276,13 +278,13 @@ def test_4_1_1_rows_spread_over_polls_in_any_order_are_counted_as_if_at_once(
 
 @given(ENDS, st.integers(0, 400))
 def test_the_state_forgets_what_can_no_longer_matter(ends: list[tuple[int, int, int]], number: int) -> None:
-    """Kept is what the next poll lists again, what has not ended, and what failed within reopen_window: no more."""
+    """Kept is what the next poll lists again, what has not ended, and what may run again within reopen_window."""
     rows = [execution(id, status, end, age=age) for id, (status, end, age) in enumerate(ends, 1)]
     running = [execution(1000 + id, 2, age=age) for id, (_, _, age) in enumerate(ends, 1)]
     state = poll(poll(BASE, 1, rows + running), number)
     now = NOW + number * INTERVAL
     wanted = {row.id for row in rows if row.create_time >= now - LOOKBACK}
-    wanted |= {row.id for row in rows if row.status in (4, 9) and now - (row.end_time or 0) < REOPEN}
+    wanted |= {row.id for row in rows if row.status in (4, 9, 11) and now - (row.end_time or 0) < REOPEN}
     wanted |= {row.id for row in running if now - row.create_time <= AGE}
     assert state.executions.keys() == wanted
     assert total(state, LOST) == len([row for row in running if now - row.create_time > AGE])
@@ -453,7 +455,7 @@ def test_F50_a_start_of_any_size_gives_a_duration_or_none(start: int) -> None:
     row = msgspec.structs.replace(execution(1, 3, 1000), start_time=start)
     state = observed(BASE, records(1, [row]), job).state
     measured = [one for one in state.counts.histograms.get(DURATION, {}).values() if one.sum or sum(one.counts)]
-    assert len(measured) == (0 <= start <= NOW + 1000)
+    assert len(measured) == (row.create_time - 86_400_000 <= start <= NOW + 1000)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=JobState) == state
 
 
@@ -544,7 +546,7 @@ def test_deferred_is_counted_once_when_its_turn_comes() -> None:
     row, answer = failing(1, 1000, script(71, 4, {1: 104}, end=900))
     state = poll(BASE, 1, [row], deferred=frozenset({1}), more=True)
     assert (total(state, CREATED), total(state, FINISHED)) == (1, 0)
-    assert turn(state.executions[1], row) == "finished"
+    assert transition(state.executions[1], row) == "finished"
     state = poll(state, 2, [row], examined={1: answer})
     assert (total(state, CREATED), total(state, FINISHED), total(state, HOST_FAILURES)) == (1, 1, 1)
 
@@ -572,7 +574,7 @@ def test_deferred_is_never_lost() -> None:
 
 def test_gap_and_truncation_are_added_by_the_poll_that_brings_them() -> None:
     """Both are ordinary counters of the state."""
-    state = poll(poll(BASE, 1, [], gap=120.5, truncated=2), 2, [], truncated=1)
+    state = poll(poll(BASE, 1, [], gap=120.5, unreadable=frozenset({NOW, NOW + 1})), 2, [], unexamined=frozenset({1}))
     assert (total(state, GAP), total(state, TRUNCATED)) == (120.5, 3)
 
 
