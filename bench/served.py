@@ -16,7 +16,7 @@ import time
 from bench import series
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Exposition
-from exporter.status import Failures, Status
+from exporter.status import FailureFilter, Failures, Status
 from exporter.web.server import Backend, WebServer, listen
 
 BEAT = 0.001
@@ -50,7 +50,7 @@ async def run(count: int, beat: bool) -> None:
     async def reload() -> list[str]:
         return []
 
-    def failures(scope_type: str | None, scope_id: str | None) -> Failures:
+    async def failures(wanted: FailureFilter) -> Failures:
         return Failures((), ())
 
     def status() -> Status:

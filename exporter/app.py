@@ -14,7 +14,6 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 
 from exporter import __version__, log, systemd
 from exporter.clock import Clock
@@ -26,7 +25,7 @@ from exporter.metrics.page import Exposition, Page
 from exporter.poller import Services
 from exporter.reload import Configuration, Options
 from exporter.state.base import open_store
-from exporter.status import Status, failures, process_status
+from exporter.status import FailureFinder, Status, process_status
 from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
 from exporter.web.server import Backend, WebServer, listen
@@ -127,7 +126,7 @@ class App:
         return Backend(
             exposition=self._exposition,
             status=self.status,
-            failures=partial(failures, self.fleet),
+            failures=FailureFinder(self.fleet).find,
             ready=lambda: self.ready,
             reload=self.configuration.reload,
         )

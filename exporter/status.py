@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+import asyncio
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, overload
 
 import msgspec
 
 from exporter import __version__, log
 from exporter.collectors.base import Collector, CollectorState
-from exporter.collectors.failing_hosts import Streak
+from exporter.collectors.failing_hosts import FailingHosts, Streak
 from exporter.fleet import Fleet
+from exporter.metrics.family import Labels
+from exporter.model import Key
 from exporter.poller import Poller
 
 State = Literal["failing", "stale", "starting", "ok"]
@@ -53,7 +59,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FailingExecution(msgspec.Struct, frozen=True, kw_only=True):
-    """A recent execution (JOB) or job (NodeMan) that failed. `end_time` in unix seconds."""
+    """A recent execution (JOB) or job (NodeMan) that failed. `end_time` in unix seconds; `url` is its page."""
 
     collector: str
     bk_scope_type: str
@@ -67,7 +73,8 @@ class FailingExecution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FailingHost(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that is failing now. `since` in unix seconds; the ids lead to its newest failure on the platform."""
+    """A host that is failing now. `since` in unix seconds, `consecutive` the failures in a row; ids and `url` are those
+    of the newest failing execution. `reason` of NodeMan is the step that failed."""
 
     collector: str
     bk_scope_type: str
@@ -84,12 +91,38 @@ class FailingHost(msgspec.Struct, frozen=True, kw_only=True):
     url: str | None = None
 
 
-class Failures(msgspec.Struct, frozen=True):
-    """For drill-down from a dashboard to the platform: newest executions first, oldest streaks first. Iterated once,
-    since tens of thousands of hosts may fail."""
+class FailureReason(msgspec.Struct, frozen=True, order=True):
+    """Why hosts fail, as in `FailingHost`."""
 
-    executions: Iterable[FailingExecution] = ()
-    hosts: Iterable[FailingHost] = ()
+    collector: str
+    code: str
+    reason: str
+
+
+class FailureFilter(msgspec.Struct, frozen=True):
+    """Which failures are wanted; an empty text matches everything.
+
+    `code` is that of a host or, where it has none, its `reason`; executions have none. `text` is searched, in any case,
+    in the name of the scope; in address, host id, code and reason of a host; in name, status and id of an execution.
+    """
+
+    bk_scope_type: str = ""
+    bk_scope_id: str = ""
+    collector: str = ""
+    code: str = ""
+    text: str = ""
+
+
+class Failures(msgspec.Struct, frozen=True):
+    """What fails now: `executions` newest first, `hosts` oldest streak first, `reasons` with their number of hosts, the
+    most frequent first. `names`: scope type and id → name of the scopes. `unread`: pollers whose newest poll was not
+    complete or that have not polled yet; what they knew before is among the rest."""
+
+    executions: Sequence[FailingExecution] = ()
+    hosts: Sequence[FailingHost] = ()
+    reasons: Sequence[tuple[FailureReason, int]] = ()
+    names: Mapping[tuple[str, str], str] = {}
+    unread: int = 0
 
 
 def process_status(fleet: Fleet, *, started: float, uptime: float, ready: bool, series: int) -> Status:
@@ -126,19 +159,116 @@ def _poller_status(poller: Poller, name: str) -> PollerStatus:
     )
 
 
-def failures(fleet: Fleet, scope_type: str | None, scope_id: str | None) -> Failures:
-    """What fails now in the matching scopes, with the ids that lead to it on the platform. None matches every scope."""
-    executions: list[FailingExecution] = []
-    hosts: list[tuple[Collector, Streak]] = []
-    for poller in fleet.pollers.values():
-        collector, scope, state = poller.collector, poller.key.scope, poller.state
-        if state is None or scope_type not in (None, scope.bk_scope_type) or scope_id not in (None, scope.bk_scope_id):
-            continue
-        executions += _failing_executions(collector, state)
-        hosts += [(collector, streak) for streak in collector.failing_hosts(state).streaks.values()]
-    executions.sort(key=lambda execution: execution.end_time or 0.0, reverse=True)
-    hosts.sort(key=lambda host: host[1].since)
-    return Failures(executions, (_failing_host(collector, streak) for collector, streak in hosts))
+class FailureFinder:
+    """Finds what fails now. The work is done in a thread, since tens of thousands of hosts may fail."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._sorted: dict[Key, tuple[FailingHosts, Sequence[Streak]]] = {}
+
+    async def find(self, wanted: FailureFilter) -> Failures:
+        """The failures that match."""
+        names: dict[tuple[str, str], str] = {
+            (one.scope.bk_scope_type, one.scope.bk_scope_id): one.name for one in self._fleet.scopes
+        }
+        pollers = [
+            poller
+            for poller in self._fleet.pollers.values()
+            if wanted.collector in ("", poller.key.collector)
+            and wanted.bk_scope_type in ("", poller.key.scope.bk_scope_type)
+            and wanted.bk_scope_id in ("", poller.key.scope.bk_scope_id)
+        ]
+        unread = sum(poller.status != "ok" for poller in pollers)
+        known = [(poller.collector, poller.state) for poller in pollers if poller.state is not None]
+        self._sorted = {key: kept for key, kept in self._sorted.items() if key in self._fleet.pollers}
+        return await asyncio.to_thread(self._find, wanted, known, names, unread)
+
+    def _find(
+        self,
+        wanted: FailureFilter,
+        known: Sequence[tuple[Collector, CollectorState]],
+        names: Mapping[tuple[str, str], str],
+        unread: int,
+    ) -> Failures:
+        text = wanted.text.lower()
+        executions: list[FailingExecution] = []
+        hosts: list[tuple[Collector, Sequence[Streak]]] = []
+        reasons: Counter[FailureReason] = Counter()
+        for collector, state in known:
+            scope = collector.scope
+            of_scope = text in names.get((scope.bk_scope_type, scope.bk_scope_id), "").lower()
+            searched = "" if of_scope else text
+            streaks = self._oldest_first(collector, state)
+            if wanted.code or searched:
+                streaks = [one for one in streaks if _matches(collector, one, wanted.code, searched)]
+            hosts.append((collector, streaks))
+            for labels, count in Counter(streak.labels for streak in streaks).items():
+                code, reason = _code_and_reason(collector, labels)
+                reasons[FailureReason(collector.name, code, reason)] += count
+            if not wanted.code:
+                executions += [one for one in _failing_executions(collector, state) if _mentions(one, searched)]
+        executions.sort(key=lambda execution: execution.end_time or 0.0, reverse=True)
+        ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        return Failures(executions, _Hosts(hosts), ordered, names, unread)
+
+    def _oldest_first(self, collector: Collector, state: CollectorState) -> Sequence[Streak]:
+        # A client that reads slowly refers to this list; all share it until the next poll.
+        key, hosts = Key(collector.name, collector.scope), collector.failing_hosts(state)
+        kept, streaks = self._sorted.get(key, (None, ()))
+        if kept is not hosts:
+            streaks = sorted(hosts.streaks.values(), key=_since)
+            self._sorted[key] = hosts, streaks
+        return streaks
+
+
+class _Hosts(Sequence[FailingHost]):
+    """The streaks of several collectors, oldest first; a host is described when it is read."""
+
+    def __init__(self, found: Sequence[tuple[Collector, Sequence[Streak]]]) -> None:
+        self._found = [(collector, streaks) for collector, streaks in found if streaks]
+
+    def __len__(self) -> int:
+        return sum(len(streaks) for _, streaks in self._found)
+
+    def __iter__(self) -> Iterator[FailingHost]:
+        return (_failing_host(collector, streak) for collector, streak in self._merged())
+
+    @overload
+    def __getitem__(self, index: int) -> FailingHost: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[FailingHost]: ...
+    def __getitem__(self, index: int | slice) -> FailingHost | Sequence[FailingHost]:
+        if isinstance(index, int):
+            index = range(len(self))[index]
+            return self[index : index + 1][0]
+        start, stop, step = index.indices(len(self))
+        return [_failing_host(*one) for one in itertools.islice(self._merged(), start, stop, step)]
+
+    def _merged(self) -> Iterator[tuple[Collector, Streak]]:
+        sources = [zip(itertools.repeat(collector), streaks) for collector, streaks in self._found]
+        return heapq.merge(*sources, key=lambda one: one[1].since)
+
+
+def _since(streak: Streak) -> float:
+    return streak.since
+
+
+def _matches(collector: Collector, streak: Streak, code: str, text: str) -> bool:
+    own_code, reason = _code_and_reason(collector, streak.labels)
+    if code and code != (own_code or reason):
+        return False
+    host = streak.host
+    return text in host.ip.lower() or text in host.bk_host_id or text in own_code.lower() or text in reason.lower()
+
+
+def _mentions(execution: FailingExecution, text: str) -> bool:
+    id = execution.job_instance_id or execution.job_id or ""
+    return text in execution.name.lower() or text in execution.status or text in str(id)
+
+
+def _code_and_reason(collector: Collector, labels: Labels) -> tuple[str, str]:
+    named = dict(zip(collector.failure_labels, labels, strict=True))
+    return named["code"], named.get("reason") or named.get("step", "")
 
 
 def _failing_executions(collector: Collector, state: CollectorState) -> list[FailingExecution]:
@@ -158,7 +288,7 @@ def _failing_executions(collector: Collector, state: CollectorState) -> list[Fai
 
 
 def _failing_host(collector: Collector, streak: Streak) -> FailingHost:
-    labels = dict(zip(collector.failure_labels, streak.labels, strict=True))
+    code, reason = _code_and_reason(collector, streak.labels)
     return FailingHost(
         collector=collector.name,
         bk_scope_type=collector.scope.bk_scope_type,
@@ -166,8 +296,8 @@ def _failing_host(collector: Collector, streak: Streak) -> FailingHost:
         bk_cloud_id=streak.host.bk_cloud_id,
         bk_host_id=streak.host.bk_host_id,
         ip=streak.host.ip,
-        code=labels["code"],
-        reason=labels.get("reason") or labels.get("step", ""),
+        code=code,
+        reason=reason,
         since=streak.since,
         consecutive=streak.count,
         url=collector.url(streak.run) or None,

@@ -90,9 +90,17 @@ def _names(table: str) -> dict[str, str]:
     return {_key(name): code for code, *names in rows for name in names if name}
 
 
+def _first_names(table: str) -> dict[str, tuple[str, str]]:
+    rows = [[part.strip() for part in line.split("|")] for line in table.strip().splitlines()]
+    return {code: (english, chinese) for code, chinese, english in reversed(rows) if english}
+
+
 def _key(name: str) -> str:
     return "".join(name.split()).lower()
 
+
+STEP_NAMES = _first_names(_PLUGIN) | _first_names(_AGENT) | _first_names(_COMMON)
+"""Step code → its name for people, in English and Chinese; a code with several names has the first."""
 
 _OF_AGENT = _names(_COMMON) | _names(_AGENT)
 _OF_PLUGIN = _names(_COMMON) | _names(_PLUGIN)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import msgspec
 from aiohttp.web_request import BaseRequest
 
 from exporter.log import redact
 from exporter.metrics.negotiate import Format, negotiate
-from exporter.model import ScopeType
-from exporter.status import Failures, Status
+from exporter.status import FailureFilter, Failures, Status
+from exporter.web.query import failure_filter, parameters
 from exporter.web.reply import NO_STORE, Reply, text, whole
 
 JSON = "application/json; charset=utf-8"
@@ -23,7 +22,6 @@ NUMBERS = frozenset({"bk_host_id", "bk_scope_id"})
 """Members that hold a number as text, which may look like a secret of digits."""
 ROWS = 1000
 """Rows that are encoded at once, in about 3 ms."""
-_ID = re.compile("[1-9][0-9]{0,18}")
 
 
 class Answer(Protocol):
@@ -37,6 +35,7 @@ class Answer(Protocol):
 
 Exposition = Callable[[Format, frozenset[str] | None, bool], Answer]
 """(format, names or None for everything, gzip) → the page and the exporter's own metrics."""
+FindFailures = Callable[[FailureFilter], Awaitable[Failures]]
 
 
 def metrics(request: BaseRequest, exposition: Exposition) -> Reply:
@@ -75,21 +74,10 @@ def status(value: Status) -> Reply:
     return whole(200, JSON, _redacted(value))
 
 
-def failures(request: BaseRequest, failures: Callable[[str | None, str | None], Failures]) -> Reply:
+async def failures(request: BaseRequest, find: FindFailures) -> Reply:
     """GET /api/v1/failures?bk_scope_type=&bk_scope_id=; both optional, an empty one counts as absent."""
-    asked: dict[str, str | None] = {"bk_scope_type": None, "bk_scope_id": None}
-    for name, value in request.query.items():
-        if name not in asked:
-            return text(400, "known parameters: bk_scope_type, bk_scope_id")
-        if asked[name] is not None:
-            return text(400, f"{name} is given twice")
-        asked[name] = value
-    scope_type, scope_id = asked["bk_scope_type"] or None, asked["bk_scope_id"] or None
-    if scope_type is not None and scope_type not in get_args(ScopeType):
-        return text(400, f"bk_scope_type: want {', '.join(get_args(ScopeType))}")
-    if scope_id is not None and not _ID.fullmatch(scope_id):
-        return text(400, "bk_scope_id: want a positive number")
-    return Reply(200, JSON, _chunks(failures(scope_type, scope_id)), None, NO_STORE)
+    wanted = failure_filter(parameters(request, ("bk_scope_type", "bk_scope_id")))
+    return Reply(200, JSON, _chunks(await find(wanted)), None, NO_STORE)
 
 
 def _chunks(found: Failures) -> Iterator[bytes]:

@@ -23,10 +23,12 @@ from aiohttp.web_server import Server
 from exporter import log
 from exporter.config import schema
 from exporter.errors import ExporterError
-from exporter.status import Failures, Status
+from exporter.status import Status
 from exporter.web import api
 from exporter.web.connection import Connection, Limits
+from exporter.web.pages.failures import failures
 from exporter.web.pages.landing import landing
+from exporter.web.query import QueryError
 from exporter.web.reply import SECURITY_HEADERS, WRITE, WRITE_TLS, Reply, text, writes
 from exporter.web.security import WebConfig, is_address, is_cross_site, requested_host
 
@@ -51,18 +53,19 @@ TRANSIENT = frozenset(
 """Errors of accept() that pass by themselves."""
 HTTP_READ = ("GET", "HEAD")
 HEALTH = ("/-/healthy", "/-/ready")
+PAGES = ("/", "/failures", *HEALTH, "/api/v1/status", "/api/v1/failures")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What the web server needs from the rest. None of these may block; `failures` takes scope type and id or None.
+    """What the web server needs from the rest. None of these may block.
 
     `reload` returns the errors, none when the new configuration is in use.
     """
 
     exposition: api.Exposition
     status: Callable[[], Status]
-    failures: Callable[[str | None, str | None], Failures]
+    failures: api.FindFailures
     ready: Callable[[], bool]
     reload: Callable[[], Awaitable[Sequence[str]]]
 
@@ -269,7 +272,10 @@ class WebServer:
             return text(403, "this name is not in server.allowed_hosts")
         if current.users and not await self._admits(request, connection):
             return text(401, headers={"WWW-Authenticate": 'Basic realm="blueking-exporter", charset="UTF-8"'})
-        return await self._route(request)
+        try:
+            return await self._route(request)
+        except QueryError as error:
+            return text(400, str(error))
 
     def _host_allowed(self, request: BaseRequest) -> bool:
         allowed = self._settings.allowed_hosts
@@ -295,20 +301,25 @@ class WebServer:
             if is_cross_site(request):
                 return text(403, "a page of another site may not reload")
             return await asyncio.shield(api.reload(settings.enable_lifecycle, backend.reload))
-        routes: dict[str, Callable[[], Reply]] = {
-            "/": lambda: landing(request, backend.status(), settings.telemetry_path),
-            "/-/healthy": api.healthy,
-            "/-/ready": lambda: api.ready(backend.ready()),
-            "/api/v1/status": lambda: api.status(backend.status()),
-            "/api/v1/failures": lambda: api.failures(request, backend.failures),
-            settings.telemetry_path: lambda: api.metrics(request, backend.exposition),
-        }
-        route = routes.get(path)
-        if route is None:
+        if path not in (*PAGES, settings.telemetry_path):
             return text(404)
         if request.method not in HTTP_READ:
             return text(405, headers={"Allow": ", ".join(HTTP_READ)})
-        return route()
+        match path:
+            case "/":
+                return landing(request, backend.status(), settings.telemetry_path)
+            case "/failures":
+                return await failures(request, backend.failures)
+            case "/-/healthy":
+                return api.healthy()
+            case "/-/ready":
+                return api.ready(backend.ready())
+            case "/api/v1/status":
+                return api.status(backend.status())
+            case "/api/v1/failures":
+                return await api.failures(request, backend.failures)
+            case _:
+                return api.metrics(request, backend.exposition)
 
     async def _send(self, request: BaseRequest, reply: Reply, connection: Connection) -> StreamResponse:
         headers = {**SECURITY_HEADERS, **reply.headers, **self._config.current.headers}

@@ -13,13 +13,13 @@ from typing import Any
 from exporter.config import schema
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Exposition, Piece, Snapshot
-from exporter.status import Failures, Status
+from exporter.status import FailureFilter, Failures, Status
 from exporter.web.connection import Limits
 from exporter.web.security import WebConfig
 from exporter.web.server import Backend, WebServer, listen
 
 
-def no_failures(scope_type: str | None, scope_id: str | None) -> Failures:
+async def no_failures(wanted: FailureFilter) -> Failures:
     return Failures()
 
 

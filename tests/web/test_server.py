@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -23,7 +24,7 @@ import structlog
 from exporter import log, systemd
 from exporter.config import schema
 from exporter.errors import ConfigError, ExporterError
-from exporter.status import FailingExecution, FailingHost, Failures, PollerStatus, Status
+from exporter.status import FailingExecution, FailingHost, FailureFilter, Failures, PollerStatus, Status
 from exporter.web.connection import Limits
 from exporter.web.server import WATCH, listen
 from tests.support.components import eventually
@@ -76,7 +77,7 @@ async def test_formats_by_negotiation(server: Running) -> None:
 
 async def test_HEAD_has_the_headers_and_no_body(server: Running) -> None:
     """HEAD answers like GET without the body, on every page."""
-    for path in ("/metrics", "/", "/-/healthy", "/-/ready", "/api/v1/status", "/api/v1/failures"):
+    for path in ("/metrics", "/", "/failures", "/-/healthy", "/-/ready", "/api/v1/status", "/api/v1/failures"):
         status, headers, body = await server.get(path, method="HEAD")
         assert (status, body) == (200, b"")
         # The size of the failures is known when they have been sent, as that of what is compressed.
@@ -103,7 +104,7 @@ async def test_names_select_families(server: Running) -> None:
 
 async def test_methods_and_paths(server: Running) -> None:
     """Pages are for GET and HEAD, the reload for POST; other paths do not exist, whatever the method."""
-    for path in ("/metrics", "/", "/-/healthy", "/-/ready", "/api/v1/status", "/api/v1/failures"):
+    for path in ("/metrics", "/", "/failures", "/-/healthy", "/-/ready", "/api/v1/status", "/api/v1/failures"):
         for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
             status, headers, _ = await server.get(path, method=method)
             assert (status, headers["allow"]) == (405, "GET, HEAD")
@@ -149,10 +150,10 @@ async def test_status_and_failures_as_json(lines: io.StringIO) -> None:
     watch = PollerStatus(
         collector="job", bk_scope_type="biz", bk_scope_id="2", name="a", state="failing", message="no t0ps3cret-value"
     )
-    asked: list[tuple[str | None, str | None]] = []
+    asked: list[FailureFilter] = []
 
-    def failures(scope_type: str | None, scope_id: str | None) -> Failures:
-        asked.append((scope_type, scope_id))
+    async def failures(wanted: FailureFilter) -> Failures:
+        asked.append(wanted)
         one = FailingExecution(
             collector="job", bk_scope_type="biz", bk_scope_id="2", status="failed", job_instance_id=7
         )
@@ -171,37 +172,86 @@ async def test_status_and_failures_as_json(lines: io.StringIO) -> None:
         assert document["executions"][0]["job_instance_id"] == 7
         assert document["hosts"][0]["consecutive"] == 2
         await server.get("/api/v1/failures?bk_scope_type=&bk_scope_id=")
-        assert asked == [("biz", "2"), (None, None)]
+        assert asked == [FailureFilter("biz", "2"), FailureFilter()]
         for query in (
             "bk_scope_type=planet",
             "bk_scope_id=0",
             "bk_scope_id=2;drop",
             "bk_scope_id=1&bk_scope_id=2",
             "x=1",
+            "code=1",
         ):
             assert (await server.get(f"/api/v1/failures?{query}"))[0] == 400
         assert len(asked) == 2
+
+
+class Hosts(Sequence[FailingHost]):
+    """So many hosts; `taken` is the number of the last one that was read."""
+
+    def __init__(self, count: int) -> None:
+        self.size = count
+        self.taken = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= self.size:
+            raise IndexError
+        self.taken = index + 1
+        return FailingHost(
+            collector="job", bk_scope_type="biz", bk_scope_id="2", bk_cloud_id="0", bk_host_id=str(self.taken),
+            ip="10.0.0.1", code="104", reason="script_nonzero_exit", since=1.0, consecutive=2,
+        )  # fmt: skip
+
+
+async def test_F72_a_secret_of_digits_leaves_the_JSON_valid(lines: io.StringIO) -> None:
+    """Texts that repeat a secret are redacted, numbers that look like it are not, in JSON and on the pages."""
+    log.redact_values(["000000", 's3cret"quoted'])
+    execution = FailingExecution(
+        collector="job", bk_scope_type="biz", bk_scope_id="2", status="failed", name='a s3cret"quoted 000000',
+        job_instance_id=20000000001, end_time=1780000000.0,
+    )  # fmt: skip
+    host = FailingHost(
+        collector="job", bk_scope_type="biz", bk_scope_id="2", bk_cloud_id="000000", bk_host_id="3", ip="000000",
+        code="104", reason="script_nonzero_exit", since=1780000000.0, consecutive=2, job_instance_id=20000000001,
+    )  # fmt: skip
+
+    async def failures(wanted: FailureFilter) -> Failures:
+        return Failures((execution,), (host,))
+
+    poller = PollerStatus(
+        collector="job", bk_scope_type="biz", bk_scope_id="2", name="a000000", state="ok", last_success=1780000000.0
+    )
+    status = Status(version="1", started=1780000000.0, uptime=2.0, ready=True, pollers=(poller,))
+    async with running(status=lambda: status, failures=failures) as server:
+        found = json.loads((await server.get("/api/v1/failures"))[2])
+        assert found["executions"][0]["name"] == "a *** ***"
+        assert found["executions"][0]["job_instance_id"] == 20000000001
+        assert (found["hosts"][0]["ip"], found["hosts"][0]["since"]) == ("***", 1780000000.0)
+        (shown,) = json.loads((await server.get("/api/v1/status"))[2])["watches"]
+        assert (shown["name"], shown["last_success"]) == ("a***", 1780000000.0)
+        for path in ("/", "/failures"):
+            page = (await server.get(path))[2].decode()
+            assert "***" in page
+            assert "s3cret" not in page
+            assert ">000000" not in page
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000, 1001, 25_000])
 async def test_a_flood_of_failures_comes_in_pieces(count: int, lines: io.StringIO) -> None:
     """Tens of thousands of failing hosts are one JSON document, read off while it is sent: no more than a few thousand
     rows are ever taken without anything having been sent."""
-    taken = 0
+    hosts = Hosts(count)
 
-    def hosts() -> Iterator[FailingHost]:
-        nonlocal taken
-        for taken in range(1, count + 1):
-            yield FailingHost(
-                collector="job", bk_scope_type="biz", bk_scope_id="2", bk_cloud_id="0", bk_host_id=str(taken),
-                ip="10.0.0.1", code="104", reason="script_nonzero_exit", since=1.0, consecutive=2,
-            )  # fmt: skip
+    async def failures(wanted: FailureFilter) -> Failures:
+        return Failures((), hosts)
 
-    async with running(failures=lambda scope_type, scope_id: Failures((), hosts())) as server:
+    async with running(failures=failures) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /api/v1/failures HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.read(1)
-        assert taken <= min(count, 5000)
+        assert hosts.taken <= min(count, 5000)
         writer.close()
         document = json.loads((await server.get("/api/v1/failures"))[2])
     assert [host["bk_host_id"] for host in document["hosts"]] == [str(number) for number in range(1, count + 1)]

@@ -3,4 +3,5 @@
 texts      every text in both languages
 html       what all pages share: frame, language, small pieces of HTML
 landing    GET /
+failures   GET /failures
 """

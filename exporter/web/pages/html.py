@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
+import msgspec
 from aiohttp.web_request import BaseRequest
 
-from exporter import log
+from exporter import __version__, log
 from exporter.web.pages.texts import TEXTS, Language, Texts
 from exporter.web.reply import NO_STORE, Reply, whole
 
@@ -23,7 +24,7 @@ _STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40" viewBox="0 0 40 40" aria-hidden="true">'
@@ -33,9 +34,36 @@ _ICON = (
 )
 
 
-def language_of(request: BaseRequest) -> Language:
+# ---- language --------------------------------------------------------------------------------------------------------
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The language of a page. `asked`: the value of `?lang=`, which its links pass on; "" when the browser decides."""
+
+    language: Language
+    asked: str = ""
+
+    @property
+    def text(self) -> Texts:
+        return TEXTS[self.language]
+
+    def address(self, path: str, query: Mapping[str, object] | None = None) -> str:
+        """The path with the parameters that are not empty, and with the language that was asked for."""
+        return with_query(path, {**(query or {}), "lang": self.asked})
+
+
+def with_query(path: str, query: Mapping[str, object]) -> str:
+    """The path with the parameters that are not empty."""
+    given = {name: value for name, value in query.items() if value != ""}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def choose(request: BaseRequest) -> Choice:
     """The language of `?lang=`, else of Accept-Language, else English."""
-    return _LANGUAGES.get(request.query.get("lang", "")) or preferred(request.headers.get("Accept-Language", ""))
+    asked = _LANGUAGES.get(request.query.get("lang", ""))
+    if asked:
+        return Choice(asked, asked)
+    return Choice(preferred(request.headers.get("Accept-Language", "")))
 
 
 def preferred(accept_language: str) -> Language:
@@ -53,66 +81,102 @@ def preferred(accept_language: str) -> Language:
     return "zh" if best["zh"] > best["en"] else "en"
 
 
-def reply(document: str, language: Language) -> Reply:
+# ---- document --------------------------------------------------------------------------------------------------------
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """What surrounds the content of a page. `path` and `query`: its own address; `links`: (address, text) of the last
+    line; `refresh`: seconds until the browser loads it again, 0 for never."""
+
+    choice: Choice
+    title: str
+    heading: str
+    tagline: str
+    path: str
+    query: Mapping[str, object] = {}
+    links: Sequence[tuple[str, str]] = ()
+    refresh: int = 0
+
+
+def reply(document: str, choice: Choice) -> Reply:
     """The document with the headers of a page."""
     headers = {
         **NO_STORE,
         "Content-Security-Policy": _POLICY,
-        "Content-Language": TEXTS[language]["html_lang"],
+        "Content-Language": choice.text["html_lang"],
         "Vary": "Accept-Language",
     }
     return whole(200, "text/html; charset=utf-8", document.encode(), headers)
 
 
-def frame(language: Language, title: str, version: str, content: str, links: Iterable[tuple[str, str]]) -> str:
-    """The whole document around `content`, which is HTML. `links`: (address, text) of the last line."""
-    text = TEXTS[language]
-    nav = "".join(f'<a href="{escape(address)}"{_external(address)}>{escape(name)}</a>\n' for address, name in links)
+def framed(frame: Frame, content: str) -> str:
+    """The whole document around `content`, which is HTML."""
+    text = frame.choice.text
+    nav = "".join(f"{anchor(address, name)}\n" for address, name in frame.links)
+    refresh = f'<meta http-equiv="refresh" content="{frame.refresh}">\n' if frame.refresh else ""
+    footer = f"<footer>{text['refresh'].format(frame.refresh)}</footer>\n" if frame.refresh else ""
     return f"""<!doctype html>
 <html lang="{text["html_lang"]}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="refresh" content="30">
-<meta name="robots" content="noindex">
-<title>{escape(title)}</title>
+{refresh}<meta name="robots" content="noindex">
+<title>{escape(frame.title)}</title>
 <link rel="icon" href="data:image/svg+xml,{quote(_ICON)}">
 <style>{_STYLE}</style>
 </head>
 <body>
 <div class="page">
 <header>
-{_ICON}
-<div class="grow"><h1>{text["title"]}<small>blueking-exporter {clean(version)}</small></h1>
-<p class="tagline">{text["tagline"]}</p></div>
-<div class="lang">{"".join(_switch(one, language) for one in _NAMES)}</div>
+{anchor(frame.choice.address("/"), _ICON)}
+<div class="grow"><h1>{frame.heading}<small>blueking-exporter {__version__}</small></h1>
+<p class="tagline">{frame.tagline}</p></div>
+<div class="lang">{"".join(_switch(language, frame) for language in _NAMES)}</div>
 </header>
 <main>
 {content}
 </main>
 <nav>
 {nav}</nav>
-<footer>{text["refresh"]}</footer>
-</div>
+{footer}</div>
 </body>
 </html>
 """
 
 
-def _external(address: str) -> str:
-    return "" if address.startswith("/") else ' rel="noreferrer"'
-
-
-def _switch(language: Language, current: Language) -> str:
+def _switch(language: Language, frame: Frame) -> str:
     tag = TEXTS[language]["html_lang"]
-    if language == current:
+    if language == frame.choice.language:
         return f'<span lang="{tag}" aria-current="true">{_NAMES[language]}</span>'
-    return f'<a href="?lang={language}" lang="{tag}" hreflang="{tag}">{_NAMES[language]}</a>'
+    link = escape(Choice(language, language).address(frame.path, frame.query))
+    return f'<a href="{link}" lang="{tag}" hreflang="{tag}">{_NAMES[language]}</a>'
+
+
+# ---- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def anchor(address: str, content: str) -> str:
+    """A link; `content` is HTML."""
+    external = "" if address.startswith("/") else ' rel="noreferrer"'
+    return f'<a href="{escape(address)}"{external}>{content}</a>'
 
 
 def clean(value: str) -> str:
     """Text from outside as HTML: secrets redacted, control and bidirectional characters made visible, escaped."""
     return escape(log.escape(log.redact(value)))
+
+
+def scope_cell(name: str, scope_type: str, scope_id: str, address: str = "") -> str:
+    """The name of a scope, with type and id below; without a name type and id. A link where there is an address."""
+    id = f"{clean(scope_type)}/<wbr>{clean(scope_id)}"
+    title = clean(name) if name else id
+    below = f'<span class="sub">{id}</span>' if name else ""
+    return f'<td class="scope"><b>{anchor(address, title) if address else title}</b>{below}</td>'
+
+
+def collector_cell(name: str) -> str:
+    """The name of a collector, which may wrap after an underscore."""
+    return f'<td class="collector"><code>{clean(name).replace("_", "_<wbr>")}</code></td>'
 
 
 def duration(seconds: float, text: Texts) -> str:
@@ -123,11 +187,10 @@ def duration(seconds: float, text: Texts) -> str:
     return " ".join(shown[: 1 if left < 3600 else 2]) or f"0 {text['unit.s']}"
 
 
-def ago(age: float, moment: float | None, text: Texts) -> str:
-    """How long ago `moment` (unix seconds) was, with the moment itself as title."""
-    words = text["ago"].format(duration(age, text))
+def moment(at: float | None, words: str) -> str:
+    """`words` about a point in time (unix seconds), which a pointer shows."""
     try:
-        written = datetime.fromtimestamp(moment or 0.0, UTC).isoformat(timespec="seconds")
+        written = "" if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
     except (OverflowError, ValueError, OSError):
-        return words
-    return words if moment is None else f'<time datetime="{written}" title="{written}">{words}</time>'
+        written = ""
+    return f'<time datetime="{written}" title="{written}">{words}</time>' if written else words

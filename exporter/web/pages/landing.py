@@ -10,45 +10,69 @@ from aiohttp.web_request import BaseRequest
 
 from exporter import log
 from exporter.status import PollerStatus, State, Status
-from exporter.web.pages.html import ago, clean, duration, frame, language_of, reply
-from exporter.web.pages.texts import TEXTS, Language, Texts
+from exporter.web.pages.html import (
+    Choice,
+    Frame,
+    anchor,
+    choose,
+    clean,
+    collector_cell,
+    duration,
+    framed,
+    moment,
+    reply,
+    scope_cell,
+)
+from exporter.web.pages.texts import Texts
 from exporter.web.reply import Reply
 
 MOST_ROWS = 500
 """Rows shown: to write thousands would delay scrapes."""
 LONGEST_MESSAGE = 240
+REFRESH = 30
 DOCUMENTATION = "https://pypi.org/project/blueking-exporter/"
 _ORDER: tuple[State, ...] = get_args(State)
 
 
 def landing(request: BaseRequest, status: Status, telemetry_path: str) -> Reply:
     """The page in the language that the browser prefers."""
-    language = language_of(request)
-    return reply(page(status, language, telemetry_path), language)
+    choice = choose(request)
+    return reply(page(status, choice, telemetry_path), choice)
 
 
-def page(status: Status, language: Language, telemetry_path: str) -> str:
+def page(status: Status, choice: Choice, telemetry_path: str) -> str:
     """The whole document."""
-    text = TEXTS[language]
+    text = choice.text
+    failures = choice.address("/failures")
     pollers = sorted(status.pollers, key=_urgency)
     counts = Counter(poller.state for poller in pollers)
     hosts = sum(poller.failing_hosts or 0 for poller in pollers)
     tiles = [
         *(_tile(str(counts[state]), text[f"state.{state}"], state if counts[state] else "") for state in _ORDER),
-        _tile(f"{hosts:,}", text["tile.hosts"], "failing" if hosts else ""),
+        _tile(anchor(failures, f"{hosts:,}"), text["tile.hosts"], "failing" if hosts else ""),
         _tile(f"{status.series:,}", text["tile.series"]),
     ]
     content = f"""<ul class="tiles">{"".join(tiles)}</ul>
 <h2>{text["pollers"]}<small>{_process(status, text)}</small></h2>
-<div class="box">{_table(pollers, text)}</div>"""
+<div class="box">{_table(pollers, choice)}</div>"""
     failing = f"({counts['failing']}) " if counts["failing"] else ""
     links = (
+        (failures, text["link.failures"]),
         (telemetry_path, text["link.metrics"]),
-        ("/api/v1/status", text["link.status"]),
-        ("/api/v1/failures", text["link.failures"]),
+        ("/api/v1/status", text["link.status_json"]),
+        ("/api/v1/failures", text["link.failures_json"]),
         (DOCUMENTATION, text["link.docs"]),
     )
-    return frame(language, failing + text["title"], status.version, content, links)
+    frame = Frame(
+        choice=choice,
+        title=failing + text["title"],
+        heading=text["title"],
+        tagline=text["tagline"],
+        path="/",
+        links=links,
+        refresh=REFRESH,
+    )
+    return framed(frame, content)
 
 
 def _process(status: Status, text: Texts) -> str:
@@ -66,16 +90,17 @@ def _tile(value: str, label: str, kind: str = "") -> str:
     return f'<li class="{kind}"><b>{value}</b><span>{label}</span></li>'
 
 
-def _table(pollers: Sequence[PollerStatus], text: Texts) -> str:
+def _table(pollers: Sequence[PollerStatus], choice: Choice) -> str:
+    text = choice.text
     if not pollers:
         return f'<p class="empty">{text["nothing"]}</p>'
     titles = ("state", "scope", "collector", "age", "reason", "next", "hosts")
     head = "".join(f'<th scope="col"{_numeric(name)}>{text[f"col.{name}"]}</th>' for name in titles)
-    rows = "".join(_row(poller, text) for poller in pollers[:MOST_ROWS])
+    rows = "".join(_row(poller, choice) for poller in pollers[:MOST_ROWS])
     more = len(pollers) - MOST_ROWS
     note = ""
     if more > 0:
-        link = '<a href="/api/v1/status">/api/v1/status</a>'
+        link = anchor("/api/v1/status", "/api/v1/status")
         note = f'<p class="more">{text["more"].format(f"{more:,}")} {link}</p>'
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{note}"
 
@@ -84,17 +109,16 @@ def _numeric(column: str) -> str:
     return ' class="num"' if column == "hosts" else ""
 
 
-def _row(poller: PollerStatus, text: Texts) -> str:
-    scope = f"{poller.bk_scope_type}/{poller.bk_scope_id}"
-    below = f'<span class="sub">{clean(scope)}</span>' if poller.name else ""
+def _row(poller: PollerStatus, choice: Choice) -> str:
+    text = choice.text
     cells = [
         f'<td class="state"><span class="badge {poller.state}">{text[f"state.{poller.state}"]}</span></td>',
-        f'<td class="scope"><b>{clean(poller.name or scope)}</b>{below}</td>',
-        f'<td class="collector"><code>{clean(poller.collector)}</code></td>',
+        scope_cell(poller.name, poller.bk_scope_type, poller.bk_scope_id),
+        collector_cell(poller.collector),
         f'<td class="nowrap" data-label="{text["col.age"]}">{_age(poller, text)}</td>',
         _why(poller, text),
         f'<td class="nowrap" data-label="{text["col.next"]}">{_next(poller, text)}</td>',
-        f'<td class="num" data-label="{text["col.hosts"]}">{_hosts(poller, text)}</td>',
+        f'<td class="num" data-label="{text["col.hosts"]}">{_hosts(poller, choice)}</td>',
     ]
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -102,7 +126,7 @@ def _row(poller: PollerStatus, text: Texts) -> str:
 def _age(poller: PollerStatus, text: Texts) -> str:
     if poller.age is None:
         return f'<span class="quiet">{text["never"]}</span>'
-    return ago(poller.age, poller.last_success, text)
+    return moment(poller.last_success, text["ago"].format(duration(poller.age, text)))
 
 
 def _why(poller: PollerStatus, text: Texts) -> str:
@@ -116,15 +140,15 @@ def _why(poller: PollerStatus, text: Texts) -> str:
 
 
 def _next(poller: PollerStatus, text: Texts) -> str:
-    every = (
-        f'<span class="sub">{text["every"].format(duration(poller.interval, text))}</span>' if poller.interval else ""
-    )
+    every = text["every"].format(duration(poller.interval, text))
+    below = f'<span class="sub">{every}</span>' if poller.interval else ""
     if poller.next_poll is None:
-        return text["unknown"] + every
-    return (text["in"].format(duration(poller.next_poll, text)) if poller.next_poll >= 1 else text["now"]) + every
+        return text["unknown"] + below
+    return (text["in"].format(duration(poller.next_poll, text)) if poller.next_poll >= 1 else text["now"]) + below
 
 
-def _hosts(poller: PollerStatus, text: Texts) -> str:
-    if poller.failing_hosts is None:
-        return f'<span class="quiet">{text["unknown"]}</span>'
-    return f'<span class="{"hot" if poller.failing_hosts else "quiet"}">{poller.failing_hosts:,}</span>'
+def _hosts(poller: PollerStatus, choice: Choice) -> str:
+    if not poller.failing_hosts:
+        return f'<span class="quiet">{choice.text["unknown"] if poller.failing_hosts is None else 0}</span>'
+    query = {"bk_scope_type": poller.bk_scope_type, "bk_scope_id": poller.bk_scope_id, "collector": poller.collector}
+    return f'<span class="hot">{anchor(choice.address("/failures", query), f"{poller.failing_hosts:,}")}</span>'

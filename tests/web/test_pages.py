@@ -1,4 +1,4 @@
-"""The landing page in a real browser: both languages, both themes, a phone and a desk."""
+"""The pages for people, in a real browser too: both languages, both themes, a phone and a desk."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import base64
 import contextlib
 import itertools
 import os
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from exporter.status import PollerStatus, Status
-from exporter.web.pages.html import preferred
+from exporter.status import FailingExecution, FailingHost, FailureFilter, FailureReason, Failures, PollerStatus, Status
+from exporter.web.pages import failures
+from exporter.web.pages.html import Choice, preferred
 from exporter.web.pages.landing import MOST_ROWS, page
+from exporter.web.pages.texts import TEXTS
 from tests.support.components import require
 from tests.support.web import running
 
@@ -126,7 +129,10 @@ class Tab:
         return (await self.call("Runtime.evaluate", expression=expression, returnByValue=True))["result"].get("value")
 
     async def screenshot(self, name: str) -> bytes:
-        image = base64.b64decode((await self.call("Page.captureScreenshot", captureBeyondViewport=True))["data"])
+        size = await self.evaluate("[innerWidth, Math.min(1700, document.documentElement.scrollHeight)]")
+        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
+        shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        image = base64.b64decode(shot["data"])
         if folder := os.environ.get("SCREENSHOTS"):
             (Path(folder) / f"{name}.png").write_bytes(image)
         return image
@@ -193,6 +199,171 @@ async def test_landing_page_in_a_browser(tmp_path: Path) -> None:
         assert {url for url in tab.requested if not url.startswith((server.url, "data:"))} == set()
 
 
+JOB_URL = "https://job.example.com/api_execute/20000000007"
+
+
+def host(number: int, **changes: Any) -> FailingHost:
+    plain: dict[str, Any] = {
+        "collector": "job",
+        "bk_scope_type": "biz",
+        "bk_scope_id": "2",
+        "bk_cloud_id": "0",
+        "bk_host_id": str(1000 + number),
+        "ip": f"10.0.{number // 250}.{number % 250}",
+        "code": "104",
+        "reason": "script_nonzero_exit",
+        "since": NOW - 90_000 + number,
+        "consecutive": 3,
+        "job_instance_id": 20000000007,
+        "url": JOB_URL,
+    }
+    return FailingHost(**plain | changes)
+
+
+HOSTS = (
+    host(1, consecutive=1204),
+    host(2, code="310", reason="gse_agent_abnormal", ip="2001:db8:1234:5678:9abc:def0:1234:5678", bk_cloud_id="1200"),
+    host(3, collector="nodeman_job", code="", reason="check_policy_gse_to_proxy", job_instance_id=None, job_id=88,
+         url="https://nodeman.example.com/#/task-list/detail/88"),
+    host(4, collector="nodeman_subscription", code="", reason="other", job_instance_id=None, url=None),
+    host(5, collector="nodeman_task", code="3801999", reason="", bk_host_id="", bk_scope_id="9991001",
+         job_instance_id=None, job_id=12, url=None),
+    host(6, code=HOSTILE, reason="unknown_code", ip=HOSTILE, bk_host_id=HOSTILE),
+    *(host(number) for number in range(7, 451)),
+)  # fmt: skip
+
+
+def execution(**changes: Any) -> FailingExecution:
+    plain: dict[str, Any] = {"collector": "job", "bk_scope_type": "biz", "bk_scope_id": "2", "status": "failed"}
+    return FailingExecution(**plain | changes)
+
+
+EXECUTIONS = (
+    execution(name="Nightly backup of databases", job_instance_id=20000000007, end_time=NOW - 600, url=JOB_URL),
+    execution(name=HOSTILE, status="abnormal", job_instance_id=20000000006, end_time=NOW - 7000, url=JOB_URL),
+    execution(collector="nodeman_job", name="INSTALL_AGENT", status="part_failed", job_id=88),
+    execution(bk_scope_type="biz_set", bk_scope_id="9991001", name="发布支付核心服务到华南大区",
+              job_instance_id=20000000005, end_time=NOW - 90_000, url=JOB_URL),
+)  # fmt: skip
+REASONS = (
+    (FailureReason("job", "104", "script_nonzero_exit"), 445),
+    (FailureReason("job", "310", "gse_agent_abnormal"), 1),
+    (FailureReason("nodeman_job", "", "check_policy_gse_to_proxy"), 1),
+    (FailureReason("nodeman_subscription", "", "other"), 1),
+    (FailureReason("nodeman_task", "3801999", ""), 1),
+    (FailureReason("job", HOSTILE, "unknown_code"), 1),
+)
+FOUND = Failures(EXECUTIONS, HOSTS, REASONS, {("biz", "2"): "游戏运营 · 华南大区"}, unread=2)
+
+
+class Find:
+    """Finds `FOUND`, and keeps what was asked for."""
+
+    def __init__(self, found: Failures = FOUND) -> None:
+        self.found = found
+        self.asked: list[FailureFilter] = []
+
+    async def __call__(self, wanted: FailureFilter) -> Failures:
+        self.asked.append(wanted)
+        return self.found
+
+
+@pytest.mark.component
+async def test_failures_page_in_a_browser(tmp_path: Path) -> None:
+    """Hosts, executions and their links, in both languages; nothing overflows, is loaded or is complained of; the form
+    asks for what was typed."""
+    find = Find()
+    async with running(failures=find) as server, browser(tmp_path / "profile") as tab:
+        for language, word in (("en-US", "script nonzero exit"), ("zh-CN", "脚本返回码非零")):
+            for theme in ("light", "dark"):
+                for width, height in ((390, 844), (1280, 900)):
+                    await tab.open(f"{server.url}/failures", width, height, theme, language)
+                    assert word in await tab.evaluate("document.querySelector('tbody tr').innerText")
+                    assert await tab.evaluate("document.querySelectorAll('tbody tr').length") == 200 + len(EXECUTIONS)
+                    assert await tab.evaluate("document.documentElement.scrollWidth") <= width
+                    assert (
+                        await tab.evaluate("document.scripts.length + document.querySelectorAll('td img').length") == 0
+                    )
+                    assert await tab.evaluate(f"document.querySelectorAll('td a[href=\"{JOB_URL}\"]').length") > 100
+                    assert len(await tab.screenshot(f"failures-{language}-{theme}-{width}")) > 10_000
+        await tab.open(f"{server.url}/failures?lang=zh&collector=job&page=2", 1280, 900)
+        assert await tab.evaluate("document.documentElement.lang") == "zh-Hans"
+        switch = await tab.evaluate("document.querySelector('.lang a').href")
+        assert switch == f"{server.url}/failures?collector=job&page=2&lang=en"
+        await tab.evaluate(
+            "document.querySelector('[name=text]').value = '10.0 &<';"
+            "document.querySelector('[name=bk_scope_type]').value = 'biz';"
+            "document.querySelector('form').requestSubmit()"
+        )
+        async with asyncio.timeout(30):
+            while find.asked[-1].text != "10.0 &<":  # noqa: ASYNC110 - the browser asks
+                await asyncio.sleep(0.05)
+        assert find.asked[-1] == FailureFilter(bk_scope_type="biz", collector="job", text="10.0 &<")
+        assert [url for url in tab.requested if url.startswith(server.url)][-1].endswith("&lang=zh")
+        assert tab.faults == []
+        assert {url for url in tab.requested if not url.startswith((server.url, "data:"))} == set()
+
+
+async def test_failures_page_shows_200_rows_a_time() -> None:
+    """Each page has its rows and links to its neighbours, with the same filter; one past the last is the last one."""
+    find = Find()
+    async with running(failures=find) as server:
+        seen: list[str] = []
+        for number in (1, 2, 3):
+            status, headers, body = await server.get(f"/failures?collector=job&page={number}")
+            document = body.decode()
+            assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+            seen += re.findall(r'<td class="host"><b>(10\.[\d.]+)</b>', document)
+            assert ('/failures?collector=job&amp;page=3">' in document) == (number == 2)
+            assert f"Page {number} of 3" in document
+            assert ("Nightly backup" in document) == (number == 1)
+        assert len(seen) == len(set(seen)) == len(HOSTS) - 2
+        assert b"Page 3 of 3" in (await server.get("/failures?page=999"))[2]
+        assert set(find.asked) == {FailureFilter(collector="job"), FailureFilter()}
+        for query in (
+            "page=0",
+            "page=x",
+            "page=1&page=2",
+            "bk_scope_type=planet",
+            "bk_scope_id=0",
+            "x=1",
+            "text=" + "x" * 201,
+        ):
+            assert (await server.get(f"/failures?{query}"))[0] == 400
+
+
+async def test_failures_page_says_what_is_not_known() -> None:
+    """No failures, none that match, and scopes that could not be read are told apart."""
+    async with running(failures=Find(Failures())) as server:
+        page = (await server.get("/failures"))[2].decode()
+        assert "No host fails." in page
+        assert "No recent execution failed." in page
+        assert page.count("Nothing matches the filter.") == 0
+        page = (await server.get("/failures?code=104"))[2].decode()
+        assert page.count("Nothing matches the filter.") == 2
+        assert "could not" not in page
+    async with running(failures=Find(Failures(unread=3))) as server:
+        assert "The newest poll of 3 scopes and collectors failed" in (await server.get("/failures"))[2].decode()
+
+
+def test_F28_names_of_others_cannot_write_html_on_the_failures_page() -> None:
+    """Host, code, name and filter are escaped, their controls and bidi marks made visible."""
+    view = failures.View(FOUND, FailureFilter(text=HOSTILE, collector=HOSTILE), 1, Choice("zh", "zh"), NOW)
+    html = failures.page(view)
+    assert html.count("<script") == 0
+    assert "<img" not in html
+    assert not {"\u202e", "\x1b"} & set(html)
+    assert html.count("&lt;script&gt;") >= 5
+
+
+def test_every_text_is_in_both_languages() -> None:
+    """No text is empty, and both languages fill in the same number of values."""
+    assert TEXTS["en"].keys() == TEXTS["zh"].keys()
+    for key, english in TEXTS["en"].items():
+        assert english
+        assert english.count("{}") == TEXTS["zh"][key].count("{}")
+
+
 @pytest.mark.parametrize(
     ("header", "language"),
     [
@@ -213,7 +384,9 @@ def test_language_by_header(header: str, language: str) -> None:
 
 def test_F28_names_of_others_cannot_write_html_or_turn_the_line_around() -> None:
     """Names and messages of the platform are escaped, their controls and bidi marks made visible."""
-    html = page(status(watch(name=HOSTILE, state="failing", reason="api_error", message=HOSTILE)), "en", "/metrics")
+    html = page(
+        status(watch(name=HOSTILE, state="failing", reason="api_error", message=HOSTILE)), Choice("en"), "/metrics"
+    )
     assert html.count("<script") == 0
     assert "<img" not in html
     assert "\u202e" not in html
@@ -225,7 +398,7 @@ def test_F28_names_of_others_cannot_write_html_or_turn_the_line_around() -> None
 def test_thousands_of_scopes_are_cut_with_a_word() -> None:
     """A page of 3,000 scopes shows the most urgent rows and says how many are missing."""
     many = [watch(bk_scope_id=str(number)) for number in range(1, 3000)]
-    html = page(status(*many, watch(bk_scope_id="77777", state="failing", reason="auth")), "en", "/metrics")
+    html = page(status(*many, watch(bk_scope_id="77777", state="failing", reason="auth")), Choice("en"), "/metrics")
     assert html.count("<tr>") == MOST_ROWS + 1
-    assert html.index("biz/77777") < html.index("biz/2<")
+    assert html.index("biz/<wbr>77777") < html.index("biz/<wbr>2<")
     assert f"{3000 - MOST_ROWS:,} more are not shown" in html
