@@ -6,8 +6,8 @@ import asyncio
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, overload
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Generic, Literal, TypeVar, overload
 
 import msgspec
 
@@ -18,6 +18,9 @@ from exporter.fleet import Fleet
 from exporter.metrics.family import Labels
 from exporter.model import Key
 from exporter.poller import Poller
+
+T = TypeVar("T")
+D = TypeVar("D", covariant=True)
 
 State = Literal["failing", "stale", "starting", "ok"]
 """As in `Poller.status`."""
@@ -48,14 +51,17 @@ class PollerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole process. `started` in unix seconds, `uptime` in seconds, `series` of the whole page."""
+    """The whole process. `started` in unix seconds, `uptime` in seconds, `series` of the whole page.
+
+    `pollers` stays the last member: the JSON is written in pieces.
+    """
 
     version: str
     started: float
     uptime: float
     ready: bool
     series: int = 0
-    pollers: tuple[PollerStatus, ...] = msgspec.field(default=(), name="watches")
+    pollers: Sequence[PollerStatus] = msgspec.field(default=(), name="watches")
 
 
 class FailingExecution(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,13 +122,15 @@ class FailureFilter(msgspec.Struct, frozen=True):
 class Failures(msgspec.Struct, frozen=True):
     """What fails now: `executions` newest first, `hosts` oldest streak first, `reasons` with their number of hosts, the
     most frequent first. `names`: scope type and id → name of the scopes. `unread`: pollers whose newest poll was not
-    complete or that have not polled yet; what they knew before is among the rest."""
+    complete or that have not polled yet; what they knew before is among the rest. `untracked`: hosts of the scopes that
+    fail beyond the bound per scope and are not among `hosts`."""
 
     executions: Sequence[FailingExecution] = ()
     hosts: Sequence[FailingHost] = ()
     reasons: Sequence[tuple[FailureReason, int]] = ()
     names: Mapping[tuple[str, str], str] = {}
     unread: int = 0
+    untracked: int = 0
 
 
 def process_status(fleet: Fleet, *, started: float, uptime: float, ready: bool, series: int) -> Status:
@@ -134,8 +142,30 @@ def process_status(fleet: Fleet, *, started: float, uptime: float, ready: bool, 
         uptime=uptime,
         ready=ready,
         series=series,
-        pollers=tuple(_poller_status(one, names.get(one.key.scope, "")) for one in fleet.pollers.values()),
+        pollers=_Described(
+            list(fleet.pollers.values()), lambda poller: _poller_status(poller, names.get(poller.key.scope, ""))
+        ),
     )
+
+
+class _Described(Sequence[D], Generic[T, D]):
+    """`describe` of each item, computed when it is read: a client that reads slowly keeps only the items."""
+
+    def __init__(self, items: Sequence[T], describe: Callable[[T], D]) -> None:
+        self._items = items
+        self._describe = describe
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> D: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[D]: ...
+    def __getitem__(self, index: int | slice) -> D | Sequence[D]:
+        if isinstance(index, int):
+            return self._describe(self._items[index])
+        return [self._describe(item) for item in self._items[index]]
 
 
 def _poller_status(poller: Poller, name: str) -> PollerStatus:
@@ -194,6 +224,7 @@ class FailureFinder:
         executions: list[FailingExecution] = []
         hosts: list[tuple[Collector, Sequence[Streak]]] = []
         reasons: Counter[FailureReason] = Counter()
+        untracked = 0
         for collector, state in known:
             scope = collector.scope
             of_scope = text in names.get((scope.bk_scope_type, scope.bk_scope_id), "").lower()
@@ -202,14 +233,15 @@ class FailureFinder:
             if wanted.code or searched:
                 streaks = [one for one in streaks if _matches(collector, one, wanted.code, searched)]
             hosts.append((collector, streaks))
+            untracked += collector.failing_hosts(state).hosts_untracked()
             for labels, count in Counter(streak.labels for streak in streaks).items():
                 code, reason = _code_and_reason(collector, labels)
                 reasons[FailureReason(collector.name, code, reason)] += count
             if not wanted.code:
                 executions += [one for one in _failing_executions(collector, state) if _mentions(one, searched)]
-        executions.sort(key=lambda execution: execution.end_time or 0.0, reverse=True)
+        executions.sort(key=lambda one: (one.end_time or 0.0, one.job_instance_id or one.job_id or 0), reverse=True)
         ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-        return Failures(executions, _Hosts(hosts), ordered, names, unread)
+        return Failures(executions, _Hosts(hosts), ordered, names, unread, untracked)
 
     def _oldest_first(self, collector: Collector, state: CollectorState) -> Sequence[Streak]:
         # A client that reads slowly refers to this list; all share it until the next poll.

@@ -115,8 +115,8 @@ class Connection(RequestHandler):
     @property
     def client(self) -> tuple[str, int]:
         """Address and port of the client."""
-        address, port = (*(self.peername or ("", 0)),)[:2]
-        return str(address), int(port)
+        peer = self.peername
+        return (peer[0], peer[1]) if isinstance(peer, tuple) else ("", 0)
 
     def pause_writing(self) -> None:
         super().pause_writing()

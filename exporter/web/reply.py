@@ -8,9 +8,9 @@ from http import HTTPStatus
 import msgspec
 
 WRITE = 256 * 1024
-"""Bytes of one write at most: large enough to be cheap, small enough that nobody waits for the event loop."""
+"""Bytes of one write at most: many enough to be cheap, few enough not to delay others."""
 WRITE_TLS = 64 * 1024
-"""The same for TLS, where every layer keeps a copy for a slow reader."""
+"""The same for TLS, of which several layers keep a copy for a slow client."""
 
 SECURITY_HEADERS = {
     "Server": "blueking-exporter",  # without it the library writes its own name and version
@@ -24,7 +24,7 @@ TEXT = "text/plain; charset=utf-8"
 class Reply(msgspec.Struct, frozen=True):
     """Status, content type, further headers, and the body in chunks, iterated once.
 
-    `length` is the size of the body in bytes; None when only sending it will tell.
+    `length` is the size of the body in bytes, None when it is not known before it is sent.
     """
 
     status: int
@@ -35,7 +35,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 def whole(status: int, content_type: str, body: bytes, headers: Mapping[str, str] = NO_STORE) -> Reply:
-    """A reply whose body exists already."""
+    """A reply with this body."""
     return Reply(status, content_type, (body,), len(body), headers)
 
 

@@ -124,6 +124,7 @@ class WebServer:
         self._manager = Server(self._handle, handler_cancellation=True)
         self._connections: dict[Connection, None] = {}  # in the order of their arrival
         self._gone = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
         self._drained_by: float | None = None
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = max(4, min(limits.connections, files - RESERVED_FILES)) if files > 0 else limits.connections
@@ -145,8 +146,8 @@ class WebServer:
             await self._drain()
 
     async def drain(self) -> None:
-        """Wait until the answers that are running now have been sent, at most `limits.drain` seconds. Others are taken
-        and answered meanwhile, so that who asks for readiness is told that there is none."""
+        """Wait until the answers that are running now have been sent, at most `limits.drain` seconds. New requests are
+        still answered, so that a check of readiness gets its 503."""
         self._drained_by = asyncio.get_running_loop().time() + self._limits.drain
         running = {one for one in self._connections if one.busy}
         with contextlib.suppress(TimeoutError):
@@ -240,7 +241,7 @@ class WebServer:
             if not connection.busy:
                 connection.close_idle()
         try:
-            # None of their time is left when `drain` has used it up.
+            # `drain` may have used up the time.
             async with asyncio.timeout_at(self._drained_by or asyncio.get_running_loop().time() + self._limits.drain):
                 while self._connections:
                     self._gone.clear()
@@ -273,7 +274,7 @@ class WebServer:
         if current.users and not await self._admits(request, connection):
             return text(401, headers={"WWW-Authenticate": 'Basic realm="blueking-exporter", charset="UTF-8"'})
         try:
-            return await self._route(request)
+            return await self._route(request, connection)
         except QueryError as error:
             return text(400, str(error))
 
@@ -292,7 +293,13 @@ class WebServer:
         with connection.waiting():
             return await self._config.users.admits(authorization, users, connection.client)
 
-    async def _route(self, request: BaseRequest) -> Reply:
+    async def _alone(self, connection: Connection, answer: Callable[[], Awaitable[Reply]]) -> Reply:
+        """One of these answers at a time: with tens of thousands of hosts each keeps a thread busy."""
+        with connection.waiting():
+            async with self._one_at_a_time:
+                return await answer()
+
+    async def _route(self, request: BaseRequest, connection: Connection) -> Reply:
         backend, settings = self._backend, self._settings
         path = request.path
         if path == "/-/reload":
@@ -309,7 +316,7 @@ class WebServer:
             case "/":
                 return landing(request, backend.status(), settings.telemetry_path)
             case "/failures":
-                return await failures(request, backend.failures)
+                return await self._alone(connection, lambda: failures(request, backend.failures))
             case "/-/healthy":
                 return api.healthy()
             case "/-/ready":
@@ -317,7 +324,7 @@ class WebServer:
             case "/api/v1/status":
                 return api.status(backend.status())
             case "/api/v1/failures":
-                return await api.failures(request, backend.failures)
+                return await self._alone(connection, lambda: api.failures(request, backend.failures))
             case _:
                 return api.metrics(request, backend.exposition)
 
@@ -327,7 +334,7 @@ class WebServer:
         if reply.length is not None:
             response.content_length = reply.length
         elif request.version < HttpVersion11:
-            response.force_close()  # what else tells HTTP/1.0 where the body ends
+            response.force_close()  # HTTP/1.0 has no other mark for the end of a body
         try:
             async with asyncio.timeout(self._limits.write_timeout):
                 await response.prepare(request)

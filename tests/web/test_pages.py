@@ -342,8 +342,10 @@ async def test_failures_page_says_what_is_not_known() -> None:
         page = (await server.get("/failures?code=104"))[2].decode()
         assert page.count("Nothing matches the filter.") == 2
         assert "could not" not in page
-    async with running(failures=Find(Failures(unread=3))) as server:
-        assert "The newest poll of 3 scopes and collectors failed" in (await server.get("/failures"))[2].decode()
+    async with running(failures=Find(Failures(unread=3, untracked=1200))) as server:
+        page = (await server.get("/failures"))[2].decode()
+        assert "The newest poll of 3 scopes and collectors failed" in page
+        assert "1,200 more hosts fail" in page
 
 
 def test_F28_names_of_others_cannot_write_html_on_the_failures_page() -> None:

@@ -258,6 +258,46 @@ async def test_a_flood_of_failures_comes_in_pieces(count: int, lines: io.StringI
     assert document["executions"] == []
 
 
+async def test_the_status_of_thousands_of_pollers_comes_in_pieces(lines: io.StringIO) -> None:
+    """It is one JSON document, without a length that would need all of it at once."""
+    pollers = tuple(
+        PollerStatus(collector="job", bk_scope_type="biz", bk_scope_id=str(number), name="a", state="ok")
+        for number in range(1, 2502)
+    )
+    status = Status(version="1", started=1.0, uptime=2.0, ready=True, pollers=pollers)
+    async with running(status=lambda: status) as server:
+        _, headers, body = await server.get("/api/v1/status")
+        assert "content-length" not in headers
+        found = json.loads(body)
+        assert [poller["bk_scope_id"] for poller in found["watches"]] == [str(number) for number in range(1, 2502)]
+        assert (found["version"], found["ready"]) == ("1", True)
+
+
+async def test_failures_are_found_for_one_request_at_a_time(lines: io.StringIO) -> None:
+    """Many requests at once keep one thread busy; when connections run out, the one that waits longest gives way."""
+    now, most = 0, 0
+    released = asyncio.Event()
+
+    async def failures(wanted: FailureFilter) -> Failures:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            await released.wait()
+        finally:
+            now -= 1
+        return Failures()
+
+    async with running(failures=failures, limits=Limits(connections=8)) as server:
+        asked = [asyncio.create_task(server.get(path)) for path in ("/failures", "/api/v1/failures") for _ in range(4)]
+        await asyncio.to_thread(eventually, lambda: now == 1)
+        assert (await server.get("/metrics"))[0] == 200
+        released.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(isinstance(answer, tuple) and answer[0] == 200 for answer in answers) == 7
+    assert most == 1
+
+
 async def test_F36_reload_is_off_unless_enabled(lines: io.StringIO) -> None:
     """403 when off, POST only when on, 500 with every error; quit and debug pages do not exist."""
     calls: list[int] = []

@@ -666,7 +666,7 @@ async def until(probe: Callable[[], Any], seconds: float = 30.0) -> None:
 
 
 async def test_F35_certificate_and_users_rotate_without_a_reload(ca: Authority, write: Callable[[str], Path]) -> None:
-    """A new certificate, then a new password and a new header, are in force within 5 s; keep-alive clients stay."""
+    """A new certificate, then a new password and a new header, are in use within 5 s (F55)."""
     assert 3 * LOOK < 5, "a change is seen, seen again unchanged, and read"
     ca.issue("server")
     reloads: list[bool] = []
@@ -691,6 +691,32 @@ async def test_F35_certificate_and_users_rotate_without_a_reload(ca: Authority, 
         await until(protected)
         assert reloads
         assert all(reloads)
+
+
+async def test_F55_the_authority_of_clients_rotates(
+    ca: Authority, write: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A client CA that is replaced in place is used for new connections; the old one no longer counts."""
+    ca.issue("server")
+    old = ca.issue("prometheus")
+    (tmp_path / "new").mkdir()
+    authority = Authority(tmp_path / "new")
+    new = authority.issue("prometheus")
+    section = f"{PAIR}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: clients.pem"
+    (tmp_path / "clients.pem").write_bytes(ca.file.read_bytes())
+    async with running(write(f"tls_server_config: {{{section}}}")) as server:
+        assert (await fetch(server, client(ca, old)))[0] == 200
+        (tmp_path / "clients.pem").write_bytes(authority.file.read_bytes())
+
+        async def rotated() -> bool:
+            try:
+                return (await fetch(server, client(ca, new)))[0] == 200
+            except OSError:
+                return False
+
+        await until(rotated)
+        with pytest.raises(OSError, match=r"alert|closed|reset"):
+            await fetch(server, client(ca, old))
 
 
 async def test_F35_a_broken_file_keeps_the_last_good_one(ca: Authority, write: Callable[[str], Path]) -> None:

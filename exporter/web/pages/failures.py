@@ -80,7 +80,8 @@ def page(view: View) -> str:
     content = [
         _form(view),
         _reasons(view),
-        f'<p class="note">{text["failures.unread"].format(f"{found.unread:,}")}</p>' if found.unread else "",
+        _note("failures.unread", found.unread, text),
+        _note("failures.untracked", found.untracked, text),
         _section("hosts", len(found.hosts), _HOST_COLUMNS, [_host(one, view) for one in hosts], view),
         _section(
             "executions", len(found.executions), _EXECUTION_COLUMNS, [_execution(one, view) for one in executions], view
@@ -102,6 +103,10 @@ def page(view: View) -> str:
         links=links,
     )
     return framed(frame, "\n".join(filter(None, content)))
+
+
+def _note(key: str, count: int, text: Texts) -> str:
+    return f'<p class="note">{text[key].format(f"{count:,}")}</p>' if count else ""
 
 
 # ---- filter ----------------------------------------------------------------------------------------------------------

@@ -82,6 +82,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "The newest poll of {} scopes and collectors failed or has not ended; their rows are from the poll before.",
         "有 {} 项采集最近一次未成功或尚未完成，对应的行来自此前的采集结果。",
     ),
+    "failures.untracked": (
+        "{} more hosts fail: a scope has more failing hosts than are tracked.",
+        "另有 {} 台失败主机未列出：有资源范围的失败主机数超过了跟踪上限。",
+    ),
     "failures.hosts": ("Failing hosts", "失败主机"),
     "failures.executions": ("Failed executions", "失败的执行记录"),
     "failures.reasons": ("Most frequent reasons", "主要失败原因"),
