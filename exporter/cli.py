@@ -175,7 +175,10 @@ SIMULATOR = (
     Flag("speed", "X", "how much faster than in life things happen (default: 1)", read=_speed, default=1.0),
     Flag("faults", "LIST", "name[:probability][@api], separated by commas", read=_faults, default=""),
 )
-OUTPUT = (Flag("output", "FILE.prom", "file to replace atomically (default: standard output)", read=Path),)
+OUTPUT = (
+    Flag("output", "FILE.prom", "file to replace atomically (default: standard output)", read=Path),
+    Flag("no-constants", "", "leave out what the files of all exporters repeat, for several in one folder"),
+)
 HEALTH = (
     Flag("url", "URL", "address or page; default: the first listen address of the environment"),
     Flag("web.config.file", "FILE", "tells whether the port speaks TLS", read=Path),
@@ -281,7 +284,7 @@ def _once(given: Given) -> int:
 
     loaded = _load(given)
     _configure_log(loaded)
-    body, complete = asyncio.run(once(loaded.config))
+    body, complete = asyncio.run(once(loaded.config, constants=not given["no-constants"]))
     if given["output"] is None:
         sys.stdout.buffer.write(body)
     else:

@@ -21,11 +21,12 @@ from exporter.state.base import open_store
 from exporter.telemetry import Telemetry
 
 
-async def once(config: Config) -> tuple[bytes, bool]:
+async def once(config: Config, *, constants: bool = True) -> tuple[bytes, bool]:
     """The page after one complete poll of every collector, history that was missed included; whether all succeeded.
 
     Counts are kept in the configured state, so that a second call goes on where this one ended. The process's own
-    metrics are left out: beside node_exporter's they would be duplicates. Raises `StateError`, `ConfigError`.
+    metrics are left out: beside node_exporter's they would be duplicates. `constants` False leaves out the series that
+    are the same in the page of every exporter. Raises `StateError`, `ConfigError`.
     """
     clock, telemetry = Clock(), Telemetry()
     page = Page(page_families(), config.max_series)
@@ -36,7 +37,8 @@ async def once(config: Config) -> tuple[bytes, bool]:
         client = await stack.enter_async_context(Client(config.blueking, clock, telemetry, log.get()))
         polled = pollers(config, client, Services(store, page, telemetry, clock))
         await asyncio.gather(*(poll_completely(poller) for poller in polled))
-        show_status_codes(page)
+        if constants:
+            show_status_codes(page)
         for scope in config.scopes:
             show_scope(page, scope)
         body = b"".join(page.exposition(Format.TEXT))

@@ -90,6 +90,21 @@ def test_the_page_is_for_node_exporter(tmp_path: Path, simulated: Simulated) -> 
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".blueking.prom")]
 
 
+def test_several_files_in_one_folder_repeat_nothing(tmp_path: Path, simulated: Simulated) -> None:
+    """With --no-constants the files of two exporters share no series, which node_exporter would refuse; one of them has
+    the table of status codes."""
+    pages = []
+    for scope, flags in ((BIZ, ()), (OTHER, ("--no-constants",))):
+        folder = tmp_path / scope.bk_scope_id
+        folder.mkdir()
+        code, page, _ = Once(folder, configuration(simulated.url, [scope]))(*flags)
+        assert code == 0
+        pages.append(page)
+    whole, rest = pages
+    assert not whole.keys() & rest.keys()
+    assert {name for name, _ in whole} - {name for name, _ in rest} == {"blueking_job_status_code_info"}
+
+
 def test_without_output_it_writes_to_standard_output(tmp_path: Path, simulated: Simulated) -> None:
     """The same text on standard output, the log on standard error."""
     once = Once(tmp_path, configuration(simulated.url))
