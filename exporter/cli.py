@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -72,10 +73,14 @@ class Flag(NamedTuple):
 
 
 class Given:
-    """The values of a command's flags: from the command line, else from the environment, else the default."""
+    """The values of a command's flags: from the command line, else from the environment, else the default.
+
+    `action`: the word after the command, for commands that have several.
+    """
 
     def __init__(self, flags: Sequence[Flag], parsed: argparse.Namespace, environ: Environ) -> None:
         self.environ = environ
+        self.action: str = getattr(parsed, "action", "")
         self._overrides: dict[str, tuple[Any, str]] = {}
         self._values: dict[str, Any] = {}
         for flag in flags:
@@ -141,6 +146,12 @@ def _language(text: str) -> str:
     return text
 
 
+def _scope(text: str) -> str:
+    if not re.fullmatch(r"(?:biz|biz_set|tenant_set)/[1-9][0-9]{0,18}", text):
+        raise ValueError(f'want TYPE/ID like biz/2, not "{text}"')
+    return text
+
+
 def _faults(text: str) -> str:
     from exporter.simulator.faults import parse_faults
 
@@ -178,6 +189,10 @@ SIMULATOR = (
 OUTPUT = (
     Flag("output", "FILE.prom", "file to replace atomically (default: standard output)", read=Path),
     Flag("no-constants", "", "leave out what the files of all exporters repeat, for several in one folder"),
+)
+KEY = (
+    Flag("collector", "NAME", "only the states of this collector"),
+    Flag("scope", "TYPE/ID", "only the states of this scope, such as biz/2", read=_scope),
 )
 HEALTH = (
     Flag("url", "URL", "address or page; default: the first listen address of the environment"),
@@ -295,6 +310,21 @@ def _once(given: Given) -> int:
     return 0 if complete else 1
 
 
+def _state(given: Given) -> int:
+    import asyncio
+
+    from exporter.state_command import Selection, run
+
+    selection = Selection(given["collector"] or "", given["scope"] or "")
+    if given.action == "reset" and not (selection.collector and selection.scope):
+        print("blueking-exporter: state reset needs --collector and --scope", file=sys.stderr)
+        return 2
+    loaded = _load(given)
+    _configure_log(loaded)
+    asyncio.run(run(given.action, loaded.config, selection, sys.stdin.buffer, print))
+    return 0
+
+
 def _simulate(given: Given) -> int:
     from exporter.simulator.server import run
 
@@ -344,12 +374,13 @@ def _metrics(given: Given) -> int:
 
 
 class Command(NamedTuple):
-    """One sub-command: `run` gets the values of `flags` and returns the exit code."""
+    """One sub-command: `run` gets the values of `flags` and returns the exit code. `actions`: what follows its name."""
 
     name: str
     help: str
     run: Callable[[Given], int]
     flags: tuple[Flag, ...] = ()
+    actions: tuple[str, ...] = ()
 
 
 COMMANDS = (
@@ -361,6 +392,10 @@ COMMANDS = (
     Command(
         "once", "one complete poll of everything, as text exposition", _once,
         (*CONFIG, *OUTPUT, *STATE, *RESERVED, *LOG),
+    ),
+    Command(
+        "state", "look at what has been counted, carry it to another store, or forget a part of it", _state,
+        (*CONFIG, *KEY, *STATE, *LOG), ("list", "show", "export", "import", "reset"),
     ),
     Command("simulate", "a BlueKing platform made of thin air", _simulate, SIMULATOR),
     Command("demo", "simulator and daemon in one command, over real HTTP", _demo, (*SEED, *WEB, *LOG)),
@@ -390,6 +425,8 @@ def _parser() -> argparse.ArgumentParser:
             shown = parser.add_argument_group("flags of run")
             for flag in command.flags:
                 flag.add_to(shown)
+        if command.actions:
+            sub.add_argument("action", choices=command.actions)
         for flag in command.flags:
             flag.add_to(sub)
     return parser
