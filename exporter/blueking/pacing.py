@@ -148,7 +148,8 @@ class Gate:
         self._slow = _Slow(max(1, slots // 4))
         self._clock = clock
         self._waited = waited
-        self._next = float("-inf")
+        self._next = float("-inf")  # when the next call may start
+        self._awaited = False  # whether a call waits for that
         self._waiting: dict[_Waiter, None] = {}  # in order of arrival
         self._pauses: dict[PauseKey, tuple[float, ApiReason]] = {}  # until when, and why
         self._timer: asyncio.TimerHandle | None = None
@@ -204,20 +205,22 @@ class Gate:
                 return
             waiter = next((one for one in self._waiting if self._may_start(one)), None)
             if waiter is None:
-                return
-            # A call that waited was due at `_next`: the next ones must not start later because the loop was late.
-            due = max(self._next, now - self._spacing / 2) if waiter.arrived < self._next else now
-            self._next = due + self._spacing
+                break
+            # Where a call has waited for `_next`, the loop may be late; those behind it must not be later still.
+            due = max(self._next, now - self._spacing / 2) if self._awaited else now
+            self._next, self._awaited = due + self._spacing, False
             self._free -= 1
             self._slow.start(waiter.call)
             del self._waiting[waiter]
             waiter.leave()
             waiter.turn.set_result(None)
+        self._awaited = False
 
     def _may_start(self, waiter: _Waiter) -> bool:
         return not waiter.paused and not waiter.turn.done() and self._slow.may_start(waiter.call)
 
     def _wake_at(self, seconds: float) -> None:
+        self._awaited = True
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._wake)
 

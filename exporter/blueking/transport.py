@@ -10,8 +10,8 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import aiohttp
@@ -30,6 +30,8 @@ from exporter.errors import ApiError, ApiReason, ConfigError, Problem
 MAX_HEADER = 64 * 1024
 """Bytes of one response header; some gateways put whole permission requests into headers."""
 MAX_HEADERS = 1024
+DNS_TTL = 10.0
+"""Seconds for which the addresses of a name are used without looking it up again."""
 BROKEN_HANDSHAKE = "the connection broke during the TLS handshake"
 NOT_CONFIRMED = (
     "the server closed the connection before it confirmed the TLS handshake; it may demand a client certificate, or "
@@ -48,6 +50,7 @@ class Request(msgspec.Struct):
     proxy: str | None = None
 
 
+LookUp = Callable[..., Sequence[tuple[socket.AddressFamily, Any, int, Any, tuple[Any, ...]]]]
 OnHeaders = Callable[[int, Mapping[str, str]], None]
 """Called with the HTTP status and the headers as soon as they have arrived."""
 
@@ -69,10 +72,15 @@ class Transport(Protocol):
 
 
 class HttpTransport:
-    """`Transport` over real connections."""
+    """`Transport` over real connections.
 
-    def __init__(self, config: BlueKing) -> None:
+    `look_up` behaves like `socket.getaddrinfo`; the addresses it finds are used for `dns_ttl` seconds.
+    """
+
+    def __init__(self, config: BlueKing, *, look_up: LookUp = socket.getaddrinfo, dns_ttl: float = DNS_TTL) -> None:
         self._config = config
+        self._look_up = look_up
+        self._dns_ttl = dns_ttl
         self._tls: ssl.SSLContext | bool = True
         self._stamps: list[tuple[int, ...]] | None = None
         self._problems: list[Problem] = []
@@ -81,7 +89,9 @@ class HttpTransport:
     async def open(self) -> None:
         if problems := await self.refresh_tls():
             raise ConfigError(problems)
-        self._connector = _Connector(limit=self._config.max_concurrency, resolver=_Resolver())
+        self._connector = _Connector(
+            limit=self._config.max_concurrency, resolver=_Resolver(self._look_up), ttl_dns_cache=self._dns_ttl
+        )
         self._session = aiohttp.ClientSession(
             connector=self._connector,
             timeout=aiohttp.ClientTimeout(total=None),  # `send` has its own, for the whole request
@@ -185,8 +195,8 @@ class _Connector(aiohttp.TCPConnector):
     server confirms the handshake by a session ticket, or at the latest by an answer.
     """
 
-    def __init__(self, *, limit: int, resolver: AbstractResolver) -> None:
-        super().__init__(limit=limit, resolver=resolver)
+    def __init__(self, *, limit: int, resolver: AbstractResolver, ttl_dns_cache: float) -> None:
+        super().__init__(limit=limit, resolver=resolver, ttl_dns_cache=ttl_dns_cache)  # type: ignore[arg-type]
         self._unconfirmed: WeakKeyDictionary[aiohttp.ClientRequest, ssl.SSLObject] = WeakKeyDictionary()
         self._answered: WeakSet[ssl.SSLObject] = WeakSet()
 
@@ -216,8 +226,11 @@ class _Connector(aiohttp.TCPConnector):
 class _Resolver(AbstractResolver):
     """Looks names up in daemon threads: a name server that is silent does not delay the end of the process.
 
-    The connector asks for one name at a time once, however many requests wait for it.
+    The connector looks a name up once, however many requests wait for it.
     """
+
+    def __init__(self, look_up: LookUp) -> None:
+        self._look_up = look_up
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -236,7 +249,7 @@ class _Resolver(AbstractResolver):
         def look_up() -> None:
             result: list[ResolveResult] | OSError
             try:
-                result = _addresses(host, port, family)
+                result = _addresses(self._look_up, host, port, family)
             except OSError as error:
                 result = error
             except UnicodeError as error:
@@ -251,11 +264,9 @@ class _Resolver(AbstractResolver):
         """Nothing is kept."""
 
 
-def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+def _addresses(look_up: LookUp, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
     found: list[ResolveResult] = []
-    for kind, _, proto, _, address in socket.getaddrinfo(
-        host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-    ):
+    for kind, _, proto, _, address in look_up(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG):
         name = str(address[0])
         if len(address) == 4 and address[3] and "%" not in name:
             name = f"{name}%{address[3]}"  # a link-local address is valid on one interface only

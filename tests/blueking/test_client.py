@@ -12,6 +12,7 @@ import struct
 import traceback
 import tracemalloc
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from email.utils import format_datetime
 from itertools import pairwise
@@ -634,7 +635,7 @@ async def test_F19_a_503_that_asks_to_wait_is_obeyed() -> None:
 
 
 async def test_F19_a_429_slows_down_every_scope() -> None:
-    """The platform counts by application: what one call is told holds for all, and they go on together."""
+    """The platform counts by application: what one call of an API is told holds for all of them."""
     loop = asyncio.get_running_loop()
     async with Upstream(reply(b"", 429, Retry_After="0.4"), reply()) as upstream, client() as asking:
         first = asyncio.create_task(ask(asking, upstream.url))
@@ -654,6 +655,68 @@ async def test_F19_during_a_pause_a_short_poll_gives_up_at_once() -> None:
     assert (error.reason, error.status) == ("rate_limited", None)
     assert error.retry_after == pytest.approx(30, abs=3)
     assert len(upstream.asked) == len(recorder.requests) == 1
+
+
+async def test_F60_silent_scopes_hold_a_quarter_of_the_connections() -> None:
+    """On real sockets: once they have timed out, eight of forty scopes hold two of eight connections, and every call of
+    the others is answered."""
+    flying: Counter[str] = Counter()
+    most = 0
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal most
+        scope = request.query["scope"]
+        if int(scope) < 8:
+            flying[scope] += 1
+            most = max(most, flying.total())
+            try:
+                await asyncio.sleep(60)
+            finally:
+                flying[scope] -= 1
+        return reply()
+
+    async def call(asking: Client, url: str, scope: int) -> int:
+        return await ask(asking, url, params={"scope": scope}, scope=Scope("biz", str(scope)))
+
+    async with Upstream(answer) as upstream, client(request_timeout=0.3) as asking:
+        silent = [asyncio.create_task(call(asking, upstream.url, scope)) for scope in range(8)]
+        await asyncio.gather(*silent, return_exceptions=True)
+        most = 0
+        silent = [asyncio.create_task(call(asking, upstream.url, scope)) for scope in range(8) for _ in range(2)]
+        for _ in range(5):
+            assert await asyncio.gather(*(call(asking, upstream.url, scope) for scope in range(8, 40))) == [0] * 32
+        for task in silent:
+            task.cancel()
+        await asyncio.gather(*silent, return_exceptions=True)
+    assert 1 <= most <= 4, "the server sees a little later that a request was given up"
+
+
+async def test_F59_one_busy_scope_costs_the_others_nothing() -> None:
+    """On real sockets: while it is left alone for two seconds, nine others make all of their calls."""
+    loop = asyncio.get_running_loop()
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return reply(b"", 503, Retry_After="2") if request.query["scope"] == "9" else reply()
+
+    async with Upstream(answer) as upstream, client() as asking:
+
+        async def calls(scope: int, count: int) -> None:
+            for _ in range(count):
+                with contextlib.suppress(ApiError):
+                    await ask(asking, upstream.url, params={"scope": scope}, scope=Scope("biz", str(scope)))
+
+        busy = asyncio.create_task(calls(9, 2))
+        began = loop.time()
+        while loop.time() < began + 2.5:
+            await asyncio.gather(*(calls(scope, 5) for scope in range(9)))
+        busy.cancel()
+        await asyncio.gather(busy, return_exceptions=True)
+    times = {
+        str(scope): [asked.at for asked in upstream.asked if asked.query["scope"] == str(scope)] for scope in range(10)
+    }
+    assert min(_spacings(times["9"])) > 1.9
+    during = [at for scope in range(9) for at in times[str(scope)] if times["9"][0] < at < times["9"][1]]
+    assert len(during) >= 45
 
 
 async def test_F21_tries_end_with_the_deadline() -> None:

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from exporter.blueking.envelope import Reply, ResponseDecoder, WrongShape, read
+from exporter.blueking.envelope import NODEMGR_CODES, Reply, ResponseDecoder, WrongShape, read
 from exporter.blueking.text import clean_text
 from exporter.errors import API_REASONS, ApiError
 from exporter.log import redact_values
@@ -147,6 +147,77 @@ def test_F11_answers_map_to_one_reason(status: int, body: object, reason: str) -
     error = refusal(body, status)
     assert error.reason == reason
     assert error.status == status
+
+
+V3 = [
+    (
+        401,
+        {"code": 3800007, "request_id": "rid:1", "error": {"system": "nodemgr", "message": "username is required"}},
+        "auth",
+    ),
+    (
+        403,
+        {"code": 3830403, "request_id": "rid:1", "permission": {"actions": [{"id": "agent_history_view"}]}},
+        "permission",
+    ),
+    (429, {"code": 3800002, "error": {"message": "m"}}, "rate_limited"),
+    (200, {"code": 3800002, "error": {"message": "m"}}, "rate_limited"),
+    (404, {"code": 3800003, "error": {"message": "m"}}, "not_found"),
+    (400, {"code": 3800001, "error": {"message": "m", "details": [{"code": "", "message": "x"}]}}, "api_error"),
+    (500, {"code": 3800009, "error": {"message": "m"}}, "http_5xx"),
+    (500, {"code": 3800000, "error": {"message": "m"}}, "http_5xx"),
+    (503, {"code": 3800005, "error": {"message": "m"}}, "http_5xx"),
+    (500, {"code": 3800015, "error": {"message": "no 2.x number"}}, "http_5xx"),
+    (200, {"code": 3800015, "error": {"message": "no 2.x number"}}, "api_error"),
+    (200, {"code": 3800018, "error": {"message": "no 2.x number"}}, "api_error"),
+    (200, {"code": 3800401, "error": {"message": "no 2.x number"}}, "api_error"),
+    (400, {**FAILED, "code": 1640001}, "auth"),
+    (429, {**FAILED, "code": 1642901}, "rate_limited"),
+    (200, {"code": 0, "message": "OK", "request_id": "rid:1", "data": None}, "decode"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "reason"), V3)
+def test_4_4_numbers_of_nodeman_v3_are_classified_as_such(status: int, body: object, reason: str) -> None:
+    """They overlap with those of 2.x; what has no entry is told by the HTTP status."""
+    with pytest.raises(ApiError) as caught:
+        read(Reply(status, json.dumps(body).encode(), {}), DECODERS, NODEMGR_CODES)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("code", [3800007, 3830403, 3800002])
+def test_4_4_numbers_of_nodeman_v3_mean_nothing_in_2x(code: int) -> None:
+    """A 2.x that sends one has failed in a way that is not known."""
+    assert refusal({**FAILED, "code": code}).reason == "api_error"
+
+
+def test_4_4_a_success_of_nodeman_v3_is_read() -> None:
+    """It has no `result`."""
+    body = {"code": 0, "message": "OK", "request_id": "rid:1", "data": {"rows": [1]}}
+    assert read(Reply(200, json.dumps(body).encode(), {}), DECODERS, NODEMGR_CODES) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "ids"),
+    [
+        ({**FAILED, "code": 1640301}, {"X-Bkapi-Request-Id": "gateway1"}, "gateway1"),
+        ({**FAILED, "code": 1240002, "job_request_id": "job1"}, {"X-Bkapi-Request-Id": "gateway1"}, "gateway1,job1"),
+        ({**FAILED, "code": 1306201, "request_id": "esb1"}, {}, "esb1"),
+        ({"code": 3800003, "request_id": "rid:1", "error": {}}, {"X-Bkapi-Request-Id": "rid:1"}, "rid:1"),
+        ({"error": {"code": "NOT_FOUND"}, "job_request_id": "job1"}, {}, "job1"),
+        ({"data": {"rows": "odd"}, "job_request_id": "job1"}, {}, "job1"),
+        (b"<html>", {"X-Bkapi-Request-Id": "gateway1"}, "gateway1"),
+        ({**FAILED, "request_id": 5, "job_request_id": None}, {}, ""),
+        ({**FAILED, "request_id": "line\nfeed" + "x" * 100}, {}, "line\ufffdfeed" + "x" * 55),
+        (b"", {}, ""),
+    ],
+)
+def test_4_4_the_platforms_request_ids_are_kept(body: object, headers: dict[str, str], ids: str) -> None:
+    """Of the gateway, and of the system behind it; each once, cleaned and cut."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(ApiError) as caught:
+        read(Reply(200, raw, headers), DECODERS)
+    assert caught.value.request_id == ids
 
 
 @pytest.mark.parametrize(
