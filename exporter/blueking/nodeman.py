@@ -66,7 +66,7 @@ class NodemanApi:
             "pagesize": _page_size(pagesize),
         }
         answer = await self._ask("job_list", "/api/job/job_list/", params, self._job_list, deadline)
-        for job in answer.rows:
+        for job in filter(None, answer.rows):
             if bk_biz_id is not None and job.bk_biz_ids and bk_biz_id not in job.bk_biz_ids:
                 text = f"job_list gives jobs of other businesses: may the user see the tasks of business {bk_biz_id}?"
                 raise ApiError("decode", text, api="job_list")

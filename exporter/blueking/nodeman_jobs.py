@@ -55,12 +55,11 @@ class Job(Struct, frozen=True, gc=False):
 
 
 class JobPage(Struct, frozen=True):
-    """One page of jobs, newest first. `total` counts what the caller may see. `odd_ids`: of rows that are left out
-    because their id needs more than 64 bits."""
+    """One page of jobs, newest first; None stands for a row whose id needs more than 64 bits. `total` counts what the
+    caller may see."""
 
-    rows: tuple[Job, ...]
+    rows: tuple[Job | None, ...]
     total: int
-    odd_ids: tuple[str, ...] = ()
 
 
 class HostRow(Struct, frozen=True, gc=False):
@@ -181,17 +180,15 @@ def job_list_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, 
     """The decoders of an answer of job_list."""
 
     def read(page: _JobPage) -> JobPage:
-        jobs: list[Job] = []
-        odd_ids: list[str] = []
-        rows = listed(page.rows)
-        for index, row in enumerate(rows):
+        jobs: list[Job | None] = []
+        for row in listed(page.rows):
             try:
                 jobs.append(_job(row, zone))
-            except OddId as error:
-                odd_ids.append(str(error))
+            except IdTooLarge:
+                jobs.append(None)
             except WrongShape as error:
-                raise WrongShape(f"data.list[{index}].{error}") from None
-        return JobPage(tuple(jobs), len(rows) if page.total is None else page.total, tuple(odd_ids))
+                raise WrongShape(f"data.list[{len(jobs)}].{error}") from None
+        return JobPage(tuple(jobs), len(jobs) if page.total is None else page.total)
 
     return (ResponseDecoder(_JobPage, read, strict=False),)
 
@@ -220,8 +217,8 @@ def job_details_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[An
     )
 
 
-class OddId(WrongShape):
-    """An id that needs more than 64 bits. The message is its beginning."""
+class IdTooLarge(WrongShape):
+    """An id needs more than 64 bits."""
 
 
 def _id(value: Number) -> int:
@@ -230,11 +227,8 @@ def _id(value: Number) -> int:
         return number
     if value is None:
         raise WrongShape("id is missing")
-    if isinstance(value, str) and not value.isdecimal():
-        raise WrongShape("id is no integer")
-    if isinstance(value, float) and not value.is_integer():
-        raise WrongShape("id is no integer")
-    raise OddId(clean_text(str(value), 64))
+    is_integer = value.isdecimal() if isinstance(value, str) else isinstance(value, int) or value.is_integer()
+    raise IdTooLarge("id needs more than 64 bits") if is_integer else WrongShape("id is no integer")
 
 
 def _job(row: _Job[Any], zone: datetime.timezone) -> Job:

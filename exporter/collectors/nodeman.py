@@ -104,11 +104,11 @@ class NodemanCollector(Generic[S, C, A]):
 
 
 class Pages(msgspec.Struct, Generic[K, R]):
-    """The rows of some pages by their key. `too_large`: how many rows are too large for an answer, by the key of the
-    row after them, None at the end."""
+    """The rows of some pages by their key. `unreadable`: how many rows cannot be read, by the key of the row after
+    them, None at the end of the list."""
 
     rows: dict[K, R]
-    too_large: dict[K | None, int]
+    unreadable: dict[K | None, int]
 
 
 class PageSize:
@@ -156,48 +156,52 @@ async def read_pages(
 ) -> Pages[K, R]:
     """Rows by their `key`, page by page, up to a page that is not full or for which `until` is true.
 
-    `ask` takes the number of a page, from 1 on, and its size. It returns the rows, None for one that is left out, and
-    the number of all rows, None if that is unknown. After an answer that is too large, fewer rows are asked for, down
-    to one. With `pass_over` a single row that is too large is left out. Raises `ApiError`, also when a page contains no
-    new row.
+    `ask` takes the number of a page, from 1 on, and its size. It returns the rows, None for one that cannot be read,
+    and the number of all rows, None if that is unknown. After an answer that is too large, fewer rows are asked for,
+    down to one. With `pass_over` a single row that is too large is left out. Raises `ApiError`, also when a page
+    contains no new row.
     """
     pages: Pages[K, R] = Pages({}, {})
-    rows, offset, passed, left_out = pages.rows, 0, 0, 0
+    rows, offset, before, unreadable = pages.rows, 0, 0, 0
     smaller: int | None = None
     while True:
         count = smaller or page_size.at(offset, size)
         try:
             page, total = await ask(offset // count + 1, count)
         except ApiError as error:
-            if passed and error.code == END_OF_LIST:
+            if before and error.code == END_OF_LIST:
                 break
             if error.reason != "too_large" or (count == 1 and not pass_over):
                 raise
             if count > 1:
                 smaller = page_size.below(count, offset)
             else:
-                smaller, passed, left_out, offset = None, passed + 1, left_out + 1, offset + 1
+                smaller, before, unreadable, offset = None, before + 1, unreadable + 1, offset + 1
             continue
         if smaller:
             page_size.remember(smaller)
             smaller = None
-        found = {key(row): row for row in page if row is not None}
-        if passed and found:
-            pages.too_large[next(iter(found))] = passed
-            passed = 0
         offset += len(page)
-        left_out += sum(row is None for row in page)
         known = len(rows)
-        rows |= found
-        complete = total is not None and len(rows) + left_out >= total
-        if complete or len(page) != count or until(list(found.values())):
+        for row in page:
+            if row is None:
+                before, unreadable = before + 1, unreadable + 1
+                continue
+            name = key(row)
+            rows[name] = row
+            if before:
+                pages.unreadable[name] = before
+                before = 0
+        if len(page) != count or (total is not None and len(rows) + unreadable >= total):
             break
+        if until([row for row in page if row is not None]):
+            return pages
         if len(rows) == known:
             if total is None:
                 break  # the answer contains all rows, whatever page is asked for
             raise ApiError("decode", f"{api} repeats a page", api=api)
-    if passed:
-        pages.too_large[None] = passed
+    if before:
+        pages.unreadable[None] = before
     return pages
 
 

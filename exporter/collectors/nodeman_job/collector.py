@@ -146,13 +146,13 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
             answer = await self._api.job_list(
                 bk_biz_id=self.biz, statuses=statuses, page=page, pagesize=size, deadline=deadline
             )
-            records.odd_ids += answer.odd_ids
-            return [*answer.rows, *(None for _ in answer.odd_ids)], answer.total
+            records.without_id += answer.rows.count(None)
+            return answer.rows, answer.total
 
         pages = await read_pages(
             "job_list", ask, lambda job: job.id, self._page_size, size=size, until=until, pass_over=True
         )
-        records.too_large |= {older or 0: count for older, count in pages.too_large.items()}
+        records.unreadable |= {older or 0: count for older, count in pages.unreadable.items()}
         return pages.rows
 
     async def _look_up(self, state: NodemanJobState | None, records: NodemanJobRecords, deadline: Deadline) -> None:
@@ -217,7 +217,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                 if error.reason in ("too_large", "decode") and len(some) > 1:
                     waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
             else:
-                found |= {job.id: job for job in answer.rows}
+                found |= {job.id: job for job in answer.rows if job}
         return found
 
     async def _look_again(self, state: NodemanJobState, records: NodemanJobRecords, deadline: Deadline) -> None:

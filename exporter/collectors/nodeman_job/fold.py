@@ -43,8 +43,8 @@ DURATION = "blueking_nodeman_job_duration_seconds"
 
 DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
 
-TOO_LARGE_KEPT = 256
-"""Places in the list with rows that are too large, so that each is counted once."""
+UNREADABLE_KEPT = 256
+"""Places in the list with rows that cannot be read, so that each is counted once."""
 
 
 class Fold:
@@ -67,7 +67,7 @@ class Fold:
         self.born = state.born if state else records.now
         self.truncated = len(records.unexamined)
         self.results: list[HostResult] = []
-        self.unknown: list[tuple[str, str]] = [("nodeman_job.id", id) for id in records.odd_ids]
+        self.unknown: list[tuple[str, str]] = []
 
     def result(self) -> Observed[NodemanJobState]:
         born_at_zero(self.tally)
@@ -75,7 +75,7 @@ class Fold:
         for id in sorted(records.rows):
             self._count(id, records.rows[id])
         floor = self._forget()
-        too_large = self._count_too_large()
+        unreadable = self._count_unreadable()
         if self.truncated:
             self.tally.inc(TRUNCATED, by=self.truncated)
         # Hosts that are still to be read may have failed as long ago as a failing host is kept.
@@ -89,7 +89,7 @@ class Fold:
                 floor=floor,
                 born=self.born,
                 jobs=self.jobs,
-                too_large=too_large,
+                unreadable=unreadable,
                 hosts=hosts,
             ),
             unknown=tuple(self.unknown),
@@ -110,9 +110,9 @@ class Fold:
         over = has_ended(known, row, now)
         missed = self.records.missed.get(id, [])
         if known is None:
-            # An unfinished job with an end, and only one task, was a success before its task began.
-            timed = history if over else row.end_time is not None and not missed
-            known = TrackedJob(row.job_type, "", (), None, None, None, False, timed, history=history and over)
+            known = TrackedJob(
+                row.job_type, "", (), None, None, None, False, history and over, history=history and over
+            )
         elif was_retried_unseen(known, row):
             missed = [MissedRun()]
         for run in missed:
@@ -120,8 +120,8 @@ class Fold:
         if is_new_run(known, row):
             self.truncated += known.unread and not known.history
             known = self._next_run(known)
-        if known.success_since is not None and not ended(row.status, row.end_time):
-            # Its end is that of the provisional success: the job gives no duration.
+        if row.end_time is not None and not ended(row.status, row.end_time):
+            # Its end is that of an earlier run, or of a success before its task began.
             known = msgspec.structs.replace(known, timed=True)
         if over and not known.counted:
             since = provisional_since(known, row, now)
@@ -259,9 +259,11 @@ class Fold:
                 floor = None if floor is None else max(floor, id)
         return floor
 
-    def _count_too_large(self) -> dict[int, int]:
-        """Count the rows of the list that are too large to be read, once each; those that are known now."""
-        known = self.state.too_large if self.state else {}
-        found = self.records.too_large
-        self.truncated += sum(max(0, count - known.get(older, 0)) for older, count in found.items())
-        return dict(sorted((known | found).items())[-TOO_LARGE_KEPT:])
+    def _count_unreadable(self) -> dict[int, int]:
+        """Count the rows of the list that cannot be read, once each; those that are known now."""
+        known = self.state.unreadable if self.state else {}
+        found = self.records.unreadable
+        new = sum(max(0, count - known.get(older, 0)) for older, count in found.items())
+        self.truncated += new
+        self.unknown += [("nodeman_job.id", "beyond 64 bits")] * min(new, self.records.without_id)
+        return dict(sorted((known | found).items())[-UNREADABLE_KEPT:])

@@ -53,13 +53,13 @@ class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class NodemanJobState(NodemanState, frozen=True, kw_only=True):
     """`floor`: a job with an id up to this one that is not in `jobs` is not watched any more; None before jobs have
-    been discovered. `born`: time of the baseline; a host that failed before it is not counted. `too_large`: see
+    been discovered. `born`: time of the baseline; a host that failed before it is not counted. `unreadable`: see
     `NodemanJobRecords`."""
 
     floor: int | None
     born: float
     jobs: dict[int, TrackedJob]
-    too_large: dict[int, int] = msgspec.field(default_factory=dict)
+    unreadable: dict[int, int] = msgspec.field(default_factory=dict)
 
 
 class MissedRun(msgspec.Struct, frozen=True):
@@ -75,8 +75,8 @@ class NodemanJobRecords(msgspec.Struct):
 
     `floor`: see `NodemanJobState`. `hosts`: host rows by job, where they were asked for. `unexamined`: jobs whose hosts
     cannot be had. `deferred`: jobs whose hosts a later poll reads. `missed`: runs that nobody has seen end, by job.
-    `gone`: jobs that no longer exist. `looked`: jobs whose row comes from the details, not from the list. `odd_ids`:
-    ids that no state can keep. `too_large`: how many rows of the list are too large to be read, by the next older job.
+    `gone`: jobs that no longer exist. `looked`: jobs whose row comes from the details, not from the list. `unreadable`:
+    how many rows of the list cannot be read, by the next older job; `without_id`: how many of them have no usable id.
     """
 
     now: float = 0.0
@@ -89,8 +89,8 @@ class NodemanJobRecords(msgspec.Struct):
     missed: dict[int, list[MissedRun]] = {}
     gone: set[int] = set()
     looked: set[int] = set()
-    odd_ids: list[str] = []
-    too_large: dict[int, int] = {}
+    unreadable: dict[int, int] = {}
+    without_id: int = 0
     errors: list[FailedCall] = []
 
     @property

@@ -1,5 +1,9 @@
 """Hours of two businesses, watched by the daemon and restarted in the middle, against the ledger of what happened.
 
+Among the jobs are, at random: revoked ones, ones that say SUCCESS before their task exists, ones of two steps, ones
+that are retried between two polls, retries that name a host that had not failed, tasks that cannot be created or lose
+their pipeline for a while, and before the baseline more jobs than one poll reads.
+
 In every round the platform is busy, then calm; then single nodes are retried, and everything is compared at one moment
 in which the platform's clock stands. Between two comparisons the daemon is stopped and started on its state.
 """
@@ -17,7 +21,7 @@ import pytest
 
 from exporter.model import Scope
 from exporter.simulator.nodeman_ledger import Collector
-from exporter.simulator.nodeman_world import REMOVED, Job, NodemanWorld, Target, Traffic, steps_of
+from exporter.simulator.nodeman_world import REMOVED, Filtered, Job, NodemanWorld, Target, Traffic, steps_of
 from tests.support.daemon import BIZ, EPOCH, Metrics
 from tests.support.nodeman import FAILURE, OTHER, Nodeman, nodeman, own, watched
 
@@ -40,19 +44,25 @@ Values = Mapping[Any, float]
 
 class Life:
     """What Traffic does not do: jobs over both businesses, removed hosts, a subscription run again and again, tasks of
-    1.x, and single nodes that are retried."""
+    1.x, single nodes that are retried, and what the platform does oddly. `odd` counts that by kind."""
 
     def __init__(self, world: NodemanWorld, hosts: Mapping[int, list[Target]], seed: int) -> None:
         self.world = world
         self.hosts = hosts
         self.calm = False
         self.random = random.Random(seed)
-        self.traffic = Traffic(world, hosts, world.now() - 3600, every=60)
+        self.odd: Counter[str] = Counter()
+        self.traffic = Traffic(world, hosts, world.now() - 3600, every=30)
         self.own = {biz: world.start_subscription("MAIN_RESTART_PLUGIN", self._outcomes(biz)) for biz in hosts}
         for biz in hosts:
             world.plan(world.now() + 100, partial(self._subscription, biz))
             world.plan(world.now() + 90, partial(self._legacy, biz))
+            world.plan(world.now() + 20, partial(self._odd, biz))
         world.plan(world.now() + 30, self._both)
+        # More jobs than one poll reads, newer than some whose hosts fail.
+        for number in range(seed % 3 * 120):
+            host = self.random.choice(self.hosts[2])
+            world.plan(world.now() - 1500 + number, partial(self._success, host))
 
     def rest(self, calm: bool) -> None:
         self.calm = self.traffic.calm = calm
@@ -67,9 +77,84 @@ class Life:
 
     def _subscription(self, biz: int) -> None:
         # One task after the other: of two that overlap the platform shows the newer one only.
-        if not self.calm:
-            self.world.run_task(self.own[biz], self._outcomes(biz), duration=60, jitter=0.5, pending=15)
+        if not self.calm and self._happens(0.15, "task that cannot be created"):
+            self.world.run_task(self.own[biz], {}, err_msg="no such module")
+        elif not self.calm:
+            task = self.world.run_task(self.own[biz], self._outcomes(biz), duration=60, jitter=0.5, pending=15)
+            if self._happens(0.2, "pipeline that is missing for a while"):
+                task.tree = False
+                self.world.plan(self.world.now() + 120, partial(setattr, task, "tree", True))
         self._again(150, partial(self._subscription, biz))
+
+    def _happens(self, probability: float, what: str) -> bool:
+        happens = self.random.random() < probability
+        self.odd[what] += happens
+        return happens
+
+    def _odd(self, biz: int) -> None:
+        if not self.calm:
+            kinds = (self._late_task, self._no_task, self._two_steps, self._quick_retry, self._odd_retry, self._revoked)
+            kind = self.random.choice(kinds)
+            self.odd[kind.__name__] += 1
+            kind(biz)
+        self._again(self.random.expovariate(1 / 35), partial(self._odd, biz))
+
+    def _success(self, host: Target) -> None:
+        self.world.start_job("RESTART_AGENT", {host: None}, duration=20)
+
+    def _late_task(self, biz: int) -> None:
+        """It says SUCCESS before its task exists."""
+        filtered = [Filtered(self.random.choice(self.hosts[biz]), "该主机已安装", "IGNORED")]
+        job_type = "INSTALL_AGENT"
+        self.world.start_job(
+            job_type, self._present(biz, job_type), filtered=filtered, duration=self.random.uniform(60, 120),
+            task_after=self.random.uniform(2, 45), bk_biz_scope=[biz],
+        )  # fmt: skip
+
+    def _no_task(self, biz: int) -> None:
+        """It says SUCCESS and never gets a task."""
+        filtered = [Filtered(self.random.choice(self.hosts[biz]), "该主机已安装", "IGNORED")]
+        job = self.world.start_job("INSTALL_AGENT", {}, filtered=filtered, without_task=True)
+        self._again(self.random.uniform(1, 40), partial(self.world.refresh, job))
+
+    def _two_steps(self, biz: int) -> None:
+        first, second = self.random.choice(
+            [("RESTART_AGENT", "MAIN_INSTALL_PLUGIN"), ("UPGRADE_AGENT", "RESTART_AGENT")]
+        )
+        hosts = {**self._present(biz, first), **self._present(biz, second)}
+        self.world.start_job(first, hosts, second=second, duration=self.random.uniform(20, 120), jitter=0.4)
+
+    def _quick_retry(self, biz: int) -> None:
+        """It is retried so soon that a poll may not have seen its end, and maybe once more."""
+        duration = self.random.uniform(5, 60)
+        job = self.world.start_job("UPGRADE_AGENT", self._present(biz, "UPGRADE_AGENT"), duration=duration)
+        self._again(duration + self.random.uniform(1, 8), partial(self._retry, job))
+        self._again(duration + self.random.uniform(20, 40), partial(self._retry, job))
+
+    def _odd_retry(self, biz: int) -> None:
+        """The retry names a host that had not failed."""
+        duration = self.random.uniform(20, 60)
+        job = self.world.start_job("UPGRADE_AGENT", self._present(biz, "UPGRADE_AGENT"), duration=duration)
+        self._again(duration + self.random.uniform(30, 90), partial(self._retry, job, extra=1))
+
+    def _retry(self, job: Job, extra: int = 0) -> None:
+        targets = [record.target for record in job.subscription.latest(job.task_ids)]
+        outcomes = {target: self.random.choice([None, "run_upgrade_command"]) for target in targets}
+        if all(
+            record.status(self.world.now()) in ("FAILED", "SUCCESS") for record in job.subscription.latest(job.task_ids)
+        ):
+            self.world.retry(job, outcomes, duration=self.random.uniform(5, 15), extra=extra)
+
+    def _revoked(self, biz: int) -> None:
+        duration = self.random.uniform(60, 200)
+        job = self.world.start_job("INSTALL_PROXY", self._present(biz, "INSTALL_PROXY"), duration=duration, jitter=0.3)
+        self._again(duration * self.random.uniform(0.2, 0.9), partial(self.world.revoke, job))
+
+    def _present(self, biz: int, job_type: str) -> dict[Target, str | None]:
+        """Outcomes without removed hosts."""
+        return {
+            host: None if outcome == REMOVED else outcome for host, outcome in self._outcomes(biz, job_type).items()
+        }
 
     def _legacy(self, biz: int) -> None:
         if not self.calm and len(self.world.legacy_tasks) < 2 + LEGACY:
@@ -146,7 +231,9 @@ class Comparison:
         )
         lasted: dict[str, list[int]] = {}
         for job in self.watched.nodeman.jobs.values():
-            if biz in job.bk_biz_scope and job.ends and job.ends[0][0] > self.baselines[scope] - 0.5:
+            # A job that said SUCCESS before its task existed keeps the end of that.
+            first = job.ends[0][0] if job.ends and not job.provisional else 0.0
+            if biz in job.bk_biz_scope and first > self.baselines[scope] - 0.5:
                 assert job.end_time is not None
                 lasted.setdefault(job.job_type, []).append(int(job.end_time) - int(job.start_time))
         shown = metrics.by(nodeman("job_duration_seconds_count"), "job_type", scope=scope)
@@ -171,12 +258,13 @@ class Comparison:
         truth = Counter((collector, f.newest.job_type, f.newest.step, f.newest.code) for f in failing.values())
         self.same(f"{collector} failing", shown, truth)
         name = nodeman("host_failing_since_timestamp_seconds")
-        shown = metrics.by(name, "bk_cloud_id", "bk_host_id", "ip", scope=scope, collector=collector)
+        # A host that failed before it had an id may be known by its id from another failure.
+        shown = metrics.by(name, "bk_cloud_id", "ip", scope=scope, collector=collector)
         assert len(shown) == len(failing)
         if collector == "nodeman_task":
             return
         begun = {
-            (str(target.bk_cloud_id), str(found.newest.bk_host_id or ""), target.ip): float(int(found.since))
+            (str(target.bk_cloud_id), target.ip): float(int(found.since))
             for target, found in failing.items()
             # Of a streak that began before the baseline the platform no longer shows the beginning.
             if target.ip and found.since >= self.baselines[scope]
@@ -225,7 +313,8 @@ async def test_truth_soak(tmp_path: Path, seed: int, record_property: Callable[[
 
 
 async def compare(tmp_path: Path, seed: int) -> dict[str, int]:
-    """Two rounds of a life against the ledger: how many values were equal, how many nodes were retried."""
+    """Two rounds of a life against the ledger: how many values were equal, how many jobs there were and of which odd
+    kinds, how many nodes were retried."""
     collectors: dict[str, Any] = {
         "job": {"interval": f"{INTERVAL:.0f}s"},
         "subscription": {"interval": f"{INTERVAL:.0f}s", "subscription_ids": [11, 12]},
@@ -256,9 +345,12 @@ async def compare(tmp_path: Path, seed: int) -> dict[str, int]:
             nodes += life.retry_nodes(daemon)
             metrics = await daemon.poll_at(begun + ROUND - 20)
             comparison.all(metrics)
+        jobs = sum(job.start_time > EPOCH for job in daemon.nodeman.jobs.values())
         assert comparison.values > 150
+        assert jobs > 150
+        assert len(life.odd) == 8
         assert all(not own(metrics, "truncated_total", scope=scope) for scope in baselines)
-        return {"values": comparison.values, "nodes": nodes}
+        return {"values": comparison.values, "jobs": jobs, "nodes": nodes, **life.odd}
 
 
 def _hosts(biz: int) -> list[Target]:
