@@ -314,7 +314,9 @@ class Poller:
         self._full = observation.full
         for failed in observed.errors:
             self._count_error(failed.reason)
-            self._log.warning("call_failed", **msgspec.structs.asdict(failed))
+            fields = msgspec.structs.asdict(failed)
+            del fields["configured"]
+            self._log.warning("call_failed", **fields)
         for field, times in observation.unknown.items():
             self._telemetry.unknown_values(field, times)
         for field, value in itertools.islice(observed.unknown, UNKNOWN_LOGGED):

@@ -29,17 +29,20 @@ HINTS = {
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What came of one (collector, scope). `error` is empty when all is well."""
+    """What came of one (collector, scope). `error` is empty when nothing is wrong; see `Trial` for the others."""
 
     key: Key
     error: str
-    series: int
-    calls_per_day: float
+    series: int = 0
+    calls_per_day: float = 0.0
+    notes: tuple[str, ...] = ()
+    certain: bool = True
 
     def __str__(self) -> str:
         if self.error:
             return f"FAIL  {self.key}: {self.error}"
-        return f"ok    {self.key}: about {self.series} series, {self.calls_per_day:.0f} API calls per day"
+        cost = f"about {self.series} series, {self.calls_per_day:.0f} API calls per day"
+        return "; ".join([f"{'ok' if self.certain else '?':<5} {self.key}: {cost}", *self.notes])
 
 
 class Quotas(Telemetry):
@@ -67,13 +70,19 @@ async def _probe(poller: Poller, config: Config, clock: Clock) -> Finding:
     seconds = max(collector.interval, 2 * config.blueking.request_timeout)
     try:
         records = await collector.fetch(None, Deadline(seconds, clock))
-        poller.take(await poller.observe(records))
-        calls = await collector.probe(poller.state, Deadline(seconds, clock))
+        observation = await poller.observe(records)
+        poller.take(observation)
+        trial = await collector.probe(poller.state, Deadline(seconds, clock))
     except ApiError as error:
-        return Finding(poller.key, explain(error), 0, 0.0)
+        return Finding(poller.key, explain(error))
     finally:
         poller.close()
-    return Finding(poller.key, "", poller.exposed.series, calls)
+    failed = observation.observed.errors
+    if wrong := [each for each in failed if each.configured and each.reason != "not_ready"]:
+        return Finding(poller.key, "; ".join(f"{each.about}: {each.reason}; {each.message}" for each in wrong))
+    notes = [f"{each.about}: {each.reason}, {each.consequence}; {each.message}" for each in failed]
+    notes += trial.notes
+    return Finding(poller.key, "", poller.exposed.series, trial.calls_per_day, tuple(notes), trial.certain)
 
 
 def explain(error: ApiError) -> str:

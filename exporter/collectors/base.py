@@ -52,17 +52,18 @@ WITHOUT_HOSTS = "counted without host results"
 
 class FailedCall(msgspec.Struct, frozen=True):
     """A call that failed without failing the poll. `about`: what it was made for, as "job 181"; `consequence`: what the
-    poll did without its answer; `request_id`: as in `ApiError`."""
+    poll did without its answer; `request_id`: as in `ApiError`; `configured`: whether the configuration names it."""
 
     reason: str
     about: str
     consequence: str
     message: str
     request_id: str = ""
+    configured: bool = False
 
     @classmethod
-    def of(cls, error: ApiError, about: str, consequence: str) -> FailedCall:
-        return cls(error.reason, about, consequence, str(error), error.request_id)
+    def of(cls, error: ApiError, about: str, consequence: str, *, configured: bool = False) -> FailedCall:
+        return cls(error.reason, about, consequence, str(error), error.request_id, configured)
 
 
 class Observed(msgspec.Struct, Generic[S_co], frozen=True):
@@ -74,6 +75,15 @@ class Observed(msgspec.Struct, Generic[S_co], frozen=True):
     unknown: tuple[tuple[str, str], ...] = ()
     errors: tuple[FailedCall, ...] = ()
     more: bool = False
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """What a trial of a collector found. `calls_per_day`: the API calls to expect. `notes`: what the answers do not
+    tell, for a person to check. `certain`: whether the scope exists and may be watched."""
+
+    calls_per_day: float
+    notes: tuple[str, ...] = ()
+    certain: bool = True
 
 
 class Platforms(msgspec.Struct, frozen=True):
@@ -126,8 +136,8 @@ class Collector(Protocol):
     def observe(self, state: Any, records: Any, tally: Tally) -> Observed[Any]:
         """The next state. `tally` counts on from `state`; its `now` is the wall clock, for `last_success`."""
 
-    async def probe(self, state: Any, deadline: Deadline) -> float:
-        """Ask what `fetch` with this state did not have to ask; the API calls per day to expect. Raises `ApiError`."""
+    async def probe(self, state: Any, deadline: Deadline) -> Trial:
+        """Ask what `fetch` did not have to ask for this state. Raises `ApiError`."""
 
     def view(self, state: Any) -> Any:
         """What the `gauge` functions of the families read."""

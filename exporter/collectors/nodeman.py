@@ -94,7 +94,8 @@ class NodemanCollector(Generic[S, C, A]):
         if fatal and not found:
             raise fatal[0]
         self._attempts.forget(found)
-        return found, tuple(FailedCall.of(error, f"{what} {id}", "not shown") for id, error in errors.items())
+        failed = [FailedCall.of(error, f"{what} {id}", "not shown", configured=True) for id, error in errors.items()]
+        return found, tuple(failed)
 
     def view(self, state: S) -> NodemanView[S, C]:
         return NodemanView(state, self.config)

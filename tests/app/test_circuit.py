@@ -11,7 +11,7 @@ import pytest
 
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import CollectorState, FailedExecution, Observed, Platforms
+from exporter.collectors.base import CollectorState, FailedExecution, Observed, Platforms, Trial
 from exporter.collectors.failing_hosts import FailingHosts
 from exporter.config.schema import ScopeConfig
 from exporter.errors import ApiError, ApiReason
@@ -62,7 +62,7 @@ class Scripted:
     def observe(self, state: CollectorState | None, records: Records, tally: Tally) -> Observed[CollectorState]:
         return Observed(CollectorState(counts=tally.freeze(), last_success=tally.now))
 
-    async def probe(self, state: CollectorState, deadline: Deadline) -> float:
+    async def probe(self, state: CollectorState, deadline: Deadline) -> Trial:
         raise NotImplementedError
 
     def view(self, state: CollectorState) -> None:

@@ -12,10 +12,14 @@ import pytest
 from exporter.errors import ApiError
 from exporter.model import Scope
 from exporter.probe import explain
+from exporter.simulator import nodeman_api
+from exporter.simulator.nodeman_world import Target
+from exporter.simulator.platform import Platform
 from exporter.simulator.world import StepScript, target
 from tests.support.process import BIZ, Simulated, command, configuration
 
 OTHER = Scope("biz", "3")
+OURS, THEIRS = Target(2, "10.2.0.1", 1), Target(3, "10.3.0.1", 301)
 
 
 @pytest.fixture
@@ -106,3 +110,111 @@ def test_probe_of_an_unreachable_platform(tmp_path: Path) -> None:
     assert code == 1
     assert ": connect; " in lines[0]
     assert "canary" not in "".join(lines) + err
+
+
+# NodeMan
+
+
+def nodeman(url: str, scopes: tuple[Scope, ...] = (BIZ,), **collectors: Any) -> dict[str, Any]:
+    """A configuration with these collectors of NodeMan, by their names without prefix."""
+    enabled = {f"nodeman_{name}": {"enabled": True, "interval": "1m", **keys} for name, keys in collectors.items()}
+    platforms = {"nodeman": {"url": f"{url}/api/bk-nodeman/prod"}, "nodeman_legacy": {"url": url}}
+    return configuration(url, scopes, blueking=platforms, collectors={"job": {"enabled": False}, **enabled})
+
+
+def start_job(simulated: Simulated, *hosts: Target, **given: Any) -> int:
+    """A job that ends at once; its id."""
+
+    def start(platform: Platform) -> int:
+        world = nodeman_api.world_of(platform)
+        job = world.start_job("INSTALL_AGENT", dict.fromkeys(hosts), duration=0.0, **given)
+        world.refresh(job)
+        return job.id
+
+    return simulated.do(start)
+
+
+def test_probe_of_an_idle_forbidden_or_unknown_business(tmp_path: Path, simulated: Simulated) -> None:
+    """NodeMan answers an empty list in all three cases: probe says that they cannot be told apart; exit 0 as before."""
+    start_job(simulated, OURS)
+    code, lines, _ = probe(tmp_path, nodeman(simulated.url, (BIZ, OTHER), job={}))
+    assert code == 0
+    assert lines[0].startswith("ok    nodeman_job biz/2: about ")
+    assert lines[1].startswith("?     nodeman_job biz/3: about ")
+    assert "cannot be told apart from an idle business" in lines[1]
+    simulated.do(lambda platform: nodeman_api.world_of(platform).denied.add(2))
+    code, lines, _ = probe(tmp_path, nodeman(simulated.url, job={}))
+    assert code == 0
+    assert lines[0].startswith("?     nodeman_job biz/2: about ")
+
+
+def test_probe_of_configured_things_that_do_not_exist(tmp_path: Path, simulated: Simulated) -> None:
+    """A job, a subscription and a task that are missing beside ones that exist: each is named; exit 1."""
+    job = start_job(simulated, OURS)
+
+    def start(platform: Platform) -> tuple[int, int]:
+        world = nodeman_api.world_of(platform)
+        policy = world.start_subscription("RESTART_AGENT", {OURS: None}, duration=0.0)
+        return policy.id, world.start_legacy_task(2, "INSTALL_PAGENT", {OURS: None}).id
+
+    subscription, task = simulated.do(start)
+    config = nodeman(
+        simulated.url,
+        job={"job_ids": [job, 999]},
+        subscription={"subscription_ids": [subscription, 998]},
+        task={"job_ids": [task, 997]},
+    )
+    code, lines, _ = probe(tmp_path, config)
+    assert code == 1
+    assert lines[0].startswith("FAIL  nodeman_job biz/2: job 999: not_found; ")
+    assert lines[1].startswith("FAIL  nodeman_subscription biz/2: subscription 998: not_found; ")
+    assert lines[2].startswith("FAIL  nodeman_task biz/2: task 997: api_error; ")
+    config = nodeman(
+        simulated.url,
+        job={"job_ids": [job]},
+        subscription={"subscription_ids": [subscription]},
+        task={"job_ids": [task]},
+    )
+    code, lines, _ = probe(tmp_path, config)
+    assert code == 0
+    assert all(line.startswith("ok ") for line in lines[:3])
+
+
+def test_probe_of_a_job_that_touches_a_forbidden_business(tmp_path: Path, simulated: Simulated) -> None:
+    """The trial is a job of this business alone; where there is none, the refusal is a note and no failure."""
+    start_job(simulated, OURS, THEIRS, created_by="somebody")
+    simulated.do(lambda platform: nodeman_api.world_of(platform).denied.add(3))
+    own = start_job(simulated, OURS)
+    start_job(simulated, OURS, bk_biz_scope=[2, 4])
+    code, lines, _ = probe(tmp_path, nodeman(simulated.url, job={}))
+    assert code == 0
+    assert lines[0].startswith("ok    nodeman_job biz/2: about ")
+    simulated.do(lambda platform: nodeman_api.world_of(platform).jobs.pop(own))
+    simulated.fault("permission", api="job_details")
+    code, lines, _ = probe(tmp_path, nodeman(simulated.url, job={}))
+    assert code == 0
+    assert "touches other businesses too, and its details are refused" in lines[0]
+
+
+def test_probe_of_details_that_are_forbidden(tmp_path: Path, simulated: Simulated) -> None:
+    """A job of this business alone whose details are refused: the missing permission by name; exit 1."""
+    start_job(simulated, OURS)
+    simulated.fault("permission", api="job_details")
+    code, lines, _ = probe(tmp_path, nodeman(simulated.url, job={}))
+    assert code == 1
+    assert lines[0].startswith("FAIL  nodeman_job biz/2: job_details: permission; ")
+    assert "missing permission: task_history_view" in lines[0]
+
+
+def test_probe_of_a_subscription_of_another_business(tmp_path: Path, simulated: Simulated) -> None:
+    """Its instances are all of another business: probably the wrong scope, which the platform does not say."""
+    policy = simulated.do(
+        lambda platform: (
+            nodeman_api.world_of(platform).start_subscription("RESTART_AGENT", {OURS: None}, duration=0.0).id
+        )
+    )
+    config = nodeman(simulated.url, (OTHER,), subscription={"subscription_ids": [policy]})
+    code, lines, _ = probe(tmp_path, config)
+    assert code == 0
+    assert lines[0].startswith("?     nodeman_subscription biz/3: about ")
+    assert f"subscription {policy} has no instance of business 3" in lines[0]

@@ -26,6 +26,7 @@ from exporter.collectors.base import (
     FailedExecution,
     Observed,
     Platforms,
+    Trial,
     fold,
 )
 from exporter.collectors.calls import Attempts, gather_bounded
@@ -378,15 +379,19 @@ class JobCollector:
 
     # What others read
 
-    async def probe(self, state: JobState, deadline: Deadline) -> float:
+    async def probe(self, state: JobState, deadline: Deadline) -> Trial:
         """One call per interval, one per failed execution as often as they failed within `reopen_window`, and the
         checks for retries."""
+        notes: tuple[str, ...] = ()
         if self.config.host_results != "none":
             await self._probe_status(state, deadline)
+            if not state.executions:
+                notes = ("there is no execution to read: whether view_history is granted cannot be told",)
         failed = sum(known.outcome == "failure" for known in state.executions.values())
         retried = any(known.may_run_again for known in state.executions.values())
         day = 86400.0
-        return day / self.interval + (failed + CHECKS * retried) * day / max(self.config.reopen_window, 1.0)
+        calls = day / self.interval + (failed + CHECKS * retried) * day / max(self.config.reopen_window, 1.0)
+        return Trial(calls, notes)
 
     async def _probe_status(self, state: JobState, deadline: Deadline) -> None:
         """Ask for the status of one of the newest executions. Raises `ApiError` if none of them can be had: one alone

@@ -30,6 +30,7 @@ from exporter.collectors.base import (
     FailedExecution,
     Observed,
     Platforms,
+    Trial,
 )
 from exporter.collectors.calls import gather_bounded
 from exporter.collectors.nodeman import NodemanCollector, ended, name_of, read_pages, status_label
@@ -196,7 +197,9 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                 raise refused[first].named(f"job {first}")
 
         await gather_bounded((look(id) for id in ids if id not in rows and id not in foreign), CONCURRENCY)
-        records.errors += [FailedCall.of(error, f"job {id}", "left as it was") for id, error in refused.items()]
+        for id, error in refused.items():
+            configured = id in self.config.job_ids
+            records.errors.append(FailedCall.of(error, f"job {id}", "left as it was", configured=configured))
         # An id that does not exist is a mistake in the configuration, which must not hide that all else is well.
         fatal = [id for id, error in refused.items() if error.reason != "not_found" or not self.config.discover]
         if fatal and not rows:
@@ -364,15 +367,40 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
 
     # What others read
 
-    async def probe(self, state: NodemanJobState, deadline: Deadline) -> float:
-        """A call per interval, one per job with a failing host every five minutes; the details of a job as a trial."""
-        finished = [id for id, job in state.jobs.items() if job.counted and job.statistics]
-        if finished:
+    async def probe(self, state: NodemanJobState, deadline: Deadline) -> Trial:
+        """One call per interval, one per job with a failing host every five minutes; the details of a job as a trial.
+
+        job_list refuses nobody, so that an empty list tells nothing. Details are refused for a job that touches a
+        forbidden business, so the trial is a job that touches this business only.
+        """
+        notes: list[str] = []
+        certain = True
+        if self.config.discover:
+            page = await self._api.job_list(bk_biz_id=self.biz, pagesize=LEAST_ROWS, deadline=deadline)
+            jobs = [job for job in page.rows if job and job.statistics and has_ended(None, job, self._clock.platform())]
+            own = [job.id for job in jobs if job.bk_biz_ids == (self.biz,)]
+            if not page.rows and not state.jobs:
+                certain = False
+                notes.append(
+                    f"job_list is empty: a forbidden or unknown business {self.biz} cannot be told apart from an idle "
+                    "business; look in NodeMan whether the user sees its task history"
+                )
+            elif own:
+                await self._api.job_details(own[0], deadline=deadline)
+            elif jobs:
+                try:
+                    await self._api.job_details(jobs[0].id, deadline=deadline)
+                except ApiError as error:
+                    if error.reason != "permission":
+                        raise
+                    notes.append(f"job {jobs[0].id} touches other businesses too, and its details are refused: {error}")
+        elif finished := [id for id, job in state.jobs.items() if job.counted and job.statistics]:
             await self._api.job_details(max(finished), deadline=deadline)
         lists = self._api.lists_jobs
         calls = int(self.config.discover) + (1 if lists and self.config.job_ids else len(self.config.job_ids))
         failing = {streak.run for streak in state.hosts.streaks.values()} if lists else set()
-        return 86400.0 * (calls / self.interval + len(failing) / max(LOOK_AGAIN, self.interval))
+        looks = len(failing) / max(LOOK_AGAIN, self.interval)
+        return Trial(86400.0 * (calls / self.interval + looks), tuple(notes), certain)
 
     def url(self, run: int) -> str:
         return nodeman_job(self._api.web_url, run)

@@ -18,7 +18,7 @@ from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
 from exporter.blueking.nodeman_subscriptions import Instance, TaskResult
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import Collector, FailedCall, FailedExecution, Observed, Platforms
+from exporter.collectors.base import Collector, FailedCall, FailedExecution, Observed, Platforms, Trial
 from exporter.collectors.nodeman import NodemanCollector, read_pages
 from exporter.collectors.nodeman_subscription.fold import Fold
 from exporter.collectors.nodeman_subscription.metrics import FAMILIES
@@ -175,9 +175,15 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
 
     # What others read
 
-    async def probe(self, state: SubscriptionState, deadline: Deadline) -> float:
-        """One call per subscription and interval."""
-        return len(self.config.subscription_ids) * 86400.0 / self.interval
+    async def probe(self, state: SubscriptionState, deadline: Deadline) -> Trial:
+        """One call per subscription and interval. The platform does not say whether the business exists."""
+        notes = []
+        for id, known in state.subscriptions.items():
+            if sum(known.counter.values()) > 0:
+                page = await self._api.task_result(id, page=1, pagesize=NEWEST, deadline=deadline)
+                if page.instances and not any(is_ours(row, self.biz) for row in page.instances):
+                    notes.append(f"subscription {id} has no instance of business {self.biz} among the first {NEWEST}")
+        return Trial(len(self.config.subscription_ids) * 86400.0 / self.interval, tuple(notes), not notes)
 
     def url(self, run: int) -> str:
         """None: the record of an instance leads to no job."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 from exporter.blueking.nodeman_legacy import NodemanLegacyApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import Collector, FailedExecution, Observed, Platforms
+from exporter.collectors.base import Collector, FailedExecution, Observed, Platforms, Trial
 from exporter.collectors.nodeman import NodemanCollector
 from exporter.collectors.nodeman_task.fold import Fold
 from exporter.collectors.nodeman_task.metrics import FAMILIES
@@ -48,9 +48,9 @@ class NodemanTaskCollector(NodemanCollector[TaskState, NodemanTaskConfig, Nodema
         """Fold the records of a poll."""
         return Fold(self.config, state, records, tally).result()
 
-    async def probe(self, state: TaskState, deadline: Deadline) -> float:
+    async def probe(self, state: TaskState, deadline: Deadline) -> Trial:
         """One call per task and interval."""
-        return len(self.config.job_ids) * 86400.0 / self.interval
+        return Trial(len(self.config.job_ids) * 86400.0 / self.interval)
 
     def url(self, run: int) -> str:
         """None: NodeMan 1.x has no page of one task."""
