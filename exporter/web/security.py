@@ -36,6 +36,7 @@ from exporter.errors import ConfigError, Problem
 
 LOOK = 1.5
 """Seconds between two looks at the files."""
+LARGEST_PEM = 2**20
 LONGEST_PASSWORD = 72
 """Bytes of a password that bcrypt uses; its library refuses longer ones."""
 FAILURES_KEPT = 60.0
@@ -45,7 +46,6 @@ REFUSAL_PACE = 4
 OLDEST_EVERY = 4
 """Every so many checks it is the turn of the one that waits for the longest time, else of the newest."""
 _WRONG_KEPT = 256
-LARGEST_PEM = 2**20
 # A well-formed hash that no password is known for; the cost is filled in.
 _DUMMY = "$2b${cost:02d}$iF/givzoYo2U/5KlER3aVuxKygz8sZN3cmlrKauEoxqOeg22ZQjjK"
 
@@ -72,12 +72,13 @@ def is_cross_site(request: BaseRequest) -> bool:
 
 
 def requested_host(request: BaseRequest) -> str:
-    """The name or address of the Host header as `server.allowed_hosts` writes it; "" when there is none, or several."""
+    """The name or address of the Host header as `server.allowed_hosts` has it; "" when there is none, or several."""
     try:
         (host,) = request.headers.getall("Host", [])
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
         return ""
+    return str(ipaddress.ip_address(name)) if is_address(name) else name
 
 
 def is_address(host: str) -> bool:
@@ -140,9 +141,9 @@ class Users:
         self._worker: asyncio.Task[None] | None = None
         self._checks = 0
         self._seconds = 0.0
-        """That the newest check took."""
+        """Duration of the newest check."""
         self._refusals = 0
-        """That are delayed now."""
+        """How many are delayed now."""
         self._next_refusal = 0.0
         self._failures: Counter[str | Client] = Counter()
         self._failures_since = 0.0
@@ -186,7 +187,12 @@ class Users:
         while self._waiting:
             check = self._next()
             begin = time.perf_counter()
-            right = await asyncio.to_thread(self._matches, check.password, check.hashed)
+            try:
+                right = await asyncio.to_thread(self._matches, check.password, check.hashed)
+            except Exception as error:  # the request fails, the next one is checked
+                if not check.result.done():
+                    check.result.set_exception(error)
+                continue
             self._seconds = time.perf_counter() - begin
             for one in (check, *self._waiting):
                 if one.mark == check.mark and not one.result.done():
@@ -222,6 +228,7 @@ class Users:
         """While other clients wait too, send one refusal in the time of `REFUSAL_PACE` checks."""
         if not self._waiting and not self._refusals:
             return
+        # Each refusal that is delayed has its place in time; those that have been given up leave no gap.
         now, interval = time.monotonic(), REFUSAL_PACE * self._seconds
         self._refusals += 1
         self._next_refusal = min(max(self._next_refusal, now) + interval, now + interval * self._refusals)

@@ -365,7 +365,7 @@ async def test_F73_pages_are_answered_under_allowed_hosts_only(lines: io.StringI
     allowed = ("exporter.example", "192.0.2.7", "2001:db8::7")
     pages = ("/", "/api/v1/status", "/api/v1/failures", "/nothing")
     async with running(settings=schema.Server(allowed_hosts=allowed)) as server:
-        for host in ("exporter.example", "Exporter.Example.:10071", "192.0.2.7:10071", "[2001:db8::7]:10071"):
+        for host in ("exporter.example", "Exporter.Example.:10071", "192.0.2.7:10071", "[2001:DB8:0::7]:10071"):
             for path in (*pages, "/metrics"):
                 assert (await server.get(path, f"Host: {host}"))[0] == (404 if path == "/nothing" else 200)
         for host in ("evil.example", "exporter.example.evil.example", "", "exporter.example@evil.example", "[", "a b"):

@@ -427,6 +427,22 @@ async def test_F63_the_same_password_is_checked_once() -> None:
     assert len(checks.passwords) == 1
 
 
+async def test_a_check_that_breaks_fails_its_request_only(write: Callable[[str], Path]) -> None:
+    """An error inside a check is a 500 for that request; the next one is checked."""
+
+    def matches(password: bytes, hashed: str) -> bool:
+        if password == b"odd":
+            raise RuntimeError("broken")
+        return password == b"s3cret"
+
+    config = WebConfig(write(f"basic_auth_users: {{ann: {HASH}}}\n"))
+    config.users = Users(matches)
+    async with running(config) as server:
+        assert (await server.get("/metrics", basic("ann", "odd")))[0] == 500
+        assert (await server.get("/metrics", basic("ann", "wrong")))[0] == 401
+        assert (await server.get("/metrics", basic("ann", "s3cret")))[0] == 200
+
+
 async def test_F63_a_client_that_left_is_not_checked(write: Callable[[str], Path]) -> None:
     """Guesses of closed connections are dropped, but for the one that is being checked."""
     config = WebConfig(write(f"basic_auth_users: {{ann: {HASH}}}\n"))
