@@ -14,24 +14,34 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from exporter import __version__, log, systemd
 from exporter.clock import Clock
 from exporter.config.load import Loaded
+from exporter.config.schema import Config
+from exporter.config.state_url import RedisUrl
 from exporter.exposed import page_families
 from exporter.fleet import Fleet, series_limit
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Exposition, Page
+from exporter.model import Key
 from exporter.poller import Services
 from exporter.reload import Configuration, Options
-from exporter.state.base import open_store
-from exporter.status import FailureFinder, Status, process_status
+from exporter.shard import pod_name
+from exporter.state.base import Store, open_store
+from exporter.status import FailureFilter, FailureFinder, Failures, Status, process_status
 from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
 from exporter.web.server import Backend, WebServer, listen
 
 STOP_WITHIN = 4.5
 """Seconds from the request to stop until the process ends, even while a thread hangs in the resolver or on a disk."""
+if TYPE_CHECKING:
+    # redis-py is an extra.
+    from exporter.sharing import Sharing
+    from exporter.state.redis import RedisStore
+
 READY_AFTER = 60.0
 """Seconds after which the daemon is ready although some poller has not ended its first poll."""
 
@@ -45,13 +55,18 @@ class App:
         self.stopping = asyncio.Event()
         self.telemetry = Telemetry(__version__)
         self.page = Page(page_families(), series_limit(loaded.config), self.telemetry.series_dropped)
-        self.store = open_store(loaded.config.state.url)
+        shard = options.shard
+        shared = _shared_store(loaded.config, self.telemetry)
+        self.store: Store = shared or open_store(loaded.config.state, shard)
         self.fleet = Fleet(Services(self.store, self.page, self.telemetry, self.clock))
+        self.sharing = _share(shared, self.fleet, self.telemetry) if shared else None
         self.web = WebConfig(loaded.config.server.web_config_file, self._web_file_followed)
         self.configuration = Configuration(options, loaded, self.fleet, self.web, self.telemetry, self.clock)
+        self.telemetry.shard(shard.ordinal, shard.total)
         self._started = self.clock.wall()
         self._begun = self.clock.monotonic()
         self._ready = False
+        self._finder = FailureFinder(self.fleet)
 
     async def run(self, started: Callable[[Sequence[str]], None] = lambda addresses: None) -> None:
         """Serve until `stop`. `started` is told the addresses as soon as they answer.
@@ -70,7 +85,7 @@ class App:
                 stack.callback(socket.close)
             await stack.enter_async_context(self.fleet)
             # Connections queue until the state is loaded.
-            await self.fleet.apply(config)
+            await self.fleet.apply(config, assigned=self.sharing.assigned if self.sharing else self._in_shard)
             gc.freeze()  # pollers stay: walking over thousands of them would make every full collection slow
 
             server = WebServer(self._backend(), config.server, self.web)
@@ -84,6 +99,10 @@ class App:
                 tasks.create_task(self.fleet.keep_state(), name="state"),
                 tasks.create_task(systemd.feed_watchdog(), name="watchdog"),
             ]
+            if self.sharing:
+                background.append(tasks.create_task(self.sharing.run(), name="share"))
+                beating = tasks.create_task(self.sharing.beat(), name="heartbeat")
+                stack.callback(beating.cancel)
             addresses = [_url(socket.getsockname(), self.web.current.tls is not None) for socket in sockets]
             log.get().info("started", version=__version__, addresses=addresses, pollers=len(self.fleet.pollers))
             started(addresses)
@@ -95,7 +114,8 @@ class App:
             for task in background:
                 task.cancel()
             await self.fleet.stop()
-            await server.drain()
+            # Heartbeats go on meanwhile, and scrapes: what is not released yet is still shown here.
+            await asyncio.gather(server.drain(), self.sharing.leave() if self.sharing else asyncio.sleep(0))
             serving.cancel()
 
     def stop(self) -> None:
@@ -104,15 +124,21 @@ class App:
 
     @property
     def ready(self) -> bool:
-        """Every poller has ended a poll, or a minute has passed. A reload never takes it back, a stop does."""
+        """Every poller has ended a poll, or a minute has passed. A reload never takes it back, a stop does.
+
+        Beside other replicas this one must have had its share too.
+        """
         if not self._ready:
-            self._ready = self.clock.monotonic() - self._begun >= READY_AFTER or self.fleet.attempted
+            complete = self.fleet.attempted and (self.sharing is None or self.sharing.ready)
+            self._ready = complete or self.clock.monotonic() - self._begun >= READY_AFTER
         return self._ready and not self.stopping.is_set()
 
     def status(self) -> Status:
         """What the landing page and /api/v1/status show."""
         return process_status(
             self.fleet,
+            replicas=self.sharing.replicas() if self.sharing else (),
+            visible=self.visible,
             started=self._started,
             uptime=self.clock.monotonic() - self._begun,
             ready=self.ready,
@@ -126,18 +152,50 @@ class App:
         return Backend(
             exposition=self._exposition,
             status=self.status,
-            failures=FailureFinder(self.fleet).find,
+            failures=self._failures,
             ready=lambda: self.ready,
             reload=self.configuration.reload,
         )
 
+    def _in_shard(self, key: Key) -> bool:
+        return self.options.shard.owns(key.scope)
+
+    @property
+    def visible(self) -> bool:
+        """Whether what this process knows of scopes may be shown: another replica may show it after a lapsed lease."""
+        return self.sharing is None or self.sharing.valid
+
+    async def _failures(self, wanted: FailureFilter) -> Failures:
+        return await self._finder.find(wanted) if self.visible else Failures()
+
     def _exposition(self, form: Format, names: frozenset[str] | None, gzip: bool) -> Exposition:
         # Counting first: it is what finds out how many series max_series cuts.
         self.telemetry.series(self.page.counts())
-        exposition = self.page.exposition(form, names, self.telemetry.render(form.openmetrics, names), gzip)
+        if self.sharing:
+            self.sharing.measure()
+        shown = names if self.visible else frozenset()
+        exposition = self.page.exposition(form, shown, self.telemetry.render(form.openmetrics, names), gzip)
         if names is None:
             self.telemetry.exposition(exposition.size)
         return exposition
+
+
+def _shared_store(config: Config, telemetry: Telemetry) -> RedisStore | None:
+    """The store of one of several replicas, None with a state that belongs to one process."""
+    if not isinstance(config.state.url, RedisUrl):
+        return None
+    from exporter.state.redis import RedisStore
+
+    telemetry.shared()
+    store = RedisStore(config.state, pod=pod_name(), observer=telemetry)
+    store.configure(config.sha256)
+    return store
+
+
+def _share(store: RedisStore, fleet: Fleet, telemetry: Telemetry) -> Sharing:
+    from exporter.sharing import Sharing
+
+    return Sharing(store, fleet, telemetry)
 
 
 def _url(address: tuple[object, ...], tls: bool) -> str:

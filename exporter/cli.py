@@ -18,6 +18,7 @@ from exporter import __version__
 
 if TYPE_CHECKING:
     from exporter.config.load import Loaded, Override
+    from exporter.shard import Shard
 
 ENVIRONMENT = "BLUEKING_EXPORTER_"
 
@@ -171,9 +172,11 @@ WEB = (
     Flag("web.enable-lifecycle", "", "allow POST /-/reload", "server.enable_lifecycle"),
 )
 SYSTEMD = (Flag("web.systemd-socket", "", "use the sockets that systemd has opened"),)
-STATE = (Flag("state.url", "URL", "sqlite:PATH or memory:", "state.url"),)
-RESERVED = (Flag("shard", "N", argparse.SUPPRESS), Flag("total-shards", "M", argparse.SUPPRESS))
-"""Flags of the scale-out step; until it is there they are refused rather than ignored."""
+STATE = (
+    Flag("state.url", "URL", "sqlite:PATH, memory:, or an address of Redis or Valkey", "state.url"),
+    Flag("shard", "N", "which of the shards this process is, from 0", read=_number),
+    Flag("total-shards", "M", "processes that share the scopes, each with its own state", read=_number),
+)
 LOG = (
     Flag("log.level", "LEVEL", "debug, info, warning or error", "log.level"),
     Flag("log.format", "FORMAT", "logfmt, json or console", "log.format"),
@@ -254,7 +257,9 @@ def _run(given: Given) -> int:
     gc.freeze()
     gc.enable()
     _configure_log(loaded)
-    options = Options(given["config.file"], given.overrides(), systemd_socket=bool(given["web.systemd-socket"]))
+    options = Options(
+        given["config.file"], given.overrides(), _shard(given), systemd_socket=bool(given["web.systemd-socket"])
+    )
     _start(run(options, loaded))
     return 0
 
@@ -299,7 +304,7 @@ def _once(given: Given) -> int:
 
     loaded = _load(given)
     _configure_log(loaded)
-    body, complete = asyncio.run(once(loaded.config, constants=not given["no-constants"]))
+    body, complete = asyncio.run(once(loaded.config, _shard(given), constants=not given["no-constants"]))
     if given["output"] is None:
         sys.stdout.buffer.write(body)
     else:
@@ -384,14 +389,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("run", "run the daemon (the default)", _run, (*CONFIG, *WEB, *SYSTEMD, *STATE, *RESERVED, *LOG)),
-    Command(
-        "check", "validate the configuration, without any network", _check, (*CONFIG, *WEB, *STATE, *RESERVED, *LOG)
-    ),
+    Command("run", "run the daemon (the default)", _run, (*CONFIG, *WEB, *SYSTEMD, *STATE, *LOG)),
+    Command("check", "validate the configuration, without any network", _check, (*CONFIG, *WEB, *STATE, *LOG)),
     Command("probe", "ask each scope and collector once: reachable, permitted, cost", _probe, (*CONFIG, *LOG)),
     Command(
-        "once", "one complete poll of everything, as text exposition", _once,
-        (*CONFIG, *OUTPUT, *STATE, *RESERVED, *LOG),
+        "once", "one complete poll of everything, as text exposition", _once, (*CONFIG, *OUTPUT, *STATE, *LOG),
     ),
     Command(
         "state", "look at what has been counted, carry it to another store, or forget a part of it", _state,
@@ -441,20 +443,33 @@ def _say(line: str) -> None:
 
 def _load(given: Given) -> Loaded:
     from exporter.config.load import load
+    from exporter.config.state_url import RedisUrl
     from exporter.errors import ConfigError, Problem
 
-    reserved = [
-        Problem(f"--{flag.name}", 0, 0, "", "is reserved for the scale-out step and has no effect yet: leave it out")
-        for flag in RESERVED
-        if given[flag.name] is not None
-    ]
+    problems: list[Problem] = []
+    try:
+        _shard(given)
+    except ConfigError as error:
+        problems += error.problems
     try:
         loaded = load(given["config.file"], given.overrides(), given.environ)
     except ConfigError as error:
-        raise ConfigError([*reserved, *error.problems]) from None
-    if reserved:
-        raise ConfigError(reserved)
+        raise ConfigError([*problems, *error.problems]) from None
+    if isinstance(loaded.config.state.url, RedisUrl):
+        problems += [
+            Problem(f"--{name}", 0, 0, "", "replicas on Redis share the scopes by themselves: leave it out")
+            for name in ("shard", "total-shards")
+            if given[name] is not None
+        ]
+    if problems:
+        raise ConfigError(problems)
     return loaded
+
+
+def _shard(given: Given) -> Shard:
+    from exporter.shard import Shard, read_shard
+
+    return read_shard(given["shard"], given["total-shards"], given.environ) or Shard()
 
 
 def _configure_log(loaded: Loaded) -> None:

@@ -8,7 +8,8 @@ assigned┘
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -25,7 +26,7 @@ from exporter.collectors.calls import gather_bounded
 from exporter.config.schema import Config, ScopeConfig
 from exporter.errors import ConfigError, Problem, StateError
 from exporter.exposed import scope_key, show_scope, show_status_codes
-from exporter.model import Key
+from exporter.model import Key, Scope
 from exporter.poller import Poller, Services, Settings
 
 CHECK = 10.0
@@ -34,6 +35,8 @@ SAVES = 100
 """States that are committed at once when all of them are."""
 KEEP = 7 * 86400.0
 """Seconds for which the state of a removed scope is kept, so that it continues when the scope comes back."""
+MANY = 25
+"""Pollers that are shown in one go, in some 10 ms."""
 PROCESS_SERIES = 200
 """Series of `max_series` that are reserved for the metrics of the process."""
 
@@ -53,10 +56,10 @@ def platforms(client: Client, one: ScopeConfig) -> Platforms:
     )
 
 
-def collectors(config: Config, client: Client, clock: Clock) -> list[Collector]:
-    """One collector per enabled (collector, scope), in the order of the configuration."""
+def collectors(scopes: Iterable[ScopeConfig], client: Client, clock: Clock) -> list[Collector]:
+    """One collector per enabled (collector, scope), in the order of `scopes`."""
     built: list[Collector] = []
-    for one in config.scopes:
+    for one in scopes:
         apis = platforms(client, one)
         made = (collector.build(one, apis, clock) for collector in COLLECTORS)
         built += [collector for collector in made if collector is not None]
@@ -66,7 +69,7 @@ def collectors(config: Config, client: Client, clock: Clock) -> list[Collector]:
 def pollers(config: Config, client: Client, services: Services) -> list[Poller]:
     """One poller per enabled (collector, scope), none of them loaded or running."""
     settings = Settings.of(config)
-    return [Poller(collector, settings, services) for collector in collectors(config, client, services.clock)]
+    return [Poller(collector, settings, services) for collector in collectors(config.scopes, client, services.clock)]
 
 
 def series_limit(config: Config) -> int:
@@ -77,19 +80,23 @@ def series_limit(config: Config) -> int:
 class Fleet:
     """Runs the pollers that configuration and assignment ask for, until the context is left.
 
-    `apply` is the only way to change them, at the start, at a reload and later.
+    `apply` is the only way to change them, at the start, at a reload and later; `drop` takes one away at once.
+    `enabled`: every (collector, scope) of the configuration and the scope it comes from, wherever that is polled.
+    `scopes`: those that are polled here.
     """
 
     def __init__(self, services: Services) -> None:
+        self.config: Config | None = None
         self.pollers: dict[Key, Poller] = {}
-        self.scopes: tuple[ScopeConfig, ...] = ()
+        self.scopes: dict[Scope, ScopeConfig] = {}
+        self.enabled: Mapping[Key, ScopeConfig] = {}
         self._services = services
-        self._config: Config | None = None
         self._assigned: Assignment = lambda key: True
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._group = asyncio.TaskGroup()
         self._lock = asyncio.Lock()
         self._stopped = False
+        self._of_scope: Counter[Scope] = Counter()
         self._client: Client | None = None
 
     async def __aenter__(self) -> Self:
@@ -113,7 +120,7 @@ class Fleet:
     @property
     def attempted(self) -> bool:
         """Whether there is a configuration and every poller has ended a poll, complete or not."""
-        return self._config is not None and all(poller.attempted.is_set() for poller in self.pollers.values())
+        return self.config is not None and all(poller.attempted.is_set() for poller in self.pollers.values())
 
     async def apply(self, config: Config | None = None, *, assigned: Assignment | None = None) -> bool:
         """Run exactly one poller per (collector, scope) that the configuration enables and that is assigned here.
@@ -123,7 +130,7 @@ class Fleet:
         nothing has changed. False, and nothing has changed, after `stop`.
         """
         async with self._lock:
-            config, assigned = config or self._config, assigned or self._assigned
+            config, assigned = config or self.config, assigned or self._assigned
             if self._stopped or config is None:
                 return False
             await self._apply(config, assigned)
@@ -134,6 +141,17 @@ class Fleet:
         async with self._lock:
             self._stopped = True
             await self._stop(self._tasks)
+
+    def drop(self, key: Key) -> None:
+        """Stop polling and showing a key at once, since somebody else does it now."""
+        if poller := self.pollers.pop(key, None):
+            poller.close()
+            self._of_scope[key.scope] -= 1
+            if not self._of_scope[key.scope]:
+                self._services.page.remove(Key("", key.scope))
+                self.scopes.pop(key.scope, None)
+        if task := self._tasks.pop(key, None):
+            task.cancel()
 
     def retry_refused(self) -> None:
         """Poll the scopes at once that BlueKing refused: their credentials may have changed."""
@@ -148,7 +166,7 @@ class Fleet:
         """Forget the states of scopes that have been gone for `KEEP`, once an hour."""
         while True:
             try:
-                forgotten = await self._services.store.purge(list(self.pollers), self._services.clock.wall() - KEEP)
+                forgotten = await self._services.store.purge(self.enabled, self._services.clock.wall() - KEEP)
                 if forgotten:
                     log.get().info("state_purged", states=forgotten)
             except StateError as error:
@@ -176,41 +194,59 @@ class Fleet:
 
     async def _apply(self, config: Config, assigned: Assignment) -> None:
         services, settings = self._services, Settings.of(config)
+        unchanged = config is self.config
         # First all that can fail, without any change.
         async with AsyncExitStack() as undo:
             client = self._client
             if client is None or config.blueking != client.config:
                 client = Client(config.blueking, services.clock, services.telemetry, log.get())
                 await undo.enter_async_context(client)
-            elif problems := await client.refresh_tls():
+            elif not unchanged and (problems := await client.refresh_tls()):
                 raise ConfigError(problems)
-            built = collectors(config, client, services.clock)
-            wanted = {key: one for one in built if assigned(key := Key(one.name, one.scope))}
-            added = [Poller(one, settings, services) for key, one in wanted.items() if key not in self.pollers]
+            # With several replicas the assignment changes often: what stays is not built again then.
+            if unchanged:
+                new = {one.scope: one for key, one in self.enabled.items() if key not in self.pollers and assigned(key)}
+            else:
+                new = {one.scope: one for one in config.scopes}
+            built = collectors(new.values(), client, services.clock)
+            collector_of = {Key(one.name, one.scope): one for one in built}
+            enabled = self.enabled if unchanged else {key: new[key.scope] for key in collector_of}
+            added = [
+                Poller(one, settings, services)
+                for key, one in collector_of.items()
+                if key not in self.pollers and assigned(key)
+            ]
             for poller in added:
                 await poller.load()
             undo.pop_all()
 
-        await self._stop(
+        gone = [key for key in self.pollers if key not in enabled or not assigned(key)]
+        changed = [
             key
             for key, poller in self.pollers.items()
-            if client is not self._client or key not in wanted or wanted[key].interval != poller.collector.interval
-        )
+            if client is not self._client
+            or (key in collector_of and collector_of[key].interval != poller.collector.interval)
+        ]
+        await self._stop({*gone, *changed})
         if client is not self._client:
             if self._client is not None:
                 await self._client.close()
             self._client = client
-        for key in self.pollers.keys() - wanted.keys():
-            self.pollers.pop(key).close()
-        for key, poller in self.pollers.items():
-            poller.reconfigure(wanted[key], settings)
-        for poller in added:
+        for key in gone:
+            self.drop(key)
+        if not unchanged:
+            for key, poller in self.pollers.items():
+                poller.reconfigure(collector_of[key], settings)
+        for number, poller in enumerate(added):
             self.pollers[poller.key] = poller
+            self._of_scope[poller.key.scope] += 1
             poller.show()
+            if number % MANY == MANY - 1:
+                await asyncio.sleep(0)  # thousands of them must not hold up a scrape
+        self.config, self._assigned, self.enabled = config, assigned, enabled
         for key in self.pollers.keys() - self._tasks.keys():
             self._tasks[key] = self._group.create_task(self.pollers[key].run(), name=f"poll {key}")
         self._show_scopes(config, assigned)
-        self._config, self._assigned = config, assigned
 
     async def _stop(self, keys: Iterable[Key]) -> None:
         tasks = [self._tasks.pop(key) for key in list(keys)]
@@ -223,9 +259,10 @@ class Fleet:
         page = self._services.page
         page.limit(series_limit(config))
         show_status_codes(page)
-        before = {scope_key(one) for one in self.scopes}
-        self.scopes = tuple(one for one in config.scopes if assigned(scope_key(one)))
-        for gone in before - {scope_key(one) for one in self.scopes}:
-            page.remove(gone)
-        for one in self.scopes:
-            show_scope(page, one)
+        before = self.scopes
+        self.scopes = {one.scope: one for one in config.scopes if assigned(scope_key(one))}
+        for scope in before.keys() - self.scopes.keys():
+            page.remove(scope_key(before[scope]))
+        for scope, one in self.scopes.items():
+            if one is not before.get(scope):
+                show_scope(page, one)

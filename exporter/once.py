@@ -8,6 +8,8 @@ import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
+
 from exporter import log
 from exporter.blueking.client import Client
 from exporter.clock import Clock
@@ -17,21 +19,24 @@ from exporter.fleet import pollers
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Page
 from exporter.poller import Poller, Services
+from exporter.shard import Shard
 from exporter.state.base import open_store
 from exporter.telemetry import Telemetry
 
 
-async def once(config: Config, *, constants: bool = True) -> tuple[bytes, bool]:
+async def once(config: Config, shard: Shard | None = None, *, constants: bool = True) -> tuple[bytes, bool]:
     """The page after one complete poll of every collector, history that was missed included; whether all succeeded.
 
     Counts are kept in the configured state, so that a second call goes on where this one ended. The process's own
-    metrics are left out: beside node_exporter's they would be duplicates. `constants` False leaves out the series that
-    are the same in the page of every exporter. Raises `StateError`, `ConfigError`.
+    metrics are left out: beside node_exporter's they would be duplicates. Of the scopes, those of `shard`. `constants`
+    False leaves out the series that are the same in the page of every exporter. Raises `StateError`, `ConfigError`.
     """
+    shard = shard or Shard()
+    config = msgspec.structs.replace(config, scopes=tuple(one for one in config.scopes if shard.owns(one.scope)))
     clock, telemetry = Clock(), Telemetry()
     page = Page(page_families(), config.max_series)
     async with AsyncExitStack() as stack:
-        store = open_store(config.state.url)
+        store = open_store(config.state, shard)
         await store.open()
         stack.push_async_callback(store.close)
         client = await stack.enter_async_context(Client(config.blueking, clock, telemetry, log.get()))

@@ -212,6 +212,7 @@ class Poller:
         try:
             if not self._loaded:
                 await self.load()
+            self._store.ensure(self.key)
             deadline = Deadline(max(self.collector.interval, 2 * self._settings.request_timeout), self._clock)
             records = await self.collector.fetch(self.state, deadline)
             observation = await self.observe(records)

@@ -8,7 +8,7 @@ from typing import Literal
 from exporter.collectors.job.metrics import STATUS_CODE_INFO
 from exporter.exposed import COLLECTOR_FAMILIES, page_families
 from exporter.metrics.family import SCOPE_LABELS, Family
-from exporter.telemetry import PROCESS_FAMILIES
+from exporter.telemetry import PROCESS_FAMILIES, SHARING_FAMILIES
 
 Language = Literal["en", "zh"]
 
@@ -18,6 +18,7 @@ TEXTS = {
         "watched": "Watched on BlueKing",
         "pollers": "The exporter: per collector and scope",
         "process": "The exporter: the process",
+        "sharing": "The exporter: one of several replicas, with Redis or Valkey only",
         "none": "none",
         "head": ("metric", "type", "labels", "meaning"),
         "more": "And the usual `process_*` and `python_*` metrics.",
@@ -27,6 +28,7 @@ TEXTS = {
         "watched": "蓝鲸平台指标",
         "pollers": "采集器自身：按采集项与范围",
         "process": "采集器自身：进程级",
+        "sharing": "采集器自身：多副本之一（仅使用 Redis 或 Valkey 时）",
         "none": "无",
         "head": ("指标", "类型", "标签", "含义"),
         "more": "另有通用的 `process_*` 与 `python_*` 指标。",
@@ -47,6 +49,8 @@ def reference(language: Language) -> str:
         _table(((family, ("collector", *SCOPE_LABELS)) for family in COLLECTOR_FAMILIES), language),
         f"## {texts['process']}",
         _table(((family, ()) for family in PROCESS_FAMILIES), language),
+        f"## {texts['sharing']}",
+        _table(((family, ()) for family in SHARING_FAMILIES), language),
         str(texts["more"]),
     ]
     return "\n\n".join(parts) + "\n"

@@ -15,6 +15,7 @@ from exporter.config.load import Loaded, Override, load
 from exporter.config.schema import Config
 from exporter.errors import ConfigError, StateError
 from exporter.fleet import Fleet
+from exporter.shard import Shard
 from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
 
@@ -32,6 +33,7 @@ class Options(msgspec.Struct, frozen=True):
 
     config_file: Path
     overrides: Mapping[str, Override] = {}
+    shard: Shard = Shard()
     systemd_socket: bool = False
 
 

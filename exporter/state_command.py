@@ -151,7 +151,7 @@ async def _reset(config: Config, selection: Selection, say: Say) -> None:
 async def _opened(config: Config, *, read_only: bool = False) -> AsyncIterator[Store]:
     if config.state.url == "memory:":
         raise ExporterError("state.url is memory: a daemon keeps that state to itself")
-    store = open_store(config.state.url)
+    store = open_store(config.state)
     try:
         await store.open(read_only=read_only)
         yield store

@@ -50,8 +50,19 @@ class PollerStatus(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str = ""
 
 
+class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica that is alive, as this one sees it. `phase`: join, ready or leave; `configuration`: the same for
+    replicas that share their work; `self`: this process."""
+
+    name: str
+    phase: str
+    configuration: str
+    self: bool
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole process. `started` in unix seconds, `uptime` in seconds, `series` of the whole page.
+    """The whole process. `started` in unix seconds, `uptime` in seconds, `series` of the whole page. `replicas`: with a
+    store that is shared.
 
     `pollers` stays the last member: the JSON is written in pieces.
     """
@@ -61,6 +72,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     uptime: float
     ready: bool
     series: int = 0
+    replicas: tuple[ReplicaStatus, ...] = ()
     pollers: Sequence[PollerStatus] = msgspec.field(default=(), name="watches")
 
 
@@ -133,18 +145,27 @@ class Failures(msgspec.Struct, frozen=True):
     untracked: int = 0
 
 
-def process_status(fleet: Fleet, *, started: float, uptime: float, ready: bool, series: int) -> Status:
-    """What the landing page and /api/v1/status show now."""
-    names = {one.scope: one.name for one in fleet.scopes}
+def process_status(
+    fleet: Fleet,
+    *,
+    started: float,
+    uptime: float,
+    ready: bool,
+    series: int,
+    replicas: tuple[ReplicaStatus, ...] = (),
+    visible: bool = True,
+) -> Status:
+    """What the landing page and /api/v1/status show now; nothing of any scope unless `visible`."""
+    shown = fleet.pollers.values() if visible else ()
+    names = {scope: one.name for scope, one in fleet.scopes.items()}
     return Status(
         version=__version__,
         started=started,
         uptime=uptime,
         ready=ready,
         series=series,
-        pollers=_Described(
-            list(fleet.pollers.values()), lambda poller: _poller_status(poller, names.get(poller.key.scope, ""))
-        ),
+        replicas=replicas,
+        pollers=_Described(list(shown), lambda poller: _poller_status(poller, names.get(poller.key.scope, ""))),
     )
 
 
@@ -199,7 +220,7 @@ class FailureFinder:
     async def find(self, wanted: FailureFilter) -> Failures:
         """The failures that match."""
         names: dict[tuple[str, str], str] = {
-            (one.scope.bk_scope_type, one.scope.bk_scope_id): one.name for one in self._fleet.scopes
+            (scope.bk_scope_type, scope.bk_scope_id): one.name for scope, one in self._fleet.scopes.items()
         }
         pollers = [
             poller

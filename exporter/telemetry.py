@@ -7,9 +7,10 @@ the rows. A gauge whose value is not known yet is absent, never 0.
 from __future__ import annotations
 
 import asyncio
+import collections
 import platform
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
@@ -21,6 +22,7 @@ from exporter.metrics.family import Family
 from exporter.metrics.render import encode, header, label_text, number, sample_names
 
 _PREFIX = "blueking_exporter_"
+_STATE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
 _REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 PERIOD = 1.0
 """Seconds between two measurements of the event loop."""
@@ -151,6 +153,71 @@ PROCESS_FAMILIES = (
     ),
 )
 
+"""What every process says of itself."""
+
+SHARING_FAMILIES = (
+    _row(
+        "gauge",
+        "replicas",
+        ("phase",),
+        "Replicas that are alive, as this one sees them: join, ready, leave.",
+        "本副本看到的存活副本数，按阶段统计：join、ready、leave。",
+    ),
+    _row("gauge", "scopes_owned", (), "Scopes that this replica polls and shows.", "本副本负责采集与展示的范围数。"),
+    _row("gauge", "scopes_configured", (), "Scopes of the configuration.", "配置的范围数。"),
+    _row(
+        "gauge",
+        "lease_valid",
+        (),
+        "Whether this replica may show its scopes now.",
+        "本副本此刻是否可以展示其范围。",
+    ),
+    _row(
+        "gauge",
+        "lease_remaining_seconds",
+        (),
+        "Time until the lease lapses unless the store confirms another heartbeat.",
+        "若存储不再确认心跳，租约还剩多久失效（秒）。",
+    ),
+    _row(
+        "counter",
+        "takeovers_total",
+        ("cause",),
+        "(collector, scope) that this replica took, by cause: join (nobody had it), dead, released, healed (the store"
+        " had lost it).",
+        "本副本接管的（采集项、范围）数，按原因：join（无主）、dead（原副本失联）、released（被释放）、healed（存储丢失后恢复）。",
+    ),
+    _row(
+        "counter",
+        "fenced_total",
+        (),
+        "(collector, scope) that another replica had taken when this one came back.",
+        "本副本恢复时已被其他副本接管的（采集项、范围）数。",
+    ),
+    _row(
+        "counter",
+        "state_rollbacks_total",
+        (),
+        "Times that the store was found to have lost writes or to be another server process.",
+        "发现存储丢失写入或换了服务进程的次数。",
+    ),
+    _row(
+        "histogram",
+        "state_roundtrip_seconds",
+        (),
+        "Time from sending a pipeline to the store to its last answer.",
+        "一次存储管道请求从发出到读完的耗时（秒）。",
+    ),
+    _row(
+        "gauge",
+        "state_replicas_acked",
+        (),
+        "Replicas of the store that have acknowledged the newest writes.",
+        "已确认最近写入的存储副本数。",
+    ),
+)
+"""What a process says of itself beside others on one store; absent elsewhere."""
+
 
 class Telemetry:
     """What the process knows about itself. Every method is cheap and never fails because of what it is told."""
@@ -159,17 +226,20 @@ class Telemetry:
         self._registry = registry or CollectorRegistry()
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
-        for family in PROCESS_FAMILIES:
+        self._histograms: dict[str, Histogram] = {}
+        for family in (*PROCESS_FAMILIES, *SHARING_FAMILIES):
             name = family.name.removeprefix(_PREFIX)
             if family.kind == "counter":
                 self._counters[name] = Counter(family.name, family.help, family.labels, registry=self._registry)
             elif family.kind == "gauge":
                 self._gauges[name] = Gauge(family.name, family.help, family.labels, registry=self._registry)
             else:
-                self._durations = Histogram(
-                    family.name, family.help, family.labels, registry=self._registry, buckets=_REQUEST_BUCKETS
+                buckets = _REQUEST_BUCKETS if family in PROCESS_FAMILIES else _STATE_BUCKETS
+                self._histograms[name] = Histogram(
+                    family.name, family.help, family.labels, registry=self._registry, buckets=buckets
                 )
         self._unknown = {family.name for family in PROCESS_FAMILIES if family.kind == "gauge"}
+        self._unknown |= {family.name.removesuffix("_total") for family in SHARING_FAMILIES}
         self._fields: set[str] = set()
         self._series: Mapping[str, int] = {}
         self._inflight = 0
@@ -183,7 +253,7 @@ class Telemetry:
     def api_request(self, api: str, code: str, seconds: float) -> None:
         """A request ended with this HTTP status, or `none`."""
         self._counters["api_requests_total"].labels(api, _status(code)).inc()
-        self._durations.labels(api).observe(seconds)
+        self._histograms["api_request_duration_seconds"].labels(api).observe(seconds)
 
     def api_retry(self, api: str) -> None:
         """A request is tried again."""
@@ -279,6 +349,45 @@ class Telemetry:
     def series_dropped(self, family: str, n: int) -> None:
         """This many series more were cut because of `max_series`."""
         self._counters["series_dropped_total"].labels(family).inc(n)
+
+    # Beside other replicas; see `StateObserver`
+
+    def shared(self) -> None:
+        """This process shares its work with others: show all that is said of that."""
+        self._unknown -= {family.name.removesuffix("_total") for family in SHARING_FAMILIES if family.kind != "gauge"}
+        for cause in ("join", "dead", "released", "healed"):
+            self._counters["takeovers_total"].labels(cause)
+
+    def lease(self, valid: bool, remaining: float) -> None:
+        """Whether the lease is valid, and for how many seconds."""
+        self._set("lease_valid", valid)
+        self._set("lease_remaining_seconds", remaining)
+
+    def replicas(self, phases: Iterable[str]) -> None:
+        """The phase of each replica that is alive."""
+        counts = collections.Counter(phases)
+        for phase in ("join", "ready", "leave"):
+            self._set("replicas", counts[phase], phase)
+
+    def scopes(self, *, owned: int, configured: int) -> None:
+        """How many scopes this replica has, of how many there are."""
+        self._set("scopes_owned", owned)
+        self._set("scopes_configured", configured)
+
+    def takeover(self, cause: str) -> None:
+        self._counters["takeovers_total"].labels(cause).inc()
+
+    def fenced(self) -> None:
+        self._counters["fenced_total"].inc()
+
+    def state_rollback(self) -> None:
+        self._counters["state_rollbacks_total"].inc()
+
+    def state_roundtrip(self, seconds: float) -> None:
+        self._histograms["state_roundtrip_seconds"].observe(seconds)
+
+    def state_acknowledged(self, replicas: int) -> None:
+        self._set("state_replicas_acked", replicas)
 
     def render(self, openmetrics: bool, names: Set[str] | None = None) -> bytes:
         """The families that have samples, without `# EOF`; `names` selects as `Page.snapshot` does."""

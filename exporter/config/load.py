@@ -24,7 +24,7 @@ from exporter.config.schema import (
     json_schema,
 )
 from exporter.config.secret import Secret
-from exporter.config.values import StateUrl
+from exporter.config.state_url import StateUrl
 from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, clean, parse
 from exporter.errors import ConfigError, Problem
 from exporter.model import Scope

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
 
 from exporter.config.read import Reader
-from exporter.config.schema import Auth, BlueKing, Collectors, ConfigFile, ScopeEntry, State, Watch
+from exporter.config.schema import Auth, BlueKing, Collectors, ConfigFile, ScopeEntry, State, Tls, Watch
+from exporter.config.state_url import RedisUrl
 from exporter.errors import Problem
 from exporter.model import Scope
 
-_LEASE_TTL = State().lease_ttl
+SHORTEST_LEASE, LONGEST_LEASE = 3.0, 300.0
+SCRAPE_TIMEOUT = 10.0
+_REDIS_ONLY = ("lease_ttl", "wait_replicas", "key_prefix", "username", "password", "sentinel_password", "tls")
 _PLATFORMS = {
     "job": "job",
     "nodeman_job": "nodeman",
@@ -37,10 +41,59 @@ class Where(msgspec.Struct, frozen=True):
 def check_file(reader: Reader, file: ConfigFile) -> list[Problem]:
     """Rules within the configuration file itself. Returns warnings; problems go to the reader."""
     warnings: list[Problem] = []
-    if file.state.lease_ttl != _LEASE_TTL:
-        reader.problem("state.lease_ttl", "reserved for the scale-out step; only the default 15s is accepted")
+    if reader.has_no_problem("state.url"):
+        warnings += _check_state(reader, file.state)
     if reader.has_no_problem("blueking"):
         warnings += _check_blueking(reader, file.blueking)
+    return warnings
+
+
+def _check_state(reader: Reader, state: State) -> list[Problem]:
+    url = state.url
+    if not isinstance(url, RedisUrl):
+        unused = [key for key in _REDIS_ONLY if getattr(state, key) != getattr(State(), key)]
+        return [_warning(reader, f"state.{key}", "has no effect without Redis in state.url") for key in unused]
+    if importlib.util.find_spec("redis") is None:
+        reader.problem("state.url", 'redis-py is not installed: pip install "blueking-exporter[redis]"')
+    if not SHORTEST_LEASE <= state.lease_ttl <= LONGEST_LEASE:
+        reader.problem("state.lease_ttl", "want a duration from 3s to 5m")
+    if state.wait_replicas == 0 and url.sentinels:
+        reader.problem(
+            "state.wait_replicas",
+            "0 loses counts with redis+sentinel: a deposed server takes writes that nobody keeps; want at least 1",
+        )
+    for key in ("username", "password"):
+        if getattr(state, key) and getattr(url, key):
+            written = next(p for p in (f"state.{key}", f"state.{key}_file") if reader.written(p))
+            reader.problem(written, "given in state.url too; want one of them")
+    if state.sentinel_password and not url.sentinels:
+        reader.problem("state.sentinel_password", "has no effect without redis+sentinel in state.url")
+    if state.tls.key_file and not state.tls.cert_file:
+        reader.problem("state.tls.key_file", "a client key needs cert_file")
+    if state.tls != Tls() and url.scheme in ("redis", "unix"):
+        reader.problem("state.tls", f"has no effect with {url.scheme}://; want rediss:// or redis+sentinel://")
+    if state.accept_reshard:
+        reader.problem("state.accept_reshard", "has no effect with Redis, which shares the scopes by itself")
+    if (state.username or url.username) and not (state.password or url.password):
+        reader.problem("state.username", "a user needs a password")
+    warnings: list[Problem] = []
+    if state.lease_ttl <= SCRAPE_TIMEOUT:
+        warnings.append(
+            _warning(
+                reader,
+                "state.lease_ttl",
+                f"not longer than Prometheus' default scrape_timeout of {SCRAPE_TIMEOUT:g}s: a page that is read slowly"
+                " may outlive the lease",
+            )
+        )
+    if state.tls.insecure_skip_verify:
+        warnings.append(
+            _warning(
+                reader,
+                "state.tls.insecure_skip_verify",
+                "certificates are not verified; the password can be read on the way",
+            )
+        )
     return warnings
 
 

@@ -15,6 +15,7 @@ import msgspec
 from exporter.config import keys
 from exporter.config.keys import NO_NULL, Named, Rule
 from exporter.config.secret import Secret
+from exporter.config.state_url import RedisUrl, StateUrl
 from exporter.config.values import (
     Address,
     Duration,
@@ -25,7 +26,6 @@ from exporter.config.values import (
     ScopeId,
     Share,
     Size,
-    StateUrl,
     TelemetryPath,
     Text,
     Url,
@@ -62,15 +62,6 @@ class Server(msgspec.Struct, frozen=True):
     health_without_auth: Annotated[
         bool, "Answer /-/healthy and /-/ready without user and password, for probes of an orchestrator."
     ] = False
-
-
-class State(msgspec.Struct, frozen=True):
-    """Where counters are kept."""
-
-    url: Annotated[str, StateUrl(), "sqlite:PATH, or memory: which forgets all counts at the end of the process."] = (
-        "sqlite:state.db"
-    )
-    lease_ttl: Annotated[Seconds, "Duration; reserved for redis, only the default is accepted."] = 15.0
 
 
 class Log(msgspec.Struct, frozen=True):
@@ -126,7 +117,7 @@ class Auth(msgspec.Struct, frozen=True):
 
 
 class Tls(msgspec.Struct, frozen=True):
-    """TLS towards BlueKing."""
+    """TLS towards another server."""
 
     ca_file: Annotated[Path | None, "PEM file of the authorities to trust instead of the system's."] = None
     cert_file: Annotated[Path | None, "PEM file of the client certificate."] = None
@@ -134,6 +125,36 @@ class Tls(msgspec.Struct, frozen=True):
     server_name: Annotated[str | None, "Name to expect in the certificate instead of the URL's."] = None
     insecure_skip_verify: Annotated[
         bool, "Accept any certificate; whoever is on the way can then read the app secret."
+    ] = False
+
+
+class State(msgspec.Struct, frozen=True):
+    """Where counters and watermarks are kept. All keys but `url` and `accept_reshard` are for Redis and Valkey only."""
+
+    url: Annotated[
+        str | RedisUrl,
+        StateUrl(),
+        "sqlite:PATH; memory: which forgets all counts at the end of the process; for several replicas redis://, "
+        "rediss://, unix:// or redis+sentinel://H1:P,H2:P/NAME/DB.",
+    ] = "sqlite:state.db"
+    lease_ttl: Annotated[
+        Seconds,
+        "Duration after which the scopes of a lost replica are taken over, 3s to 5m; longer than the scrape timeout "
+        "and than a failover of the server.",
+    ] = 15.0
+    wait_replicas: Annotated[
+        Annotated[int, Number(whole=True, least=0)] | None,
+        "Replicas of the server that must have a write before it counts; not set: 1 with redis+sentinel, else 0.",
+    ] = None
+    key_prefix: Annotated[
+        str, Text("letters, digits and :._{}-", r"[A-Za-z0-9:._{}-]{1,64}"), "Prefix of all keys; one per platform."
+    ] = "blueking:"
+    username: Annotated[str | None, "User of the server, instead of one in the address."] = None
+    password: Annotated[Secret | None, "Password of the server, instead of one in the address."] = None
+    sentinel_password: Annotated[Secret | None, "Password of the sentinels."] = None
+    tls: Annotated[Tls, "TLS towards the server, with rediss:// and redis+sentinel://."] = Tls()
+    accept_reshard: Annotated[
+        bool, "Take over a state that was written for another shard; scopes that have moved begin anew."
     ] = False
 
 

@@ -329,21 +329,6 @@ class ProxyUrl(Url):
         return Secret(super().parse(value, directory))
 
 
-class StateUrl(Text):
-    """`sqlite:PATH` (made absolute) or `memory:`."""
-
-    def __init__(self) -> None:
-        super().__init__("sqlite:PATH or memory:", r"sqlite:.+|memory:", private=True)
-
-    def parse(self, value: object, directory: Path) -> str:
-        if isinstance(value, str) and value.startswith(("redis:", "rediss:")):
-            raise InvalidValue("redis is reserved for the scale-out step; want sqlite:PATH or memory:", shown=False)
-        text: str = super().parse(value, directory)
-        if text == "memory:":
-            return text
-        return f"sqlite:{directory / text.removeprefix('sqlite:')}"
-
-
 class File(Text):
     """A file that can be read at the start; absolute."""
 

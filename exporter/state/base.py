@@ -8,7 +8,10 @@ from typing import Protocol
 
 import msgspec
 
+from exporter.config.schema import State
+from exporter.config.state_url import RedisUrl
 from exporter.model import Key
+from exporter.shard import Shard
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -38,6 +41,9 @@ class Store(Protocol):
     async def load(self, key: Key) -> Stored | None:
         """The payload committed last under `key`, None if there is none."""
 
+    def ensure(self, key: Key) -> None:
+        """Raise `StateError` when a commit of `key` would surely fail now, so that the platform need not be asked."""
+
     async def commit(self, key: Key, payload: bytes) -> None:
         """Replace the payload of `key`."""
 
@@ -63,13 +69,21 @@ class Store(Protocol):
         """Give the store back. Safe to call twice."""
 
 
-def open_store(url: str) -> Store:
-    """The store of a validated `state.url`: `memory:` or `sqlite:PATH`. Not opened yet."""
-    scheme, _, rest = url.partition(":")
+def open_store(state: State, shard: Shard | None = None) -> Store:
+    """The store that `state.url` names, for one process that has all of it. Not opened yet.
+
+    `shard`: whose state it must be; None takes that of any. With Redis it is for commands, while no replica runs;
+    replicas use `RedisStore`.
+    """
+    if isinstance(state.url, RedisUrl):
+        from exporter.state.redis_exclusive import ExclusiveRedisStore
+
+        return ExclusiveRedisStore(state)
+    scheme, _, rest = state.url.partition(":")
     if scheme == "memory":
         from exporter.state.memory import MemoryStore
 
         return MemoryStore()
     from exporter.state.sqlite import SQLiteStore
 
-    return SQLiteStore(Path(rest))
+    return SQLiteStore(Path(rest), shard, accept_reshard=state.accept_reshard)

@@ -24,6 +24,9 @@ class MemoryStore:
         payload = self._payloads.get(key)
         return None if payload is None else Stored(payload)
 
+    def ensure(self, key: Key) -> None:
+        """It belongs to this process."""
+
     async def commit(self, key: Key, payload: bytes) -> None:
         self._payloads[key] = payload
         self._updated[key] = time.time()

@@ -25,6 +25,7 @@ from urllib.parse import quote
 from exporter import log
 from exporter.errors import StateError, StateLocked, StateNewer
 from exporter.model import Key, Scope, ScopeType
+from exporter.shard import Shard
 from exporter.state.base import Stored
 from exporter.state.lock import NO_LOCKS, StateLock, holder
 from exporter.state.wal import ignored_commits
@@ -51,12 +52,19 @@ class SQLiteStore:
 
     Found at the start, an empty file takes their place, or what is left of the log is used. Found later, a new file is
     made of what can still be read, and `check` asks for the rest.
+
+    `shard`: whose state it must be. One of another shard is refused, unless `accept_reshard`; then what moved to other
+    shards is forgotten, so that it is not continued when it comes back.
     """
 
-    def __init__(self, path: Path, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, path: Path, shard: Shard | None = None, *, accept_reshard: bool = False, patience: float = PATIENCE
+    ) -> None:
         # A link to the state leads to the same log and lock files.
         self.path = Path(os.path.realpath(path))
         self.resets = 0
+        self._shard = shard
+        self._accept_reshard = accept_reshard
         self._db: sqlite3.Connection | None = None
         self._lock = StateLock(self.path)
         self._read_only = False
@@ -80,6 +88,9 @@ class SQLiteStore:
             return Stored(row[0], self._current) if row else None
 
         return await self._run(load)
+
+    def ensure(self, key: Key) -> None:
+        """It belongs to this process."""
 
     async def commit(self, key: Key, payload: bytes) -> None:
         batch = self._next = self._next or _Batch()
@@ -223,10 +234,42 @@ class SQLiteStore:
                     raise
                 self._begin_anew(str(error))
                 self._db = _connect(self.path)
+            self._take_shard(self._db)
             self._opened, self._seen = True, self._look()
         except BaseException:
             self._close()
             raise
+
+    def _take_shard(self, db: sqlite3.Connection) -> None:
+        """Make sure that the state is that of this shard. One that names no shard is that of the only one."""
+        mine = self._shard
+        if mine is None:
+            return
+        named = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'shard'").fetchone()
+        written = Shard(*db.execute("SELECT ordinal, total FROM shard").fetchone()) if named else Shard()
+        empty = not db.execute("SELECT 1 FROM state").fetchone()
+        if written == mine:
+            return
+        if not empty and not self._accept_reshard:
+            raise StateError(
+                f"state {self.path} was written by {written}, this is {mine}: give the shard its own state, or take it"
+                " over with state.accept_reshard: true; scopes that have moved are counted anew then"
+            )
+        with db:
+            keys = db.execute("SELECT collector, bk_scope_type, bk_scope_id FROM state").fetchall()
+            gone = [key for key in keys if not mine.owns(Scope(cast(ScopeType, key[1]), key[2]))]
+            db.executemany(f"DELETE FROM state {_WHERE}", gone)
+            self._write_shard(db)
+        if not empty:
+            log.get().warning(
+                "state_resharded", state=str(self.path), before=str(written), now=str(mine), forgotten=len(gone)
+            )
+
+    def _write_shard(self, db: sqlite3.Connection) -> None:
+        db.execute("DROP TABLE IF EXISTS shard")
+        if self._shard is not None and self._shard != Shard():
+            db.execute("CREATE TABLE shard (ordinal INTEGER NOT NULL, total INTEGER NOT NULL)")
+            db.execute("INSERT INTO shard VALUES (?, ?)", (self._shard.ordinal, self._shard.total))
 
     def _check_log(self) -> None:
         """Find commits that SQLite would silently ignore, before it reads the log."""
@@ -293,6 +336,7 @@ class SQLiteStore:
             path.unlink(missing_ok=True)
         os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with contextlib.closing(_connect(new)) as db, db:
+            self._write_shard(db)
             # A damaged table may give a row twice.
             states = db.executemany("INSERT OR IGNORE INTO state VALUES (?, ?, ?, ?, ?)", self._readable()).rowcount
         self._lock.take()  # of a file that somebody else has put there
@@ -325,7 +369,7 @@ class SQLiteStore:
 
     def _close(self) -> None:
         try:
-            if self._db is not None and not self._read_only:
+            if self._opened and self._db is not None:
                 self._ensure_unchanged()
         finally:
             self._opened = False

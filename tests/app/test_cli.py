@@ -110,7 +110,7 @@ def test_check_prints_every_error(tmp_path: Path, capsys: pytest.CaptureFixture[
     config = configuration("http://127.0.0.1:1", stale_afterr=5, max_series="many", log={"level": "loud"})
     file = write(tmp_path, config)
     code, out, err = outcome(
-        ["check", f"--config.file={file}", "--log.format=xml", "--state.url=redis://x", "--shard=0"], {}, capsys
+        ["check", f"--config.file={file}", "--log.format=xml", "--state.url=redis://x:y", "--shard=0"], {}, capsys
     )
     lines = err.splitlines()
     assert (code, out) == (2, "")
@@ -151,36 +151,6 @@ def test_a_missing_file_ends_with_2(command_name: str, tmp_path: Path, capsys: p
     code, _, err = outcome([command_name, f"--config.file={missing}"], {}, capsys)
     assert code == 2
     assert err.startswith(f"{missing}:1:1: cannot be read")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environ"),
-    [
-        (["--shard=1"], {}),
-        (["--total-shards=2"], {}),
-        ([], {"BLUEKING_EXPORTER_SHARD": "1"}),
-        ([], {"BLUEKING_EXPORTER_TOTAL_SHARDS": "2"}),
-        (["--state.url=redis://127.0.0.1"], {}),
-        (["--state.url=rediss://127.0.0.1"], {}),
-        ([], {"BLUEKING_EXPORTER_STATE_URL": "redis://127.0.0.1"}),
-    ],
-)
-def test_what_is_reserved_is_refused(
-    arguments: list[str], environ: dict[str, str], valid: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Shards and Redis are refused with an error that says why, never ignored."""
-    for name in ("check", "run"):
-        code, _, err = outcome([name, f"--config.file={valid}", *arguments], environ, capsys)
-        assert code == 2
-        assert "reserved" in err or "scale-out" in err
-
-
-def test_lease_ttl_is_reserved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A lease_ttl that would have no effect is refused."""
-    file = write(tmp_path, configuration("http://127.0.0.1:1", state={"lease_ttl": "20s"}))
-    code, _, err = outcome(["check", f"--config.file={file}"], {}, capsys)
-    assert code == 2
-    assert "state.lease_ttl: reserved" in err
 
 
 WRONG = {

@@ -524,13 +524,13 @@ def test_bad_overrides(write: Write) -> None:
     overrides = {
         "server.listen_address": Override((":2", "x"), "--web.listen-address"),
         "log.level": Override("loud", "BLUEKING_EXPORTER_LOG_LEVEL"),
-        "state.url": Override(f"redis://:{CANARY}@h", "--state.url"),
+        "state.url": Override(f"redis://:{CANARY}@h/0/1", "--state.url"),
         "server.web_config_file": Override("/no/such", "--web.config.file"),
         "server.enable_lifecycle": Override("maybe", "--web.enable-lifecycle"),
     }
     lines = refused(write(MINIMAL + "zzz: 1\n"), overrides)
     assert sorted(lines) == [
-        "--state.url: state.url: redis is reserved for the scale-out step; want sqlite:PATH or memory:",
+        "--state.url: state.url: nothing may follow the number of the database",
         "--web.config.file: server.web_config_file: cannot be read: No such file or directory",
         '--web.enable-lifecycle: server.enable_lifecycle: want true or false, not "maybe"',
         '--web.listen-address: server.listen_address[1]: want HOST:PORT, [IPV6]:PORT or :PORT, not "x"',

@@ -14,7 +14,7 @@ from exporter.metrics.family import SCOPE_LABELS, Family
 from exporter.metrics.negotiate import Format
 from exporter.reference import reference
 from exporter.simulator.world import Outcome, StepScript, Target, target
-from exporter.telemetry import PROCESS_FAMILIES as PROCESS
+from exporter.telemetry import PROCESS_FAMILIES, SHARING_FAMILIES
 from tests.support.parsers import parse
 from tests.support.process import BIZ, Daemon, Simulated, configuration
 
@@ -105,7 +105,19 @@ blueking_exporter_config_info gauge sha256
 blueking_exporter_shard_ordinal gauge
 blueking_exporter_total_shards gauge
 blueking_exporter_build_info gauge version python_version
+blueking_exporter_replicas gauge phase
+blueking_exporter_scopes_owned gauge
+blueking_exporter_scopes_configured gauge
+blueking_exporter_lease_valid gauge
+blueking_exporter_lease_remaining_seconds gauge
+blueking_exporter_takeovers_total counter cause
+blueking_exporter_fenced_total counter
+blueking_exporter_state_rollbacks_total counter
+blueking_exporter_state_roundtrip_seconds histogram
+blueking_exporter_state_replicas_acked gauge
 """
+
+PROCESS = (*PROCESS_FAMILIES, *SHARING_FAMILIES)
 
 Row = tuple[str, tuple[str, ...]]
 """Type and labels."""
@@ -166,9 +178,10 @@ def simulated() -> Iterator[Simulated]:
 @pytest.mark.parametrize("form", list(Format))
 def test_the_page_shows_what_the_contract_names(tmp_path: Path, simulated: Simulated, form: Format) -> None:
     """A daemon that has seen everything JOB has: each metric is on its page with its type and its labels, and nothing
-    else is but process_* and python_*. What needs trouble or NodeMan to appear is named here."""
+    else is but process_* and python_*. What needs trouble, NodeMan or Redis to appear is named here."""
     never = {
         "blueking_exporter_series_dropped_total",
+        *(family.name for family in SHARING_FAMILIES),
         *(name for name in CONTRACT if name.startswith("blueking_nodeman_")),
     }
     simulated.do(lambda platform: setattr(platform, "rate_limit", 1000))

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporter.config.schema import State
 from exporter.errors import StateError, StateLocked, StateNewer
 from exporter.model import Key, Scope
 from exporter.simulator.world import StepScript, target
@@ -89,7 +90,7 @@ async def committed_in_time(store: Store, key: Key) -> bytes | None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_was_committed_is_loaded_and_keys_are_apart(tmp_path: Path, kind: str) -> None:
     """Each key has the payload committed last, None before the first."""
-    store: Store = open_store(f"{kind}{tmp_path / 'state.db'}")
+    store: Store = open_store(State(url=f"{kind}{tmp_path / 'state.db'}"))
     await store.open()
     assert await committed(store, KEY) is None
     for payload in (b"one", b"two"):
@@ -160,7 +161,7 @@ async def test_a_close_writes_what_has_gathered(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_key_that_is_gone_for_long_is_purged(tmp_path: Path, kind: str) -> None:
     """Only keys that are neither kept nor newer than the limit are forgotten; memory keeps all."""
-    store = open_store(f"{kind}{tmp_path / 'state.db'}")
+    store = open_store(State(url=f"{kind}{tmp_path / 'state.db'}"))
     await store.open()
     await store.commit(KEY, b"kept")
     await store.commit(OTHER, b"gone")

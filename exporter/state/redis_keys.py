@@ -1,0 +1,143 @@
+"""How keys are named and read in Redis, and the client that a configuration asks for."""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from exporter.config.schema import State, Tls
+from exporter.config.state_url import RedisUrl
+from exporter.model import Key, Scope
+from exporter.state.redis_client import (
+    BEAT,
+    CLAIM,
+    COMMIT,
+    FORGET,
+    RELEASE,
+    Client,
+    ClientObserver,
+    Command,
+    Credentials,
+    RedisClient,
+    script,
+)
+
+SCHEMA = 1
+"""Of the payloads; a newer one is left alone."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Who may commit a key, the number of its newest commit and the form of its payload."""
+
+    own: str
+    epoch: int
+    ver: int
+    schema: int
+
+
+def read_found(values: Sequence[bytes | None]) -> Found:
+    """The answer to `Keyspace.peek`."""
+    own, epoch, ver, schema = values
+    return Found((own or b"").decode(), int(epoch or 0), int(ver or 0), int(schema or 0))
+
+
+def read_reply(answer: Sequence[Any]) -> tuple[int, str, int]:
+    """Outcome, owner and epoch that a script has returned."""
+    code, own, epoch = answer
+    return code, own.decode(), int(epoch)
+
+
+class Keyspace:
+    """The keys below one prefix. A key whose name cannot be read is somebody else's."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.members = f"{prefix}members"
+
+    def name(self, key: Key) -> str:
+        return f"{self._prefix}s:{key.collector}:{key.scope.bk_scope_type}:{key.scope.bk_scope_id}"
+
+    def peek(self, key: Key) -> Command:
+        return ("HMGET", self.name(key), "own", "epoch", "ver", "schema")
+
+    async def scan(self, client: Client) -> AsyncIterator[list[Key]]:
+        """All keys that have a state, some at a time."""
+        pattern = "".join(f"\\{char}" if char in "*?[]\\" else char for char in self._prefix) + "s:*"
+        cursor = b"0"
+        while True:
+            ((cursor, names),) = await client.run(("SCAN", cursor, "MATCH", pattern, "COUNT", 500))
+            if keys := [key for name in names if (key := self._parse(name))]:
+                yield keys
+            if cursor == b"0":
+                return
+
+    async def updated(self, client: Client) -> dict[Key, float]:
+        """Every key that has a payload, and when that was committed, unix seconds."""
+        found: dict[Key, float] = {}
+        async for keys in self.scan(client):
+            times = await client.run(*(("HMGET", self.name(key), "upd") for key in keys))
+            found |= {key: float(at) for key, (at,) in zip(keys, times, strict=True) if at is not None}
+        return found
+
+    def probe(self) -> list[Command]:
+        """Every command that is used, on a key of its own, so that a missing right is found at once."""
+        key = f"{self._prefix}probe:{secrets.token_hex(4)}"
+        return [
+            script(BEAT, key, "x", "1", "x", "1"),
+            script(CLAIM, key, "x", "", "0", "1"),
+            script(COMMIT, key, "x", "1", "1", "", "0", str(SCHEMA), b""),
+            script(RELEASE, key, "x", "1"),
+            script(FORGET, key, "", "1", "0"),
+            ("HMGET", key, "own"),
+            ("HGETALL", key),
+            ("HDEL", key, "own"),
+            ("SCAN", "0", "MATCH", key, "COUNT", 1),
+            ("WAIT", 0, 1),
+            ("DEL", key),
+        ]
+
+    def _parse(self, name: bytes) -> Key | None:
+        parts = name.decode(errors="replace").removeprefix(f"{self._prefix}s:").split(":")
+        return Key(parts[0], Scope(parts[1], parts[2])) if len(parts) == 3 else None  # type: ignore[arg-type]
+
+
+def budget(state: State) -> float:
+    """Seconds for connecting, and for one pipeline: a heartbeat must fail in time for another one."""
+    return min(state.lease_ttl / 5, 2.0)
+
+
+def connect_to(state: State, observer: ClientObserver) -> RedisClient:
+    """The client that `state` describes; it connects when it is used."""
+    url = state.url
+    assert isinstance(url, RedisUrl)
+    return RedisClient(
+        url,
+        credentials=Credentials(state.username or url.username, state.password or url.password),
+        sentinel_credentials=Credentials("", state.sentinel_password),
+        tls=_tls(url, state.tls),
+        budget=budget(state),
+        wait_replicas=int(url.sentinels) if state.wait_replicas is None else state.wait_replicas,
+        probe=Keyspace(state.key_prefix).probe(),
+        observer=observer,
+    )
+
+
+def _tls(url: RedisUrl, tls: Tls) -> Callable[[], tuple[ssl.SSLContext, str | None]] | None:
+    """What makes the TLS context of one connection, anew each time since the files may have changed."""
+    if url.scheme != "rediss" and not (url.sentinels and tls != Tls()):
+        return None
+
+    def context() -> tuple[ssl.SSLContext, str | None]:
+        made = ssl.create_default_context(cafile=tls.ca_file)
+        if tls.cert_file:
+            made.load_cert_chain(tls.cert_file, tls.key_file)
+        if tls.insecure_skip_verify:
+            made.check_hostname = False
+            made.verify_mode = ssl.CERT_NONE
+        return made, tls.server_name
+
+    return context
