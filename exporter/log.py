@@ -16,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, MutableMapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, TextIO, cast
 from urllib.parse import quote
@@ -99,6 +100,16 @@ def _escaped(char: str) -> str:
     code = ord(char)
     known = {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}.get(code)
     return known or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def utc(moment: float | None) -> str | None:
+    """A point in time (unix seconds) as the log writes its own; one that no calendar has as a number."""
+    if moment is None:
+        return None
+    try:
+        return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
+    except (ValueError, OverflowError, OSError):
+        return str(moment)
 
 
 # ---- processors ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import itertools
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +22,7 @@ import msgspec
 from exporter import log
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import MANY, Collector, CollectorState, Observed, Records, fold
+from exporter.collectors.base import MANY, Collector, CollectorState, FinishedRun, Observed, Records, fold
 from exporter.config.schema import Config
 from exporter.errors import ApiError, Reason, StateError
 from exporter.exposed import ERRORS, Exposed, PollReport
@@ -42,6 +42,8 @@ BYTES_PER_ROW = 128
 """About what a row takes in a state."""
 LARGE = MANY * BYTES_PER_ROW
 """Bytes of a state that is worked on in a thread."""
+LINES = 50
+"""Lines that are logged in one go, in some 5 ms."""
 UNKNOWN_LOGGED = 1000
 """Unknown values that are logged once each; later ones are only counted."""
 LONGEST_DISTANCE = 300.0
@@ -49,15 +51,19 @@ LONGEST_DISTANCE = 300.0
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What all pollers take from the configuration. `hold` (`counter_birth_hold`) and `request_timeout` in seconds."""
+    """What all pollers take from the configuration. `hold` (`counter_birth_hold`) and `request_timeout` in seconds;
+    `executions`: which finished runs are logged."""
 
     hold: float
     stale_after: int
     request_timeout: float
+    executions: Literal["none", "failed", "all"] = "none"
 
     @classmethod
     def of(cls, config: Config) -> Settings:
-        return cls(config.counter_birth_hold, config.stale_after, config.blueking.request_timeout)
+        return cls(
+            config.counter_birth_hold, config.stale_after, config.blueking.request_timeout, config.log.executions
+        )
 
 
 class Services(msgspec.Struct, frozen=True):
@@ -209,6 +215,7 @@ class Poller:
         self.next_poll = begun
         self._poll_now.clear()
         more = False
+        finished: tuple[FinishedRun, ...] = ()
         try:
             if not self._loaded:
                 await self.load()
@@ -229,11 +236,12 @@ class Poller:
             self._failed("internal", f"{type(error).__name__}: {error}")
         else:
             self._succeeded(observation)
-            more = observation.observed.more
+            more, finished = observation.observed.more, observation.observed.finished
         self._update(duration=self._clock.monotonic() - begun, circuit_open=self.circuit_open)
         self.attempted.set()
         self.show()
         self._page.release(self.key)
+        await self._log_finished(finished)
         return more and self.success is True
 
     async def observe(self, records: Records) -> Observation:
@@ -324,6 +332,24 @@ class Poller:
             if (field, value) not in self._unknown and len(self._unknown) < UNKNOWN_LOGGED:
                 self._unknown.add((field, value))
                 self._log.warning("unknown_value", field=field, value=value)
+
+    async def _log_finished(self, runs: Sequence[FinishedRun]) -> None:
+        """Log the runs that are wanted in the log. They have been committed, so no run is logged twice."""
+        wanted = self._settings.executions
+        logged = [run for run in runs if wanted == "all" or (wanted == "failed" and run.failed)]
+        for number, run in enumerate(logged, 1):
+            self._log.info(
+                "execution_finished",
+                **{self.collector.run_id: run.id},
+                name=run.name,
+                status=run.status,
+                start=log.utc(run.start),
+                end=log.utc(run.end),
+                failed_hosts=" ".join(f"{code}:{count}" for code, count in sorted(run.failed_hosts.items())),
+                url=self.collector.url(run.id),
+            )
+            if number % LINES == 0:
+                await asyncio.sleep(0)
 
     def _failed(self, reason: Reason, message: str, request_id: str = "", **fields: object) -> None:
         self._refusals += reason in REFUSED

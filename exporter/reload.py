@@ -141,7 +141,8 @@ class Configuration:
         for path, before, after in (
             ("server", old.server, new.server),
             ("state.url", old.state.url, new.state.url),
-            ("log", old.log, new.log),
+            ("log.level", old.log.level, new.log.level),
+            ("log.format", old.log.format, new.log.format),
         ):
             if before != after:
                 log.get().warning("restart_needed", file=str(self._options.config_file), field=path)

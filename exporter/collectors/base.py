@@ -9,7 +9,7 @@ Adding an API to watch is one file here and one line in `COLLECTORS`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
@@ -66,15 +66,32 @@ class FailedCall(msgspec.Struct, frozen=True):
         return cls(error.reason, about, consequence, str(error), error.request_id, configured)
 
 
+class FinishedRun(msgspec.Struct, frozen=True, gc=False):
+    """A run that was counted as finished. `failed`: its outcome is a failure. Times in unix seconds, as the platform
+    gives them; None where it gives none.
+
+    `failed_hosts`: how many hosts failed, by code (NodeMan: by step), as far as their results were read by then.
+    """
+
+    id: int
+    name: str
+    status: str
+    failed: bool
+    start: float | None
+    end: float | None
+    failed_hosts: Mapping[str, int] = {}
+
+
 class Observed(msgspec.Struct, Generic[S_co], frozen=True):
     """What one poll changed. `unknown`: (field, value) of words that the tables do not have, for the log and
     `unknown_values_total`. `errors`: calls that failed without failing the poll. `more`: there is history left to read,
-    poll again at once."""
+    poll again at once. `finished`: the runs that this poll has counted as finished."""
 
     state: S_co
     unknown: tuple[tuple[str, str], ...] = ()
     errors: tuple[FailedCall, ...] = ()
     more: bool = False
+    finished: tuple[FinishedRun, ...] = ()
 
 
 class Trial(msgspec.Struct, frozen=True):

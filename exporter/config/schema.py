@@ -69,6 +69,10 @@ class Log(msgspec.Struct, frozen=True):
 
     level: Annotated[Literal["debug", "info", "warning", "error"], "Least severity that is written."] = "info"
     format: Annotated[Literal["logfmt", "json", "console"], "Form of a line; console is for people."] = "logfmt"
+    executions: Annotated[
+        Literal["none", "failed", "all"],
+        "Which counted ends of JOB executions and NodeMan jobs are logged, as events execution_finished of level info.",
+    ] = "none"
 
 
 AppType = Annotated[

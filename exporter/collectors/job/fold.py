@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections import Counter
+from collections.abc import Sequence, Set
 from functools import lru_cache
 
 import msgspec
 
 from exporter.blueking.job import Execution, ExecutionStatus, Step
-from exporter.collectors.base import GAP, TRUNCATED, Observed
+from exporter.collectors.base import GAP, TRUNCATED, FinishedRun, Observed
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.collectors.job.state import (
     JobRecords,
@@ -22,6 +23,7 @@ from exporter.collectors.job.state import (
     matches,
     ms,
     number_text,
+    seconds,
     selects,
     transition,
 )
@@ -74,6 +76,7 @@ class Fold:
         self.last_finished = dict(state.last_finished) if state else {}
         self.watched = dict(state.watched) if state else {}
         self.hosts: list[HostResult] = []
+        self.finished: list[FinishedRun] = []
         self.reused: list[int] = []
         self.unknown: list[Odd] = list(records.odd)
 
@@ -87,7 +90,7 @@ class Fold:
             else:
                 self._count(row)
         for id in records.gone:
-            self._give_up(self.executions.pop(id))
+            self._give_up(id, self.executions.pop(id))
         hosts = (state.hosts if state else FailingHosts()).without_runs(self.reused)
         hosts = hosts.fold(
             self.hosts, now=records.now / 1000, ttl=self.config.failing_host_ttl, settled=self._settled() / 1000
@@ -115,6 +118,7 @@ class Fold:
             unknown=tuple(self.unknown),
             errors=records.errors,
             more=records.more,
+            finished=tuple(self.finished),
         )
 
     def _born_at_zero(self) -> None:
@@ -149,7 +153,7 @@ class Fold:
     def _count(self, row: Execution) -> None:
         known = self.executions.get(row.id)
         if known is not None and known.create_time != row.create_time:
-            self._give_up(known)
+            self._give_up(row.id, known)
             self.reused.append(row.id)
             known = None
         if known is None:
@@ -185,17 +189,18 @@ class Fold:
         counted = msgspec.structs.replace(known, counted=True)
         if transition(counted, row) == "none":
             return known
-        self._count_deferred(known)
+        self._count_deferred(row.id, known)
         return counted
 
-    def _count_deferred(self, known: Tracked) -> None:
+    def _count_deferred(self, id: int, known: Tracked) -> None:
         self.tally.inc(FINISHED, _finished_labels(known.task_type, known.launch_mode, known.status))
         self.tally.inc(TRUNCATED)
+        self._note_finished(id, known, ())
 
-    def _give_up(self, known: Tracked) -> None:
+    def _give_up(self, id: int, known: Tracked) -> None:
         """The platform no longer knows this execution."""
         if known.deferred:
-            self._count_deferred(known)
+            self._count_deferred(id, known)
         elif not known.counted:
             self.tally.inc(LOST)
         elif known.unsettled:
@@ -218,12 +223,19 @@ class Fold:
             self._observe_duration(row)
         self._mark_finished(row, first=not timed)
         tracked = _tracked(row, known, counted=True, timed=timed or row.end_time is not None)
-        answer = self.records.examined.get(row.id)
+        answer, before = self.records.examined.get(row.id), len(self.hosts)
         if answer is not None:
             tracked = self._fold_steps(row.id, tracked, answer)
         elif row.id in self.records.unexamined:
             tracked = msgspec.structs.replace(tracked, steps=tracked.steps or {})
         self.executions[row.id] = _without_name(tracked)
+        self._note_finished(row.id, row, self.hosts[before:])
+
+    def _note_finished(self, id: int, run: Execution | Tracked, results: Sequence[HostResult]) -> None:
+        failed = job_outcome(run.status, run.end_time is not None) == "failure"
+        hosts = Counter(result.labels[0] for result in results if result.labels) if failed else {}
+        start, end = seconds(run.start_time), seconds(run.end_time)
+        self.finished.append(FinishedRun(id, run.name, job_status_slug(run.status), failed, start, end, hosts))
 
     def _update_ended(self, known: Tracked, row: Execution) -> None:
         """The same run: an end time that was null at first may be there now, and a status may be another one."""

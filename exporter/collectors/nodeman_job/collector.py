@@ -37,6 +37,7 @@ from exporter.collectors.nodeman import NodemanCollector, ended, name_of, read_p
 from exporter.collectors.nodeman_job.fold import Fold
 from exporter.collectors.nodeman_job.metrics import FAMILIES
 from exporter.collectors.nodeman_job.state import (
+    FAILED,
     NAME,
     MissedRun,
     NodemanJobRecords,
@@ -55,7 +56,6 @@ from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family
 from exporter.model import NODEMAN_STATUSES
 
-FAILED = ("failed", "part_failed")
 CONCURRENCY = 4
 LEAST_ROWS = 20
 """Rows of the first page at least, so that a job that became visible late is still on it."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import msgspec
 
 from exporter.blueking.nodeman_jobs import Job
-from exporter.collectors.base import TRUNCATED, Observed
+from exporter.collectors.base import TRUNCATED, FinishedRun, Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     FUTURE,
@@ -19,6 +22,7 @@ from exporter.collectors.nodeman import (
     status_label,
 )
 from exporter.collectors.nodeman_job.state import (
+    FAILED,
     NAME,
     MissedRun,
     NodemanJobRecords,
@@ -36,7 +40,7 @@ from exporter.collectors.nodeman_job.state import (
 from exporter.config.schema import NodemanJobConfig
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Labels
-from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, Host
+from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Host
 
 FINISHED = "blueking_nodeman_jobs_finished_total"
 DURATION = "blueking_nodeman_job_duration_seconds"
@@ -67,6 +71,7 @@ class Fold:
         self.born = state.born if state else records.now
         self.truncated = len(records.unexamined)
         self.results: list[HostResult] = []
+        self.finished: list[FinishedRun] = []
         self.unknown: list[tuple[str, str]] = []
 
     def result(self) -> Observed[NodemanJobState]:
@@ -95,6 +100,7 @@ class Fold:
             unknown=tuple(self.unknown),
             errors=tuple(records.errors),
             more=bool(records.deferred),
+            finished=tuple(self.finished),
         )
 
     def _is_history(self, id: int) -> bool:
@@ -126,7 +132,8 @@ class Fold:
         if over and not known.counted:
             since = provisional_since(known, row, now)
             if not (history or (since is not None and since < self.born)):
-                self.tally.inc(FINISHED, (row.job_type, status_label(row.status)))
+                steps = [host.step for host in self.records.hosts.get(id, ()) if host.status == "failed"]
+                self._count_finished(id, row, status_label(row.status), row.end_time, steps)
             # The platform keeps the end of the first run.
             end = known_end(row.end_time, now) if row.end_time != known.end_time else None
             known = msgspec.structs.replace(known, counted=True, finished=end or now)
@@ -185,7 +192,8 @@ class Fold:
             succeeded, failed = bool(counter.get("success")), bool(counter.get("failed"))
         if has_ended:
             status = "success" if not failed else "part_failed" if succeeded else "failed"
-            self.tally.inc(FINISHED, (row.job_type, status))
+            steps = [instance.failure[1] for instance in run.failed]
+            self._count_finished(id, row, status, None, steps)
             if not known.timed:
                 self._observe_duration(row)
         found: dict[str, float] = {}
@@ -196,6 +204,12 @@ class Fold:
         return msgspec.structs.replace(
             known, status=known.status or row.status, end_time=row.end_time, timed=True, failed=known.failed | found
         )
+
+    def _count_finished(self, id: int, row: Job, status: str, end: float | None, steps: Sequence[str]) -> None:
+        """Count a run. `steps`: those in which its hosts failed, as far as they are known."""
+        self.tally.inc(FINISHED, (row.job_type, status))
+        failed = status in (*FAILED, UNKNOWN)
+        self.finished.append(FinishedRun(id, row.job_type, status, failed, row.start_time, end, Counter(steps)))
 
     def _take_rows(self, id: int, row: Job, known: TrackedJob) -> dict[str, float]:
         """Count the failures of hosts that are not known yet, keep all results; the failed hosts with their ends."""

@@ -16,6 +16,8 @@ from exporter.config.schema import NodemanJobConfig
 
 NAME = "nodeman_job"
 
+FAILED = ("failed", "part_failed")
+"""Statuses of a job that has failed."""
 SETTLING = 90.0
 """Seconds for which a job must say that it has succeeded, as long as it has no task and only ignored instances."""
 MAX_UNFINISHED_AGE = 7 * 86400.0
