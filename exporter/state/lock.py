@@ -8,7 +8,6 @@ FILE        locked itself, so that no link to it and no removed lock file lets a
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -25,10 +24,21 @@ NO_LOCKS = (
     "the file system seems to have no file locks (NFS, SMB or FUSE without them):"
     " keep the state on a local disk, or use redis (state.url)"
 )
-_BYTE = 0x40000000 + 1024
-"""The byte of FILE that is locked. SQLite never writes the page around it and never locks this byte."""
-_CLAIM = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _BYTE, 1, 0)
-"""`struct flock` of Linux with 64-bit offsets."""
+_SQLITE = 0x40000000
+"""The first of the bytes that SQLite locks; it never writes the page around them."""
+
+
+def _claim(start: int, length: int) -> bytes:
+    """`struct flock` of Linux with 64-bit offsets: exclusive."""
+    return struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+
+
+_FLOCK = "hhqqi4x"
+_OURS = _claim(_SQLITE + 1024, 1)
+"""Held by the open file, so that nothing but its end releases it."""
+_NAMED = _claim(_SQLITE + 1023, 1)
+"""Held by the process, so that the kernel tells others its id; like SQLite's own locks, which are in the same range."""
+_ANY_NAMED = _claim(_SQLITE, 1024)
 
 
 class StateLock:
@@ -49,6 +59,10 @@ class StateLock:
     def holds_file(self) -> bool:
         """Whether the file at the path is the one that is locked."""
         return self._holds(self._path)
+
+    def busy(self) -> StateLocked:
+        """What to raise when SQLite says that another process has the file."""
+        return StateLocked(f"state {self._path} is held by another process ({_holder(self._held[self._path])})")
 
     def release(self) -> None:
         """Release both. SQLite must have closed the file: closing it here also drops SQLite's locks."""
@@ -99,29 +113,27 @@ class StateLock:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise self._refusal(error, f"pid {content.decode().strip() or 'unknown'}") from None
+            raise self._refusal(error, lambda: f"pid {content.decode().strip() or 'unknown'}") from None
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
 
     def _lock_file(self, file: int) -> None:
         try:
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _CLAIM)
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _OURS)
+            fcntl.fcntl(file, fcntl.F_SETLK, _NAMED)
         except OSError as error:
-            raise self._refusal(error, holder(self._path)) from None
+            raise self._refusal(error, lambda: _holder(file)) from None
+        if os.fstat(file).st_nlink > 1:
+            consequence = "after a kill, who opens it by another name misses the newest commits"
+            log.get().warning("state_file_hard_linked", file=str(self._path), consequence=consequence)
 
-    def _refusal(self, error: OSError, holder: str) -> StateError:
+    def _refusal(self, error: OSError, holder: Callable[[], str]) -> StateError:
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            return StateLocked(f"state {self._path} is held by another process ({holder})")
+            return StateLocked(f"state {self._path} is held by another process ({holder()})")
         return StateError(f"state {self._path} cannot be locked: {error.strerror}; {NO_LOCKS}")
 
 
-def holder(path: Path) -> str:
-    """The process that has the file open in SQLite, for a message; unknown when it is in another container."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        inode = str(os.stat(path).st_ino)
-        for lock in Path("/proc/locks").read_text().splitlines():
-            # 1: POSIX  ADVISORY  READ 4711 fe:00:9830 1073741826 1073742335
-            fields = lock.split()
-            if fields[1] == "POSIX" and fields[5].rpartition(":")[2] == inode and int(fields[4]) > 0:
-                return f"pid {fields[4]}"
-    return "pid unknown"
+def _holder(file: int) -> str:
+    """The process that has the file, for a message; unknown when it is in another container."""
+    kind, *_, pid = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, _ANY_NAMED))
+    return f"pid {pid}" if kind != fcntl.F_UNLCK and pid > 0 else "pid unknown"

@@ -23,11 +23,11 @@ from typing import TypeVar, cast
 from urllib.parse import quote
 
 from exporter import log
-from exporter.errors import StateError, StateLocked, StateNewer
+from exporter.errors import StateError, StateNewer
 from exporter.model import Key, Scope, ScopeType
 from exporter.shard import Shard
 from exporter.state.base import Stored
-from exporter.state.lock import NO_LOCKS, StateLock, holder
+from exporter.state.lock import NO_LOCKS, StateLock
 from exporter.state.wal import ignored_commits
 
 SCHEMA = 1
@@ -229,7 +229,7 @@ class SQLiteStore:
                 self._db = _connect(self.path)
             except sqlite3.DatabaseError as error:
                 if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY":
-                    raise StateLocked(f"state {self.path} is held by another process ({holder(self.path)})") from None
+                    raise self._lock.busy() from None
                 if not _is_damage(error):
                     raise
                 self._begin_anew(str(error))
@@ -332,13 +332,17 @@ class SQLiteStore:
     def _rebuild(self, damage: str) -> None:
         """Put a new file in the place of what is there, with every row that can still be read."""
         new = self.path.with_name(f"{self.path.name}.new")
-        for path in _files(new):
-            path.unlink(missing_ok=True)
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        with contextlib.closing(_connect(new)) as db, db:
-            self._write_shard(db)
-            # A damaged table may give a row twice.
-            states = db.executemany("INSERT OR IGNORE INTO state VALUES (?, ?, ?, ?, ?)", self._readable()).rowcount
+        _remove(new)
+        try:
+            os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            with contextlib.closing(_connect(new)) as db, db:
+                self._write_shard(db)
+                # A damaged table may give a row twice.
+                insert = "INSERT OR IGNORE INTO state VALUES (?, ?, ?, ?, ?)"
+                states = db.executemany(insert, self._readable()).rowcount
+        except BaseException:
+            _remove(new)
+            raise
         self._lock.take()  # of a file that somebody else has put there
         moved = self._move_aside()
         os.replace(new, self.path)
@@ -400,6 +404,11 @@ def _columns(key: Key) -> tuple[str, str, str]:
 def _files(path: Path) -> list[Path]:
     """The database, its log and the index of the log."""
     return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
+
+
+def _remove(path: Path) -> None:
+    for one in _files(path):
+        one.unlink(missing_ok=True)
 
 
 def _version(path: Path) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sqlite3
@@ -71,6 +72,11 @@ async def reopened(path: Path) -> SQLiteStore:
     store = SQLiteStore(path)
     await store.open()
     return store
+
+
+async def closed(path: Path) -> None:
+    """Open and close the state."""
+    await (await reopened(path)).close()
 
 
 def checkpointed(path: Path) -> None:
@@ -210,6 +216,27 @@ async def test_F65_a_state_that_cannot_be_written_again_is_an_error_until_it_can
     assert await everything(store) == {key: content(key) for key in KEYS}
 
 
+async def test_F41_a_state_that_cannot_be_rebuilt_for_lack_of_space_leaves_nothing_behind(
+    small_disk: Path,
+) -> None:
+    """The disk is full and the file is gone: commits fail, and succeed once there is space, with every state."""
+    store = await reopened(small_disk / "state.db")
+    for key in KEYS:
+        await store.commit(key, content(key))
+    all_removed(store.path)
+    with (small_disk / "ballast").open("wb", 0) as file, contextlib.suppress(OSError):
+        while file.write(b"\0" * 4096):
+            pass
+    for _ in range(3):
+        with pytest.raises(StateError):
+            await store.commit(KEYS[0], content(KEYS[0]))
+        assert sorted(file.name for file in small_disk.iterdir() if ".new" in file.name) == []
+    (small_disk / "ballast").unlink()
+    assert not await store.check()
+    assert await everything(store) == {key: content(key) for key in KEYS}
+    await store.close()
+
+
 async def test_F65_what_only_touches_the_files_is_no_damage(store: SQLiteStore, tmp_path: Path) -> None:
     """Readers, backups, another time stamp: nothing is moved aside."""
     with sqlite3.connect(store.path) as db, sqlite3.connect(tmp_path / "backup.db") as copy:
@@ -321,15 +348,32 @@ def hard_link_without_lock(path: Path) -> Path:
 
 @pytest.mark.parametrize("way", [symlink, hard_link, lock_removed, hard_link_without_lock])
 async def test_F47_a_second_store_is_refused_whatever_its_name(store: SQLiteStore, way: Callable[[Path], Path]) -> None:
-    """Links and a removed lock file let nobody in, and the holder is named."""
+    """Links and a removed lock file let nobody in."""
     second = SQLiteStore(way(store.path))
-    with pytest.raises(StateLocked, match=rf"held by another process \(pid {os.getpid()}\)"):
+    with pytest.raises(StateLocked, match="held by another process"):
         await second.open()
     await store.check()
     await store.commit(KEYS[0], b"goes on")
     assert (store.resets, second.resets) == (0, 0)
     with pytest.raises(StateLocked):
         await second.open()
+
+
+def test_F40_another_program_that_locks_the_file_is_named(tmp_path: Path) -> None:
+    """As an open `sqlite3 state.db` with a transaction does."""
+    holding = (
+        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('BEGIN EXCLUSIVE');"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    path = tmp_path / "state.db"
+    command = [sys.executable, "-c", holding, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(StateLocked, match=rf"held by another process \(pid {other.pid}\)"):
+            asyncio.run(reopened(path))
+        other.communicate(timeout=10)
+    asyncio.run(closed(path))
 
 
 async def test_F47_a_store_that_lost_its_files_leaves_those_of_another_alone(

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -398,20 +397,6 @@ def test_a_scope_that_is_gone_for_a_week_is_forgotten(tmp_path: Path, simulated:
         left = db.execute("SELECT bk_scope_type, bk_scope_id FROM state ORDER BY 1, 2").fetchall()
     db.close()
     assert left == [("biz", "2"), ("biz_set", "7")]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system needs root and mount: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_F41_a_full_disk_fails_polls_until_there_is_space(
