@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 DEMO   := .venv-demo
 SOURCE := exporter tests scripts deploy mixin
 
-.PHONY: demo test coverage check format docs soak bench image-test release pythons findings fresh clean
+.PHONY: demo test coverage check format docs soak fuzz bench image-test release pythons findings fresh clean
 
 demo: $(DEMO)/.ready  ## a simulated BlueKing and the exporter watching it
 	$(DEMO)/bin/python -m exporter demo $(ARGS)
@@ -37,6 +37,10 @@ docs: $(READY)  ## write the documents that are generated from the code
 
 soak: $(READY) components  ## kill -9, restarts and reloads for a long time, compared with the truth
 	$(BIN)/python -m pytest -m slow -k soak $(ARGS)
+
+fuzz: $(READY)  ## a minute for each target, with atheris where it installs; ARGS="decoders --seconds=600"
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3,<4'
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m bench $(ARGS)
