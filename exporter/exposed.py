@@ -20,7 +20,7 @@ from exporter.collectors import COLLECTORS
 from exporter.collectors.base import GAP, TRUNCATED, Collector, CollectorState
 from exporter.collectors.failing_hosts import MOST_HOSTS
 from exporter.collectors.job.metrics import STATUS_CODE_INFO, status_code_info
-from exporter.config.schema import ScopeConfig
+from exporter.config.schema import Config, ScopeConfig
 from exporter.metrics.bounds import LabelBounds
 from exporter.metrics.family import Chunk, Count, Counts, Distribution, Family, Labels
 from exporter.metrics.gauges import Gauges
@@ -34,8 +34,13 @@ CIRCUIT_OPEN = "blueking_exporter_api_circuit_open"
 UNTRACKED = "blueking_exporter_hosts_untracked"
 
 SCOPE_INFO = Family(
-    "blueking_scope_info", "gauge", ("name",), "A configured scope and its name for people.", "已配置的范围及其名称。"
+    "blueking_scope_info",
+    "gauge",
+    ("name",),
+    "A configured scope and its name for people; with the label `tenant_id` where a tenant is set.",
+    "已配置的范围及其名称；设置了租户时带有标签 `tenant_id`。",
 )
+_SCOPE_INFO_WITH_TENANT = msgspec.structs.replace(SCOPE_INFO, labels=("name", "tenant_id"))
 
 COLLECTOR_FAMILIES = (
     Family(
@@ -133,9 +138,12 @@ def show_status_codes(page: Page) -> None:
     page.put(None, {STATUS_CODE_INFO.name: render_gauge(STATUS_CODE_INFO, "", status_code_info())})
 
 
-def show_scope(page: Page, one: ScopeConfig) -> None:
-    """Put the name of a scope on the page."""
-    page.put(scope_key(one), {SCOPE_INFO.name: render_gauge(SCOPE_INFO, scope_prefix(one.scope), {(one.name,): 1.0})})
+def show_scope(page: Page, one: ScopeConfig, config: Config) -> None:
+    """Put the name of a scope on the page, and its tenant if it has one."""
+    tenant_id = one.auth.tenant_id or config.blueking.auth.tenant_id
+    family = _SCOPE_INFO_WITH_TENANT if tenant_id else SCOPE_INFO
+    labels: Labels = (one.name, tenant_id) if tenant_id else (one.name,)
+    page.put(scope_key(one), {family.name: render_gauge(family, scope_prefix(one.scope), {labels: 1.0})})
 
 
 def scope_key(one: ScopeConfig) -> Key:

@@ -265,4 +265,4 @@ class Fleet:
             page.remove(scope_key(before[scope]))
         for scope, one in self.scopes.items():
             if one is not before.get(scope):
-                show_scope(page, one)
+                show_scope(page, one, config)

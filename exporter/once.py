@@ -45,7 +45,7 @@ async def once(config: Config, shard: Shard | None = None, *, constants: bool = 
         if constants:
             show_status_codes(page)
         for scope in config.scopes:
-            show_scope(page, scope)
+            show_scope(page, scope, config)
         body = b"".join(page.exposition(Format.TEXT))
     return body, all(poller.success for poller in polled)
 

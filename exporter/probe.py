@@ -22,9 +22,15 @@ from exporter.state.memory import MemoryStore
 from exporter.telemetry import Telemetry
 
 DAY = 86400.0
+_NO_USER = (
+    "no user has arrived behind the gateway: ask its administrator to let bk_username of this application pass "
+    "(from_username) and to switch skip_user_verification off for these resources"
+)
 HINTS = {
     "1306201": "the ESB gives this code for many causes: a backend that failed or timed out, and the route of "
-    "get_task_info, which NodeMan 2.x no longer has"
+    "get_task_info, which NodeMan 2.x no longer has",
+    "1247002": _NO_USER,  # JOB
+    "3800007": _NO_USER,  # NodeMan V3
 }
 
 

@@ -104,6 +104,12 @@ def _check_blueking(reader: Reader, blueking: BlueKing) -> list[Problem]:
         reader.problem("blueking", "no platform: give at least one of job, nodeman and nodeman_legacy")
     if auth.access_token and auth.bk_token:
         warnings.append(_warning(reader, "blueking.auth.bk_token", "not used beside access_token"))
+    gateways = [platform for platform in (blueking.job, blueking.nodeman) if platform]
+    if not blueking.nodeman_legacy and all(platform.api != "esb" and platform.app_type for platform in gateways):
+        for name in ("access_token", "bk_token"):
+            if getattr(auth, name):
+                message = "not used: with app_type: true the application asks in the name of username"
+                warnings.append(_warning(reader, f"blueking.auth.{name}", message))
     if blueking.tls.key_file and not blueking.tls.cert_file:
         reader.problem("blueking.tls.key_file", "a client key needs cert_file")
     if blueking.tls.insecure_skip_verify:

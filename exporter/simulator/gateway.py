@@ -133,19 +133,18 @@ def _gateway_credentials(
             return _invalid(platform, "app code or app secret is too long")
         if (code, secret) != (platform.app_code, platform.app_secret):
             return _invalid(platform, "bk_app_code or bk_app_secret is incorrect")
-        login = given.get("bk_token") or cookies.get("bk_token")
-        if login in platform.bk_tokens:
-            user = platform.bk_tokens[str(login)]
-        elif platform.trusts_usernames:
-            user = str(given.get("bk_username") or "")
-    if platform.tenant_id is not None and headers.get("X-Bk-Tenant-Id") != platform.tenant_id:
+        user = _named_user(platform, call, given, cookies)
+    tenant_id = platform.tenants.get(call.scope, platform.tenant_id) if call.scope else platform.tenant_id
+    if tenant_id is not None and call.tenant_id != tenant_id:
         message = (
             'Cross tenant forbidden [reason="Cross-tenant calls are not allowed: header X-Bk-Tenant-Id is required and '
             f'should not be empty. the app {platform.app_code} tenant_mode=global. [AH1]"]'
         )
         return gateway_error(platform, 403, 1640302, "CROSS_TENANT_FORBIDDEN", message)
     if call.app_type:
-        call.user = headers.get("X-Bk-Username", "")
+        # The gateway passes the header on untouched; JOB alone looks at it.
+        named = headers.get("X-Bk-Username", "") if call.dialect in ("v4", "v3") and platform.job_reads_header else ""
+        call.user = named or user
         return None
     if not user:
         if given.get("bk_username"):
@@ -155,6 +154,17 @@ def _gateway_credentials(
         return _invalid(platform, reason)
     call.user = user
     return None
+
+
+def _named_user(platform: Platform, call: Call, given: Mapping[str, object], cookies: Mapping[str, str]) -> str:
+    """The user that the gateway writes into its token for the backend, "" for none."""
+    if call.app_type and platform.skips_user_verification:
+        return ""
+    if login := given.get("bk_token") or cookies.get("bk_token"):
+        return platform.bk_tokens.get(str(login), "")  # beside a token bk_username does not count, not even a bad one
+    if platform.takes_bk_username and (call.app_type or platform.trusts_usernames):
+        return str(given.get("bk_username") or "")
+    return ""
 
 
 def _esb_credentials(

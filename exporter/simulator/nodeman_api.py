@@ -170,7 +170,10 @@ class NodemanApi:
         }
 
     def _visible(self, job: Job, user: str, wanted: Sequence[object] | None) -> bool:
-        # Nobody is refused here: what the caller may not see is left out, of a forbidden or unknown business all.
+        # Nobody is refused here: what the caller may not see is left out, of a forbidden or unknown business all, and
+        # everything when no user has arrived.
+        if not user:
+            return False
         scope = set(job.bk_biz_scope)
         if scope and not scope & self.world.denied and (not wanted or scope & set(wanted)):
             return True
@@ -219,6 +222,8 @@ class NodemanApi:
             raise Refused(3801012, f"不存在ID为{job_id}的任务")
         if call.fault("repeated_page"):
             page = 1
+        if not call.user:
+            raise Refused(3800500, "系统错误，请联系管理员")
         if call.fault("permission") or set(job.bk_biz_scope) & world.denied:
             permission = {"system_id": "bk_nodeman", "actions": [{"id": "task_history_view", "name": "任务历史查看"}]}
             data = {"permission": permission, "apply_url": "http://iam.example.com/apply"}

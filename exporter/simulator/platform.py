@@ -36,6 +36,8 @@ class Call:
     at: float
     """Unix seconds on the platform's clock."""
     user: str = ""
+    """Who the backend takes for the user, "" for nobody."""
+    tenant_id: str = ""
     faults: tuple[Fault, ...] = ()
 
     def fault(self, name: str) -> Fault | None:
@@ -80,6 +82,8 @@ class LoggedCall:
     """None when no answer was finished."""
     nbytes: int = 0
     """Size of the body that was answered."""
+    user: str = ""
+    tenant_id: str = ""
 
 
 class Platform:
@@ -112,8 +116,16 @@ class Platform:
         self.bk_tokens = {"simulated-bk-token": "admin"}
         self.trusts_usernames = False
         """Whether the app is exempt from user verification: then user-type resources accept a bare bk_username."""
+        self.takes_bk_username = True
+        """False: the gateway is configured to drop bk_username (`from_username: false`)."""
+        self.skips_user_verification = False
+        """True: app-type resources have `skip_user_verification`, which leaves the backend without a user."""
+        self.job_reads_header = True
+        """Whether JOB takes the user from X-Bk-Username first, as from 3.12.1 on."""
         self.tenant_id: str | None = None
         """Set: every gateway call must carry it in X-Bk-Tenant-Id."""
+        self.tenants: dict[Scope, str] = {}
+        """Tenants of single scopes: a call for one of them must carry its tenant."""
         self.rate_limit: int | None = None
         """Requests per second and app at the gateway and the ESB; None: unlimited, and no quota headers."""
         self.quota_headers = True

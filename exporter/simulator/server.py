@@ -56,6 +56,7 @@ def _handler(platform: Platform, endpoint: Endpoint) -> Callable[[web.Request], 
             "en" if request.headers.get("Blueking-Language", "").startswith("en") else "zh",
             platform.now(),
         )  # fmt: skip
+        call.tenant_id = request.headers.get("X-Bk-Tenant-Id", "")
         call.faults = platform.faults.choose(call.api, call.scope, call.params)
         logged = platform.log(call)
         for fault in call.faults:
@@ -63,6 +64,7 @@ def _handler(platform: Platform, endpoint: Endpoint) -> Callable[[web.Request], 
                 await asyncio.sleep(fault.seconds(1))
         answer = await _answer(platform, endpoint, request, call, given)
         response = await _send(platform, request, call, answer)
+        logged.user, logged.tenant_id = call.user, call.tenant_id
         logged.status = None if response.status == faults.UNANSWERED else response.status
         if isinstance(response, web.Response) and isinstance(response.body, bytes):
             logged.nbytes = len(response.body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,31 @@ def start_job(simulated: Simulated, *hosts: Target, **given: Any) -> int:
         return job.id
 
     return simulated.do(start)
+
+
+def test_probe_names_what_to_ask_for_when_no_user_arrives(tmp_path: Path, simulated: Simulated) -> None:
+    """JOB refuses and NodeMan lists nothing: both lines tell what the gateway's administrator has to change."""
+    start_job(simulated, OURS)
+    simulated.do(lambda platform: setattr(platform, "takes_bk_username", False))
+    simulated.do(lambda platform: setattr(platform, "job_reads_header", False))
+    config = nodeman(simulated.url, job={})
+    config["blueking"]["job"] = {"url": f"{simulated.url}/api/bk-job/prod"}
+    config["collectors"]["job"] = {"enabled": True}
+    code, lines, _ = probe(tmp_path, config)
+    assert code == 1
+    assert lines[0].startswith("FAIL  job biz/2: get_job_instance_list: auth; code 1247002")
+    assert lines[1].startswith("?     nodeman_job biz/2: ")
+    for line in lines[:2]:
+        assert "from_username" in line
+        assert "skip_user_verification" in line
+
+
+def test_probe_prints_the_request_id(tmp_path: Path, simulated: Simulated) -> None:
+    """With it the platform's people find the request in their own logs."""
+    simulated.do(lambda platform: setattr(platform, "app_secret", "another"))
+    code, (line, *_), _ = probe(tmp_path, configuration(simulated.url))
+    assert code == 1
+    assert re.search(r"; request id [0-9a-f]{32}", line)
 
 
 def test_probe_of_an_idle_forbidden_or_unknown_business(tmp_path: Path, simulated: Simulated) -> None:

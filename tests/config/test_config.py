@@ -618,6 +618,19 @@ scopes: [{bk_scope_type: biz, bk_scope_id: 2}, {bk_scope_type: biz, bk_scope_id:
     ]
 
 
+def test_a_token_beside_app_type_is_warned_about(write: Write) -> None:
+    """It is never sent there: beside a token the gateway takes no user from bk_username."""
+    text = MINIMAL.replace("app_secret: hunter2canary", "app_secret: s, access_token: t")
+    path = write(text)
+    assert warned(load(path, environ={}), path) == [
+        "config.yaml:4:52: blueking.auth.access_token: not used: with app_type: true the application asks in the name "
+        "of username"
+    ]
+    for used in ('"http://127.0.0.1:1/", app_type: false', '"http://127.0.0.1:1/", api: esb'):
+        path = write(text.replace('"http://127.0.0.1:1/"', used))
+        assert warned(load(path, environ={}), path) == []
+
+
 @pytest.mark.parametrize(
     ("defaults", "scope", "place"),
     [

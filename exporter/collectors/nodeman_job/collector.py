@@ -383,7 +383,9 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                 certain = False
                 notes.append(
                     f"job_list is empty: a forbidden or unknown business {self.biz} cannot be told apart from an idle "
-                    "business; look in NodeMan whether the user sees its task history"
+                    "business; look in NodeMan whether the user sees its task history. It is empty too when no user "
+                    "arrives: then the gateway's administrator has to let bk_username of this application pass "
+                    "(from_username) and to switch skip_user_verification off"
                 )
             elif own:
                 await self._api.job_details(own[0], deadline=deadline)
