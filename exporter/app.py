@@ -214,16 +214,23 @@ def _end_process() -> None:
 
 
 async def run(
-    options: Options, loaded: Loaded, started: Callable[[Sequence[str]], None] = lambda addresses: None
+    options: Options,
+    loaded: Loaded,
+    started: Callable[[Sequence[str]], None] = lambda addresses: None,
+    *,
+    in_terminal: bool = False,
 ) -> None:
-    """Run the daemon until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reloads.
+    """Run the daemon until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP reloads, but where the
+    daemon belongs to a terminal (`in_terminal`) it stops, since the terminal was closed.
 
-    Both take effect once the daemon has started: SIGHUP then, SIGTERM and SIGINT are the caller's until then.
+    A SIGHUP that comes while the daemon starts takes effect when it has started. SIGTERM and SIGINT are the caller's
+    until then.
     """
     app = App(options, loaded)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(log.on_loop_exception)
-    loop.add_signal_handler(signal.SIGHUP, app.configuration.requested.set)
+    if not in_terminal:
+        loop.add_signal_handler(signal.SIGHUP, app.configuration.requested.set)
 
     def stop() -> None:
         if app.stopping.is_set():
@@ -234,7 +241,7 @@ async def run(
         force.start()
 
     def on_start(addresses: Sequence[str]) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if in_terminal else [])):
             loop.add_signal_handler(number, stop)
         started(addresses)
 

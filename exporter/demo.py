@@ -13,11 +13,11 @@ from exporter.reload import Options
 from exporter.simulator.server import SimulatorServer, create_platform, sample_config
 
 SPEED = 10.0
-"""How much faster than life things happen, so that there is something to see within seconds."""
+"""How much faster than in reality executions start and end, so that there is something to see within seconds."""
 
 
 async def demo(overrides: Mapping[str, Override], *, seed: int, say: Callable[[str], None]) -> None:
-    """Run until SIGTERM or SIGINT; `say` gets the addresses to look at. Counts live in a temporary directory."""
+    """Run until SIGTERM, SIGINT or SIGHUP; `say` gets the addresses to open. Counts live in a temporary directory."""
     platform = create_platform(seed=seed, speed=SPEED)
     async with SimulatorServer(platform) as server:
         with tempfile.TemporaryDirectory(prefix="blueking-exporter-demo-") as directory:
@@ -29,9 +29,9 @@ async def demo(overrides: Mapping[str, Override], *, seed: int, say: Callable[[s
             def started(addresses: Sequence[str]) -> None:
                 page = addresses[0]
                 say(f"simulated BlueKing   {server.url}")
-                say(f"what is watched      {page}/")
+                say(f"status               {page}/")
                 say(f"metrics              {page}{loaded.config.server.telemetry_path}")
-                say(f"failures as JSON     {page}/api/v1/failures")
-                say("Ctrl-C ends it. 按 Ctrl-C 结束。")
+                say(f"failing hosts        {page}/failures")
+                say("Press Ctrl-C to stop. 按 Ctrl-C 结束。")
 
-            await run(Options(file, overrides), loaded, started)
+            await run(Options(file, overrides), loaded, started, in_terminal=True)

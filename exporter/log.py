@@ -1,8 +1,9 @@
 """Logging: one event is one line on stderr, whatever BlueKing's texts contain.
 
-Event names are constants in snake_case; everything that varies is a keyword. Every line passes these steps in this
-order: repeats are held back, the exception becomes text, secrets become `***`, what could break a line or deceive a
-terminal is escaped, and one of three renderers writes it. Lines of libraries that use `logging` take the same way.
+Event names are constants in snake_case; everything that varies is a keyword. Every event passes these steps in this
+order: repeats are held back, the exception becomes text, secrets become `***`, characters that could break a line or
+deceive a terminal are escaped, and one of three renderers writes the line. Records of libraries that use `logging`
+become events too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Format = Literal["logfmt", "json", "console"]
 REPEAT_PERIOD = 60.0
 """Seconds in which the same warning or error is written at most once."""
 REPEAT_FIELDS = ("logger", "template", "collector", "scope", "api", "reason", "field", "address", "file", "error_type")
-"""What tells two warnings of the same event name apart. Free text is not among them: it varies with every repeat."""
+"""Fields that distinguish two warnings of the same event name. Free text is left out, since it differs each time."""
 LONGEST_VALUE = 8192
 SHORTEST_SECRET = 6
 """Shorter values are redacted by type only: replacing every `ab` would ruin the log and hide nothing."""
@@ -84,7 +85,7 @@ _redaction = _Redaction()
 
 
 def redact_values(values: Iterable[str]) -> None:
-    """From now on replace these secrets by `***` in every line; values under 6 characters are ignored."""
+    """Replace these secrets by `***` in every line from now on. Values under 6 characters are ignored."""
     _redaction.add(values)
 
 
@@ -116,10 +117,10 @@ def utc(moment: float | None) -> str | None:
 
 
 class Repeats:
-    """Holds back a warning or error that was written less than `REPEAT_PERIOD` ago, and says how many were held back.
+    """Holds back a warning or error that was written less than `REPEAT_PERIOD` ago; the next one says how many.
 
-    Not so an event with `always=True`: the answer to what somebody has just done is no repeat.
-    `flush()` returns the held-back events that nobody repeated since, so that the last of a flood is not silent.
+    An event with `always=True` is never held back: it answers what somebody has just done. `flush()` returns one event
+    for each kind that is still held back, so that the end of a flood is logged too.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic, size: int = 1024) -> None:
@@ -191,7 +192,7 @@ def _renderer(format: Format, stream: TextIO) -> Processor:
 
 
 class _Lines:
-    """Writes finished lines; a reader of stderr that went away must not stop the polling."""
+    """Writes finished lines. When the reader of stderr has gone, lines are lost and polling goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -244,7 +245,7 @@ def configure(
     stream: TextIO | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Set up all logging of the process: structlog and `logging`. May be called again; the newest call counts."""
+    """Set up all logging of the process: structlog and `logging`. The newest call replaces the one before."""
     global _repeats
     _repeats = Repeats(monotonic)
     stream = stream or sys.stderr
@@ -271,14 +272,14 @@ def configure(
 
 
 def flush() -> None:
-    """Write one line for every repeated event that is still held back. To be called before the process ends."""
+    """Write one line for every kind of event that is still held back. Call it before the process ends."""
     for event in _repeats.flush():
         name = event.pop("event")
         get().warning(name, always=True, **event)
 
 
 def on_loop_exception(_loop: asyncio.AbstractEventLoop, context: MutableMapping[str, Any]) -> None:
-    """For `loop.set_exception_handler`: what no task has caught is an event like any other."""
+    """For `loop.set_exception_handler`: log an exception that no task has caught."""
     error = context.get("exception")
     get().error(
         "unhandled_exception",
@@ -289,7 +290,7 @@ def on_loop_exception(_loop: asyncio.AbstractEventLoop, context: MutableMapping[
 
 
 def on_exception(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-    """For `sys.excepthook`: the last words of the process are redacted and on one line too."""
+    """For `sys.excepthook`: log the exception that ends the process, redacted and on one line."""
     if issubclass(kind, KeyboardInterrupt):
         return
     get().error("unhandled_exception", error_type=kind.__name__, exc_info=(kind, error, traceback))

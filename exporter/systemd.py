@@ -1,4 +1,4 @@
-"""The two small protocols of systemd that a daemon speaks: tell the manager how it is, take the sockets it opened."""
+"""Two protocols of systemd: state notification (sd_notify, with the watchdog) and socket activation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIRST_SOCKET = 3
 
 
 def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Send `READY=1`, `STATUS=…`, `WATCHDOG=1` and the like; False when no manager listens. Never raises."""
+    """Send lines such as `READY=1` to the service manager. False when there is none or it cannot be reached."""
     address = environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
@@ -27,7 +27,7 @@ def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
-    """Seconds between two `WATCHDOG=1`, half of what the manager waits for; None when it does not wait for any."""
+    """Seconds between two `WATCHDOG=1`: half of WatchdogSec. None when it is not set for this process."""
     try:
         microseconds = int(environ.get("WATCHDOG_USEC", "0"))
         mine = int(environ.get("WATCHDOG_PID", str(os.getpid()))) == os.getpid()
@@ -37,8 +37,7 @@ def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
 
 
 async def feed_watchdog(environ: Mapping[str, str] = os.environ) -> None:
-    """Send `WATCHDOG=1` at half of what the manager waits for, as long as the event loop runs. Returns at once when the
-    manager does not wait for any."""
+    """Send `WATCHDOG=1` at half of WatchdogSec as long as the event loop runs. Returns at once without a watchdog."""
     interval = watchdog_interval(environ)
     while interval is not None:
         notify("WATCHDOG=1", environ=environ)
@@ -46,7 +45,7 @@ async def feed_watchdog(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def sockets(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:
-    """The listening sockets that a socket unit passed to this very process. ConfigError when there are none."""
+    """The listening sockets that a socket unit passed to this process. Raises ConfigError when there are none."""
     try:
         mine = int(environ.get("LISTEN_PID", "0")) == os.getpid()
         count = int(environ.get("LISTEN_FDS", "0")) if mine else 0

@@ -220,7 +220,7 @@ SHARING_FAMILIES = (
 
 
 class Telemetry:
-    """What the process knows about itself. Every method is cheap and never fails because of what it is told."""
+    """The metrics of the process. Every method is cheap and takes any value."""
 
     def __init__(self, version: str = "unknown", registry: CollectorRegistry | None = None) -> None:
         self._registry = registry or CollectorRegistry()
@@ -251,29 +251,29 @@ class Telemetry:
         self._set("build_info", 1, version, platform.python_version())
 
     def api_request(self, api: str, code: str, seconds: float) -> None:
-        """A request ended with this HTTP status, or `none`."""
+        """Count a request that ended with this HTTP status, or `none` without an answer, after so many seconds."""
         self._counters["api_requests_total"].labels(api, _status(code)).inc()
         self._histograms["api_request_duration_seconds"].labels(api).observe(seconds)
 
     def api_retry(self, api: str) -> None:
-        """A request is tried again."""
+        """Count a retry."""
         self._counters["api_retries_total"].labels(api).inc()
 
     def throttled(self, seconds: float) -> None:
-        """A request has waited this long for its turn."""
+        """Add the seconds that a request waited for its turn."""
         self._counters["api_throttle_seconds_total"].inc(max(seconds, 0.0))
 
     def inflight(self, delta: int) -> None:
-        """A request began (+1) or ended (-1)."""
+        """Count a request that begins (+1) or ends (-1)."""
         self._inflight += delta
         self._set("api_inflight_requests", self._inflight)
 
     def quota(self, api: str, remaining: float) -> None:
-        """The gateway told how many requests it still allows."""
+        """Set how many requests the gateway still allows."""
         self._set("api_quota_remaining", remaining, api)
 
     def skew(self, seconds: float) -> None:
-        """BlueKing's clock was seen: own minus platform's."""
+        """Set the difference of the clocks: this machine's minus the platform's."""
         self._set("api_clock_skew_seconds", seconds)
 
     def unknown_values(self, field: str, times: int = 1) -> None:
@@ -285,25 +285,25 @@ class Telemetry:
         self._counters["unknown_values_total"].labels(field).inc(times)
 
     def state_reset(self) -> None:
-        """The state was found damaged or gone."""
+        """Count a state that was found damaged or gone."""
         self._counters["state_resets_total"].inc()
 
     def state_written(self, at: float) -> None:
-        """A transaction was committed at this unix time."""
+        """Count a transaction that was committed at this unix time."""
         self._counters["state_writes_total"].inc()
         self._set("state_last_write_timestamp_seconds", at)
 
     def state_size(self, nbytes: int | None) -> None:
-        """The state has this size on disk, None where it is not on disk."""
+        """Set the size of the state on disk; None where it is not on disk."""
         if nbytes is not None:
             self._set("state_bytes", nbytes)
 
     def state_write_error(self) -> None:
-        """A transaction failed."""
+        """Count a transaction that failed."""
         self._counters["state_write_errors_total"].inc()
 
     def rendered(self, seconds: float) -> None:
-        """An exposition was put together in this time."""
+        """Set how long it took to render the newest exposition."""
         self._set("render_duration_seconds", seconds)
 
     def exposition(self, nbytes: int) -> None:
@@ -311,34 +311,34 @@ class Telemetry:
         self._set("exposition_bytes", nbytes)
 
     def loop_lag(self, seconds: float) -> None:
-        """The event loop woke up this late."""
+        """Set how late the event loop ran what was due."""
         self._set("event_loop_lag_seconds", seconds)
 
     async def measure_loop_lag(self, clock: Clock) -> None:
-        """Find out once a second how late the event loop runs what is due."""
+        """Measure once a second how late the event loop runs what is due."""
         while True:
             due = clock.monotonic() + PERIOD
             await asyncio.sleep(PERIOD)
             self.loop_lag(max(0.0, clock.monotonic() - due))
 
     def config_loaded(self, sha256: str, at: float) -> None:
-        """This configuration is in use since this unix time."""
+        """Set the configuration that is in use since this unix time."""
         self._gauges["config_info"].clear()
         self._set("config_info", 1, sha256)
         self._set("config_last_reload_successful", 1)
         self._set("config_last_reload_success_timestamp_seconds", at)
 
     def config_reload_failed(self) -> None:
-        """The configuration could not be loaded; the one before stays."""
+        """Note that the configuration could not be loaded and the one before stays in use."""
         self._set("config_last_reload_successful", 0)
 
     def shard(self, ordinal: int, total: int) -> None:
-        """This process is one of `total` that share the scopes; alone by default."""
+        """Set which of `total` shards this process is."""
         self._set("shard_ordinal", ordinal)
         self._set("total_shards", total)
 
     def series(self, counts: Mapping[str, int]) -> None:
-        """Series on the page by family; families that are not named have none."""
+        """Set the number of series on the page by family; a family that is not named has none."""
         if counts == self._series:
             return
         self._series = dict(counts)
@@ -347,7 +347,7 @@ class Telemetry:
             self._set("series", count, family)
 
     def series_dropped(self, family: str, n: int) -> None:
-        """This many series more were cut because of `max_series`."""
+        """Count series that are newly cut because of `max_series`."""
         self._counters["series_dropped_total"].labels(family).inc(n)
 
     # Beside other replicas; see `StateObserver`

@@ -23,7 +23,7 @@ from exporter.simulator.platform import Answer, Call, Endpoint, Platform
 PLATFORM = web.AppKey("platform", Platform)
 KEPT = 600.0
 """Seconds for which the commands keep what has ended beyond the past that they begin with."""
-CALLS = 10_000
+CALLS = 2_000
 """Calls that the commands remember."""
 
 

@@ -15,11 +15,13 @@ from tests.support.process import PROGRAM, Daemon, environment, samples, select,
 
 
 @contextmanager
-def running(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def running(
+    folder: Path, *arguments: str, environ: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A command that goes on until it is stopped, and the file of what it prints."""
     output = folder / "output"
     with output.open("wb") as file, output.with_suffix(".log").open("wb") as log:
-        process = subprocess.Popen([*PROGRAM, *arguments], stdout=file, stderr=log, env=environment())
+        process = subprocess.Popen([*PROGRAM, *arguments], stdout=file, stderr=log, env=environment() | (environ or {}))
     try:
         yield process, output
     finally:
@@ -48,6 +50,20 @@ def test_demo_shows_something_within_15_seconds(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert "Traceback" not in output.with_suffix(".log").read_text()
+
+
+def test_demo_ends_with_its_terminal(tmp_path: Path) -> None:
+    """SIGHUP, which a terminal sends when it is closed: exit 0, and the temporary directory is gone."""
+    address = f"127.0.0.1:{free_port()}"
+    with running(tmp_path, "demo", f"--web.listen-address={address}", environ={"TMPDIR": str(tmp_path)}) as (
+        process,
+        _,
+    ):
+        eventually(lambda: http(f"http://{address}/-/healthy")[0] == 200, 30)
+        assert list(tmp_path.glob("blueking-exporter-demo-*"))
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(15) == 0
+        assert not list(tmp_path.glob("blueking-exporter-demo-*"))
 
 
 def test_the_printed_configuration_of_simulate_works(tmp_path: Path) -> None:
