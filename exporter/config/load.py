@@ -107,17 +107,18 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     file = _read_file(reader)
     defaults, patterns = (file.collectors, file.scope_files) if file else (Collectors(), ())
     scopes = _scopes(reader, "scopes", root.get("scopes") if isinstance(root, Mapping) else None, defaults)
+    if file:
+        check_file(reader, file)
     globs = tuple(str(directory / pattern) for pattern in patterns)
     versions = _versions(globs)
-    parts, warnings = _scope_files(reader, path.parent, patterns)
+    parts = _scope_files(reader, path.parent, patterns)
     for part in parts.values():
         _feed(contents, part.data)
         scopes += _scopes(part.reader, "", part.root, defaults)
-
     if file:
-        warnings = check_file(reader, file) + warnings
-        entries, found = check_scopes(reader, file.blueking, scopes)
-        warnings += found + check_budget(reader, file.blueking, entries)
+        entries = check_scopes(reader, file.blueking, scopes)
+        check_budget(reader, file.blueking, entries)
+
     readers = [reader, *(part.reader for part in parts.values())]
     problems = [problem for each in readers for problem in sorted(each.problems, key=_position)]
     if problems or file is None:
@@ -126,10 +127,10 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     if not reader.written("state.url"):
         process["state"] = _absolute(file.state, directory)
     config = Config(**process, scopes=_scope_configs(entries), sha256=contents.hexdigest())
-    warnings += [problem for each in readers for problem in each.warnings]
+    warnings = tuple(warning for each in readers for warning in each.warnings)
     secrets = tuple(secret for each in readers for secret in each.secret_files)
     files = dict.fromkeys((directory / path.name, *parts, *secrets))
-    return Loaded(config, tuple(warnings), tuple(files), globs, versions, secrets)
+    return Loaded(config, warnings, tuple(files), globs, versions, secrets)
 
 
 def _read_file(reader: Reader) -> ConfigFile | None:
@@ -164,15 +165,14 @@ def _versions(globs: tuple[str, ...]) -> FileVersions:
     return tuple((name, stamp(name)) for name in sorted(names))
 
 
-def _scope_files(reader: Reader, directory: Path, patterns: tuple[str, ...]) -> tuple[dict[Path, _Part], list[Problem]]:
-    """Every file that matches, once, by its absolute path; and a warning for each pattern that matches none."""
+def _scope_files(reader: Reader, directory: Path, patterns: tuple[str, ...]) -> dict[Path, _Part]:
+    """Every file that matches, once, by its absolute path. Warns of each pattern that matches none."""
     parts: dict[Path, _Part] = {}
-    warnings: list[Problem] = []
     for index, pattern in enumerate(patterns):
         at = f"scope_files[{index}]"
         matches = sorted(glob.glob(str(directory / pattern)))
         if not matches:
-            warnings.append(reader.place(at).problem(at, "matches no file"))
+            reader.warn(at, "matches no file")
         for name in matches:
             absolute = Path(os.path.abspath(name))
             if absolute in parts:
@@ -185,7 +185,7 @@ def _scope_files(reader: Reader, directory: Path, patterns: tuple[str, ...]) -> 
             root, problems = parse(data, clean(name, 4096), absolute.parent)
             empty = Scalar(Place(clean(name, 4096), 1, 1, absolute.parent), None)
             parts[absolute] = _Part(Reader(root or empty, reader.environ, problems), data, root)
-    return parts, warnings
+    return parts
 
 
 def _scopes(reader: Reader, path: str, node: Node | None, defaults: Collectors) -> list[Where]:

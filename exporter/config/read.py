@@ -42,6 +42,10 @@ class Reader:
         """Add a problem about the value at `path`."""
         self.problems.append(self.place(path).problem(path, message))
 
+    def warn(self, path: str, message: str) -> None:
+        """Add a warning about the value at `path`."""
+        self.warnings.append(self.place(path).problem(path, message))
+
     def place(self, path: str) -> Place:
         """Where the value at `path` is written or, if it is not, the nearest one around it."""
         return find(self.root, path)[0].place
@@ -61,7 +65,7 @@ class Reader:
         """
         if not isinstance(node, Mapping):
             hint = " (leave the key out to take the defaults)" if _null(node) and path else ""
-            # Where secrets live, the text may be one that lacks a space after its colon.
+            # Below `blueking` the text may hold a secret: `app_secret:XYZ` without a space is one text.
             what = "a single value" if path.split(".")[0] == "blueking" and not _null(node) else shown(node)
             self.problem(path, f"want a mapping, not {what}{hint}")
             return None
@@ -145,9 +149,9 @@ class Reader:
         if isinstance(kind, SecretFile | KeyFile) and isinstance(value, str):
             file = node.place.directory / value
             if isinstance(kind, SecretFile):
-                self.secret_files.append(file)  # watched even while it cannot be read
+                self.secret_files.append(file)  # followed even while it cannot be read
             if open_to_others(file):
-                self.warnings.append(node.place.problem(path, "others can read the file: chmod o-r"))
+                self.warn(path, "others can read the file: chmod o-r")
         if isinstance(kind, Boolean) and node.literal:
             value = {"true": True, "false": False}.get(str(value).lower(), value)
         try:

@@ -1,4 +1,4 @@
-"""Rules between keys. Each adds its problem or warning where the key that decides is written."""
+"""Rules between keys. Each adds its problem or warning to the reader, where the key that decides is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import msgspec
 from exporter.config.read import Reader
 from exporter.config.schema import Auth, BlueKing, Collectors, ConfigFile, ScopeEntry, State, Tls, Watch
 from exporter.config.state_url import RedisUrl
-from exporter.errors import Problem
 from exporter.model import Scope
 
 SHORTEST_LEASE, LONGEST_LEASE = 3.0, 300.0
@@ -38,21 +37,21 @@ class Where(msgspec.Struct, frozen=True):
     entry: ScopeEntry
 
 
-def check_file(reader: Reader, file: ConfigFile) -> list[Problem]:
-    """Rules within the configuration file itself. Returns warnings; problems go to the reader."""
-    warnings: list[Problem] = []
+def check_file(reader: Reader, file: ConfigFile) -> None:
+    """Rules within the configuration file itself."""
     if reader.has_no_problem("state.url"):
-        warnings += _check_state(reader, file.state)
+        _check_state(reader, file.state)
     if reader.has_no_problem("blueking"):
-        warnings += _check_blueking(reader, file.blueking)
-    return warnings
+        _check_blueking(reader, file.blueking)
 
 
-def _check_state(reader: Reader, state: State) -> list[Problem]:
+def _check_state(reader: Reader, state: State) -> None:
     url = state.url
     if not isinstance(url, RedisUrl):
-        unused = [key for key in _REDIS_ONLY if getattr(state, key) != getattr(State(), key)]
-        return [_warning(reader, f"state.{key}", "has no effect without Redis in state.url") for key in unused]
+        for key in _REDIS_ONLY:
+            if getattr(state, key) != getattr(State(), key):
+                reader.warn(f"state.{key}", "has no effect without Redis in state.url")
+        return
     if importlib.util.find_spec("redis") is None:
         reader.problem("state.url", 'redis-py is not installed: pip install "blueking-exporter[redis]"')
     if not SHORTEST_LEASE <= state.lease_ttl <= LONGEST_LEASE:
@@ -76,49 +75,37 @@ def _check_state(reader: Reader, state: State) -> list[Problem]:
         reader.problem("state.accept_reshard", "has no effect with Redis, which shares the scopes by itself")
     if (state.username or url.username) and not (state.password or url.password):
         reader.problem("state.username", "a user needs a password")
-    warnings: list[Problem] = []
     if state.lease_ttl <= SCRAPE_TIMEOUT:
-        warnings.append(
-            _warning(
-                reader,
-                "state.lease_ttl",
-                f"not longer than Prometheus' default scrape_timeout of {SCRAPE_TIMEOUT:g}s: a page that is read slowly"
-                " may outlive the lease",
-            )
+        reader.warn(
+            "state.lease_ttl",
+            f"not longer than Prometheus' default scrape_timeout of {SCRAPE_TIMEOUT:g}s: a page that is read slowly"
+            " may outlive the lease",
         )
     if state.tls.insecure_skip_verify:
-        warnings.append(
-            _warning(
-                reader,
-                "state.tls.insecure_skip_verify",
-                "certificates are not verified; the password can be read on the way",
-            )
+        reader.warn(
+            "state.tls.insecure_skip_verify", "certificates are not verified; the password can be read on the way"
         )
-    return warnings
 
 
-def _check_blueking(reader: Reader, blueking: BlueKing) -> list[Problem]:
-    warnings: list[Problem] = []
+def _check_blueking(reader: Reader, blueking: BlueKing) -> None:
     auth = blueking.auth
     if not (blueking.job or blueking.nodeman or blueking.nodeman_legacy):
         reader.problem("blueking", "no platform: give at least one of job, nodeman and nodeman_legacy")
     if auth.access_token and auth.bk_token:
-        warnings.append(_warning(reader, "blueking.auth.bk_token", "not used beside access_token"))
+        reader.warn("blueking.auth.bk_token", "not used beside access_token")
     gateways = [platform for platform in (blueking.job, blueking.nodeman) if platform]
     if not blueking.nodeman_legacy and all(platform.api != "esb" and platform.app_type for platform in gateways):
         for name in ("access_token", "bk_token"):
             if getattr(auth, name):
-                message = "not used: with app_type: true the application asks in the name of username"
-                warnings.append(_warning(reader, f"blueking.auth.{name}", message))
+                reader.warn(
+                    f"blueking.auth.{name}",
+                    "not used: with app_type: true the application asks in the name of username",
+                )
     if blueking.tls.key_file and not blueking.tls.cert_file:
         reader.problem("blueking.tls.key_file", "a client key needs cert_file")
     if blueking.tls.insecure_skip_verify:
-        warnings.append(
-            _warning(
-                reader,
-                "blueking.tls.insecure_skip_verify",
-                "certificates are not verified; the app secret can be read on the way",
-            )
+        reader.warn(
+            "blueking.tls.insecure_skip_verify", "certificates are not verified; the app secret can be read on the way"
         )
     for name, platform in (("job", blueking.job), ("nodeman", blueking.nodeman)):
         if platform is None:
@@ -129,18 +116,14 @@ def _check_blueking(reader: Reader, blueking: BlueKing) -> list[Problem]:
             if not (auth.app_code and auth.app_secret):
                 reader.problem("blueking.auth", f"blueking.{name} with app_type: true needs app_code and app_secret")
         elif not (auth.access_token or auth.bk_token):
-            warnings.append(
-                _warning(
-                    reader,
-                    f"blueking.{name}.app_type",
-                    "the gateway answers 400 to a bare username: app_type: false needs access_token or bk_token",
-                )
+            reader.warn(
+                f"blueking.{name}.app_type",
+                "the gateway answers 400 to a bare username: app_type: false needs access_token or bk_token",
             )
         elif not auth.access_token and not (auth.app_code and auth.app_secret):
             reader.problem("blueking.auth", "bk_token needs app_code and app_secret beside it")
     if blueking.nodeman_legacy:
         _check_esb_auth(reader, auth, "blueking.nodeman_legacy")
-    return warnings
 
 
 def _check_esb_auth(reader: Reader, auth: Auth, platform: str) -> None:
@@ -166,34 +149,25 @@ def fill_watch(reader: Reader, collectors: Collectors, path: str) -> Collectors:
     return msgspec.structs.replace(collectors, job=msgspec.structs.replace(collectors.job, watch=tuple(watch)))
 
 
-def check_scopes(
-    defaults: Reader, blueking: BlueKing, scopes: Sequence[Where]
-) -> tuple[list[ScopeEntry], list[Problem]]:
-    """Rules about each scope and between scopes. Returns the scopes, without collectors that have no platform, and
-    the warnings."""
+def check_scopes(defaults: Reader, blueking: BlueKing, scopes: Sequence[Where]) -> list[ScopeEntry]:
+    """Rules about each scope and between scopes. Returns the scopes, without collectors that have no platform."""
     known: dict[Scope, Where] = {}
     checked: list[ScopeEntry] = []
-    warnings: list[Problem] = []
-    told: set[tuple[str, str]] = set()
+    reported: set[tuple[str, str]] = set()
     for where in scopes:
         scope = Scope(where.entry.bk_scope_type, where.entry.bk_scope_id)
         first = known.setdefault(scope, where)
         if first is not where:
             where.reader.problem(where.path, f"scope {scope} is given twice, first at {first.reader.place(first.path)}")
             continue
-        checked.append(_check_collectors(defaults, blueking, where, scope, told, warnings))
-    return checked, warnings
+        checked.append(_check_collectors(defaults, blueking, where, scope, reported))
+    return checked
 
 
 def _check_collectors(
-    defaults: Reader,
-    blueking: BlueKing,
-    where: Where,
-    scope: Scope,
-    told: set[tuple[str, str]],
-    warnings: list[Problem],
+    defaults: Reader, blueking: BlueKing, where: Where, scope: Scope, reported: set[tuple[str, str]]
 ) -> ScopeEntry:
-    """`told`: problems of the defaults that another scope has already brought up. Adds to `warnings`."""
+    """`reported`: what is wrong with the defaults and has been reported for another scope."""
     entry = where.entry
     for name, platform in _PLATFORMS.items():
         config = getattr(entry.collectors, name)
@@ -204,11 +178,10 @@ def _check_collectors(
             reader, path = defaults, f"collectors.{name}.{key}"
             if where.reader.written(f"{where.path}.collectors.{name}"):
                 reader, path = where.reader, f"{where.path}.{path}"
-            elif (path, message) in told:
+            elif (path, message) in reported:
                 return
-            else:
-                told.add((path, message))
-            (warnings if warning else reader.problems).append(reader.place(path).problem(path, message))
+            reported.add((path, message))
+            (reader.warn if warning else reader.problem)(path, message)
 
         if name != "job" and scope.bk_scope_type != "biz":
             path = f"{where.path}.collectors.{name}.enabled"
@@ -236,7 +209,7 @@ def _check_collectors(
     return entry
 
 
-def check_budget(reader: Reader, blueking: BlueKing, scopes: Sequence[ScopeEntry]) -> list[Problem]:
+def check_budget(reader: Reader, blueking: BlueKing, scopes: Sequence[ScopeEntry]) -> None:
     """Warn when polling alone needs more requests than are allowed, at one request per poll."""
     polls: dict[str, float] = defaultdict(float)
     for entry in scopes:
@@ -245,17 +218,9 @@ def check_budget(reader: Reader, blueking: BlueKing, scopes: Sequence[ScopeEntry
             if config.enabled:
                 polls[name] += 1 / config.interval
     total = sum(polls.values())
-    if total <= blueking.requests_per_second:
-        return []
-    return [
-        _warning(
-            reader,
+    if total > blueking.requests_per_second:
+        reader.warn(
             "blueking.requests_per_second",
             f"{total:.1f} polls per second are more than {blueking.requests_per_second:g} requests per second; "
             "raise it or the intervals",
         )
-    ]
-
-
-def _warning(reader: Reader, path: str, message: str) -> Problem:
-    return reader.place(path).problem(path, message)

@@ -39,7 +39,7 @@ class Secret:
         return self._file
 
     def reveal(self) -> str:
-        """The value of this moment.
+        """The value as it is now.
 
         A file is read again when it has changed; while it is unusable, the last good value stays.
         """
@@ -50,7 +50,7 @@ class Secret:
                     self._value = _read(self._file)
                     self._stamp = found
             except (OSError, ValueError):
-                pass  # a file that is being replaced must not take a working token away
+                pass  # while a file is being replaced the working token stays
         return self._value
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
-"""How one value is written: parse, write back, and describe as JSON Schema.
+"""How one value is written: parse it, write it back, and describe it as JSON Schema.
 
-A parser never puts the value into its message: it may have come out of `${VAR}`.
+The message of a parser never holds the value, which may be that of a variable (`${VAR}`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class InvalidValue(Exception):
-    """A value that does not fit. `shown`: the message goes on with what is written in the file."""
+    """A value that is not valid. `shown`: the message is followed by what is written in the file."""
 
     def __init__(self, message: str, suggestion: str = "", *, shown: bool = True) -> None:
         super().__init__(message)
@@ -160,7 +160,7 @@ class Duration(Text):
 
     def write(self, value: Any) -> str:
         for unit in ("d", "h", "m"):
-            # 24h and 60s are how people say it: a unit is used from two on
+            # People write 24h and 60s: a unit is used from two of it on.
             if value >= 2 * self._UNITS[unit] and not value % self._UNITS[unit]:
                 return f"{value / self._UNITS[unit]:.0f}{unit}"
         return f"{value:.0f}s" if value == int(value) else f"{value * 1000:.0f}ms"
@@ -366,7 +366,7 @@ class SecretFile(Text):
     """A file whose content is a secret; it is read at once and again whenever it changes."""
 
     def __init__(self) -> None:
-        # private: people put the secret itself here
+        # private, because people write the secret itself here
         super().__init__("a path", private=True)
 
     def parse(self, value: object, directory: Path) -> Secret:

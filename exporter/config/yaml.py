@@ -1,7 +1,7 @@
 """Text to nodes: strict YAML, every node with its place.
 
-Scalars follow the YAML 1.2 core schema, whatever the library thinks: `no` is text, `012` is 12, `1:30` is text.
-Duplicate keys, tags, merge keys, a second document and references that grow without bound are problems.
+Scalars follow the YAML 1.2 core schema, not YAML 1.1 as the library does: `no` is text, `012` is 12, `1:30` is text.
+Duplicate keys, tags, merge keys, a second document and aliases that repeat too much are problems.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def find(root: Node, path: str) -> tuple[Node, bool]:
 
 
 def clean(text: str, limit: int = 40) -> str:
-    """Somebody's text for a message: one line, at most `limit` characters."""
+    """Foreign text for a message: one line, at most `limit` characters."""
     if text.isprintable() and len(text) <= limit:
         return text
     text = "".join(character if character.isprintable() else "?" for character in text[: limit + 1])
@@ -188,7 +188,7 @@ class _Composer:
         return node
 
     def alias(self, anchor: str, place: Place, path: str) -> tuple[Node, int]:
-        # an unquoted secret that starts with * is an alias too: its name is not shown
+        # An unquoted secret that starts with * is read as an alias, so its name is not shown.
         if anchor not in self.anchors:
             raise _Broken(place.problem(path, "an alias without its anchor; quote text that starts with *"))
         found = self.anchors[anchor]
@@ -245,7 +245,7 @@ class _Composer:
         source = lines[line - 1] if line <= len(lines) else ""
         if "\t" in source[: len(source) - len(source.lstrip())]:
             return self.broken(line, 1, "a tab indents this line; YAML wants spaces")
-        # the library quotes names of tags and anchors, which may be somebody's unquoted secret
+        # The library quotes names of tags and anchors, which may be an unquoted secret.
         problem = re.sub(r" ['\"][^'\"<]{2,}['\"]", "", getattr(error, "problem", None) or "not YAML")
         hint = "; inside { } and [ ] quote text that holds ${...}" if "${" in source else ""
         return self.broken(line, column, f"YAML syntax: {clean(problem, 120)}{hint}")

@@ -1,1 +1,1 @@
-"""Where counts survive: one payload per (collector, scope), replaced whole in one transaction per poll."""
+"""Where counts are kept: one payload per (collector, scope), replaced as a whole by one transaction per poll."""

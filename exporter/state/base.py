@@ -33,7 +33,7 @@ class Store(Protocol):
     """
 
     resets: int
-    """How often the store has found that committed payloads were damaged or gone."""
+    """How often committed payloads were found to be damaged or gone."""
 
     async def open(self, *, read_only: bool = False) -> None:
         """Take the store for this process. `read_only`: beside the process that has it; nothing is committed."""
@@ -54,7 +54,7 @@ class Store(Protocol):
         """Remove these keys."""
 
     async def purge(self, keep: Iterable[Key], older_than: float) -> int:
-        """Forget the keys not in `keep` whose last commit is before `older_than` (unix seconds); how many went."""
+        """Forget the keys not in `keep` whose last commit is before `older_than` (unix seconds). Returns how many."""
 
     async def check(self) -> bool:
         """Look whether the store still has what was committed, and repair it if it can; call it every few seconds.
@@ -66,7 +66,7 @@ class Store(Protocol):
         """Bytes on disk, None where that means nothing."""
 
     async def close(self) -> None:
-        """Give the store back. Safe to call twice."""
+        """Release the store. Safe to call twice."""
 
 
 def open_store(state: State, shard: Shard | None = None) -> Store:

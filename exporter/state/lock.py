@@ -124,7 +124,7 @@ class StateLock:
         except OSError as error:
             raise self._refusal(error, lambda: _holder(file)) from None
         if os.fstat(file).st_nlink > 1:
-            consequence = "after a kill, who opens it by another name misses the newest commits"
+            consequence = "opened by another name after a kill, it lacks the newest commits"
             log.get().warning("state_file_hard_linked", file=str(self._path), consequence=consequence)
 
     def _refusal(self, error: OSError, holder: Callable[[], str]) -> StateError:

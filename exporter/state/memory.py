@@ -1,4 +1,4 @@
-"""A store that forgets with the process: every start is a new baseline."""
+"""A store that is lost with the process: every start is a new baseline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MemoryStore:
         self._updated: dict[Key, float] = {}
 
     async def open(self, *, read_only: bool = False) -> None:
-        """Nothing to take."""
+        """There is nothing to open."""
 
     async def load(self, key: Key) -> Stored | None:
         payload = self._payloads.get(key)
@@ -49,4 +49,4 @@ class MemoryStore:
         return None
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        """There is nothing to release."""

@@ -1,10 +1,10 @@
-"""The state in one SQLite file (WAL), written by one thread, locked against a second process.
+"""The state in one SQLite file with a write-ahead log, written by one thread, locked against a second process.
 
 `synchronous=FULL`: a commit that has returned survives a power failure too, so a counter that was seen on /metrics can
 never come back smaller, which Prometheus would take for a restart and count a second time.
 
-SQLite neither notices when others remove, replace or change its files nor verifies a log that it has read before. So
-every write is preceded by a look at the files: who wrote them last must have been this store.
+SQLite does not notice when others remove, replace or change its files, and does not verify a log that it has read
+before. So each write first looks whether the files are still as this store left them.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _LOCK_ERRORS = (
 
 
 class SQLiteStore:
-    """See `Store`. Files that are damaged are moved aside (`FILE.corrupt-TIME`) and `resets` counts them.
+    """See `Store`. Damaged files are moved aside (`FILE.corrupt-TIME`) and counted in `resets`.
 
-    Found at the start, an empty file takes their place, or what is left of the log is used. Found later, a new file is
-    made of what can still be read, and `check` asks for the rest.
+    At the start an empty file takes their place, or what is left of the log is used. Later a new file is made of what
+    can still be read, and `check` asks for the rest.
 
     `shard`: whose state it must be. One of another shard is refused, unless `accept_reshard`; then what moved to other
     shards is forgotten, so that it is not continued when it comes back.
@@ -100,7 +100,7 @@ class SQLiteStore:
         await self._outcome(batch.written)
 
     def _write(self, batch: _Batch) -> None:
-        """Write `batch`, then what has gathered meanwhile: all pollers that wait for a slow disk wait for it once."""
+        """Write `batch`, then all that was committed during the write as one batch: a slow disk is waited for once."""
 
         def write() -> None:
             with self._transaction() as db:
@@ -272,7 +272,7 @@ class SQLiteStore:
             db.execute("INSERT INTO shard VALUES (?, ?)", (self._shard.ordinal, self._shard.total))
 
     def _check_log(self) -> None:
-        """Find commits that SQLite would silently ignore, before it reads the log."""
+        """Report commits that SQLite would ignore without a word, before it reads the log."""
         database, wal, _ = _files(self.path)
         if not wal.exists() or not wal.stat().st_size:
             return
@@ -295,7 +295,7 @@ class SQLiteStore:
         self._report(damage, "new baseline: nothing of the past is counted", moved)
 
     def _ensure_unchanged(self) -> None:
-        """Repair what others did to the files since the last write. Raises before anything is written on top of it."""
+        """Repair what others did to the files since the last write, before anything is written."""
         if self._db is None and self._opened:
             self._open()
             self._complete = False
@@ -343,7 +343,7 @@ class SQLiteStore:
         except BaseException:
             _remove(new)
             raise
-        self._lock.take()  # of a file that somebody else has put there
+        self._lock.take()  # of the file that has replaced ours, if there is one
         moved = self._move_aside()
         os.replace(new, self.path)
         # SQLite sees that its own file has moved, and leaves the new one alone.
