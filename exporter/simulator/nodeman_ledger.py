@@ -103,9 +103,12 @@ class NodemanLedger:
     def hosts_failing(
         self, biz: int, collector: Collector, until: float | None = None, only: Collection[int] | None = None
     ) -> dict[Target, Failing]:
-        """The hosts whose newest result is a failure."""
+        """The hosts whose newest result is a failure. The platform shows whole seconds: of two results in the same one
+        nobody knows which is newer, and the success is taken for it."""
         failing: dict[Target, Failing] = {}
-        for result in self.results(biz, collector, until, only):
+        for result in sorted(
+            self.results(biz, collector, until, only), key=lambda result: (int(result.at), not result.failed)
+        ):
             before = failing.pop(result.target, None)
             if result.failed:
                 since, streak = (before.since, before.streak) if before else (result.at, 0)

@@ -240,7 +240,8 @@ class Fold:
             if name in found or (name in known.failed and (end or 0.0) <= known.failed[name]):
                 return
             found[name] = end or 0.0
-            if not known.history and is_news(end, self.born):
+            after = end is not None and end >= int(self.born)
+            if after or (not known.history and is_news(end, self.born)):
                 count_failure(self.tally, labels)
         if host:
             end = end or known_end(row.end_time, now) or now
