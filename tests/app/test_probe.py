@@ -75,6 +75,15 @@ def test_probe_names_the_missing_permission(tmp_path: Path, simulated: Simulated
     assert "missing permission: access_business" in lines[1]
 
 
+def test_probe_of_a_scope_that_job_does_not_know(tmp_path: Path, simulated: Simulated) -> None:
+    """JOB tells an unknown business from an idle one, but of an idle one not whether its history may be read."""
+    code, lines, _ = probe(tmp_path, configuration(simulated.url, [OTHER, Scope("biz", "99")]))
+    assert code == 1
+    assert lines[0].startswith("ok    job biz/3: about ")
+    assert lines[0].endswith("whether view_history is granted cannot be told")
+    assert lines[1].startswith("FAIL  job biz/99: get_job_instance_list: not_found; ")
+
+
 def test_probe_asks_for_host_results_too(tmp_path: Path, simulated: Simulated) -> None:
     """view_history is another permission than the list's: it is found out before the first failure is."""
     simulated.start(steps=[StepScript(duration=0.0, results={target(1): 9})])

@@ -207,7 +207,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
 
     async def _list(self, ids: Sequence[int], deadline: Deadline) -> dict[int, Job]:
         """The jobs of these ids, as far as job_list can give them: an answer that is too large or cannot be decoded is
-        asked for in halves. Raises `ApiError` only for what may pass."""
+        asked for in halves. Raises `ApiError` only for what may pass, and not for ever because of the same jobs."""
         found: dict[int, Job] = {}
         waiting = [ids[begin : begin + PAGE_SIZE] for begin in range(0, len(ids), PAGE_SIZE)]
         while waiting:
@@ -215,7 +215,8 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
             try:
                 answer = await self._api.job_list(job_ids=some, pagesize=len(some), deadline=deadline)
             except ApiError as error:
-                if error.transient:
+                if not all(self._attempts.exhausted(id, error) for id in some):
+                    self._attempts.charge(some)
                     raise
                 if error.reason in ("too_large", "decode") and len(some) > 1:
                     waiting += [some[: len(some) // 2], some[len(some) // 2 :]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from exporter.blueking.nodeman_jobs import Job
+from exporter.blueking.nodeman_jobs import HostRow, Job
 from exporter.collectors.base import TRUNCATED, FinishedRun, Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
@@ -131,8 +131,10 @@ class Fold:
             known = msgspec.structs.replace(known, timed=True)
         if over and not known.counted:
             since = provisional_since(known, row, now)
-            if not (history or (since is not None and since < self.born)):
-                steps = [host.step for host in self.records.hosts.get(id, ()) if host.status == "failed"]
+            if history or (since is not None and since < self.born):
+                known = msgspec.structs.replace(known, timed=True)
+            else:
+                steps = [host.step for host in self._own_rows(id) if host.status == "failed"]
                 self._count_finished(id, row, status_label(row.status), row.end_time, steps)
             # The platform keeps the end of the first run.
             end = known_end(row.end_time, now) if row.end_time != known.end_time else None
@@ -214,8 +216,8 @@ class Fold:
     def _take_rows(self, id: int, row: Job, known: TrackedJob) -> dict[str, float]:
         """Count the failures of hosts that are not known yet, keep all results; the failed hosts with their ends."""
         found: dict[str, float] = {}
-        for host in self.records.hosts.get(id, ()):
-            if host.bk_biz_id in (None, self.biz) and host.status in ("failed", "success"):
+        for host in self._own_rows(id):
+            if host.status in ("failed", "success"):
                 step = host.step if host.status == "failed" else None
                 self._take(id, row, known, found, host.host, host.instance_id, host.end_time, step)
         return found
@@ -249,10 +251,11 @@ class Fold:
 
     def _is_unsettled(self, id: int) -> bool:
         """Whether a host of this business that was found by its status says that it has not ended."""
-        return any(
-            row.bk_biz_id in (None, self.biz) and not ended(row.status, row.end_time)
-            for row in self.records.hosts.get(id, ())
-        )
+        return any(not ended(row.status, row.end_time) for row in self._own_rows(id))
+
+    def _own_rows(self, id: int) -> list[HostRow]:
+        """The host rows of this business, as far as they name one."""
+        return [row for row in self.records.hosts.get(id, ()) if row.bk_biz_id in (None, self.biz)]
 
     def _observe_duration(self, row: Job) -> None:
         if row.start_time is None or row.end_time is None:

@@ -90,6 +90,25 @@ async def test_a_job_that_never_begins_is_forgotten(tmp_path: Path) -> None:
         assert finished(metrics) == {}
 
 
+async def test_a_host_that_ends_after_the_baseline_in_a_job_that_ended_before(tmp_path: Path) -> None:
+    """The job was revoked before the baseline and is not counted; its host failed after it, and is."""
+    async with watched(tmp_path, job={}) as daemon:
+        hosts = {HOSTS[0]: None, HOSTS[1]: None}
+        job = daemon.nodeman.start_job("RESTART_AGENT", hosts, duration=300)
+        early = job.subscription.tasks[job.task_ids[0]].records[0].runs[0]
+        early.ends, early.end, early.failed = [EPOCH + 50], EPOCH + 50, True
+        await daemon.sleep_until(60)
+        daemon.nodeman.revoke(job)
+        await daemon.sleep_until(95)
+        await daemon.start()
+        assert failures(await daemon.metrics()) == {}
+        await daemon.sleep_until(200)
+        metrics = await daemon.poll()
+        assert finished(metrics) == {}
+        assert failures(metrics) == {("nodeman_job", "RESTART_AGENT", "other", ""): 1}
+        assert sum(failing(metrics).values()) == 2
+
+
 # Large answers
 
 
