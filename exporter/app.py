@@ -35,13 +35,13 @@ from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
 from exporter.web.server import Backend, WebServer, listen
 
-STOP_WITHIN = 4.5
-"""Seconds from the request to stop until the process ends, even while a thread hangs in the resolver or on a disk."""
 if TYPE_CHECKING:
     # redis-py is an extra.
     from exporter.sharing import Sharing
     from exporter.state.redis import RedisStore
 
+STOP_WITHIN = 4.5
+"""Seconds from the request to stop until the process ends, even while a thread hangs in the resolver or on a disk."""
 READY_AFTER = 60.0
 """Seconds after which the daemon is ready although some poller has not ended its first poll."""
 

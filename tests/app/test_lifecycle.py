@@ -209,6 +209,28 @@ def test_F54_a_disk_that_hangs(tmp_path: Path, simulated: Simulated) -> None:
                 assert running.exit_code(30) == 0
 
 
+def test_F64_a_stop_while_the_state_hangs_at_the_start(tmp_path: Path, simulated: Simulated) -> None:
+    """A state that cannot be opened for seconds: SIGTERM ends the process with 0 without waiting for it."""
+    with daemon(tmp_path, simulated) as running:
+        running.wait_success()
+        assert running.stop() == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        running = Daemon(tmp_path, configuration(simulated.url))
+        running.spawn()
+        try:
+            _wait_for_handler(running, signal.SIGTERM)
+            time.sleep(1.5)
+            assert running.process is not None
+            assert running.process.poll() is None, "SQLite waits for five seconds"
+            assert "event=started" not in running.log
+            running.signal(signal.SIGTERM)
+            assert running.exit_code() == 0
+        finally:
+            running.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_the_start_ends_it(tmp_path: Path, simulated: Simulated, number: signal.Signals) -> None:
     """A stop at any moment of the start, from the first line of ours on, ends the process with 0."""
