@@ -166,7 +166,7 @@ class App:
         return self.sharing is None or self.sharing.valid
 
     async def _failures(self, wanted: FailureFilter) -> Failures:
-        return await self._finder.find(wanted) if self.visible else Failures()
+        return await self._finder.find(wanted) if self.visible else Failures(visible=False)
 
     def _exposition(self, form: Format, names: frozenset[str] | None, gzip: bool) -> Exposition:
         # Counting first: it is what finds out how many series max_series cuts.

@@ -135,7 +135,7 @@ class Failures(msgspec.Struct, frozen=True):
     """What fails now: `executions` newest first, `hosts` oldest streak first, `reasons` with their number of hosts, the
     most frequent first. `names`: scope type and id → name of the scopes. `unread`: pollers whose newest poll was not
     complete or that have not polled yet; what they knew before is among the rest. `untracked`: hosts of the scopes that
-    fail beyond the bound per scope and are not among `hosts`."""
+    fail beyond the bound per scope and are not among `hosts`. `visible`: False when nothing may be shown now."""
 
     executions: Sequence[FailingExecution] = ()
     hosts: Sequence[FailingHost] = ()
@@ -143,6 +143,7 @@ class Failures(msgspec.Struct, frozen=True):
     names: Mapping[tuple[str, str], str] = {}
     unread: int = 0
     untracked: int = 0
+    visible: bool = True
 
 
 def process_status(

@@ -346,6 +346,11 @@ async def test_failures_page_says_what_is_not_known() -> None:
         page = (await server.get("/failures"))[2].decode()
         assert "The newest poll of 3 scopes and collectors failed" in page
         assert "1,200 more hosts fail" in page
+        assert page.count("None is known.") == 2
+    async with running(failures=Find(Failures(visible=False))) as server:
+        page = (await server.get("/failures?code=104"))[2].decode()
+        assert "has lost its lease" in page
+        assert page.count("None is known.") == 2
 
 
 def test_F28_names_of_others_cannot_write_html_on_the_failures_page() -> None:

@@ -80,6 +80,7 @@ def page(view: View) -> str:
     content = [
         _form(view),
         _reasons(view),
+        "" if found.visible else f'<p class="note">{text["failures.invisible"]}</p>',
         _note("failures.unread", found.unread, text),
         _note("failures.untracked", found.untracked, text),
         _section("hosts", len(found.hosts), _HOST_COLUMNS, [_host(one, view) for one in hosts], view),
@@ -173,7 +174,7 @@ def _section(name: str, total: int, columns: Sequence[str], rows: Sequence[str],
     """A heading and the rows of this page; nothing when the list ended on a page before."""
     text = view.text
     if not total:
-        nothing = text["failures.no_match" if view.wanted != FailureFilter() else f"failures.no_{name}"]
+        nothing = text[_nothing(name, view)]
         return f'<h2>{text[f"failures.{name}"]}</h2>\n<div class="box"><p class="empty">{nothing}</p></div>'
     if not rows:
         return ""
@@ -182,6 +183,12 @@ def _section(name: str, total: int, columns: Sequence[str], rows: Sequence[str],
     head = "".join(f'<th scope="col"{_numeric(column)}>{text[f"col.{column}"]}</th>' for column in columns)
     table = f'<table class="failures"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     return f'<h2>{text[f"failures.{name}"]}<small>{shown}</small></h2>\n<div class="box">{table}</div>'
+
+
+def _nothing(name: str, view: View) -> str:
+    if not view.found.visible or view.found.unread:
+        return "failures.none_known"  # what is not known is not said to be none
+    return "failures.no_match" if view.wanted != FailureFilter() else f"failures.no_{name}"
 
 
 def _numeric(column: str) -> str:

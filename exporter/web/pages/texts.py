@@ -91,6 +91,11 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "failures.reasons": ("Most frequent reasons", "主要失败原因"),
     "failures.no_hosts": ("No host fails.", "没有失败主机。"),
     "failures.no_executions": ("No recent execution failed.", "近期没有失败的执行记录。"),
+    "failures.none_known": ("None is known.", "暂无已知记录。"),
+    "failures.invisible": (
+        "This replica has lost its lease on the scopes for now; another one may show them.",
+        "本副本暂时失去了对资源范围的租约，请查看其他副本。",
+    ),
     "failures.no_match": ("Nothing matches the filter.", "没有符合筛选条件的记录。"),
     "failures.rows": ("{}–{} of {}", "第 {}–{} 条，共 {} 条"),
     "failures.previous": ("Previous", "上一页"),
