@@ -1,4 +1,4 @@
-"""Is the daemon ready? For HEALTHCHECK: no shell, no curl, no event loop."""
+"""The command `healthcheck`: asks the daemon whether it is ready, without shell, curl or event loop."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TIMEOUT = 5.0
 
 
 def healthcheck(url: str, web_config_file: Path | None, environ: Mapping[str, str] = os.environ) -> str:
-    """Empty when /-/ready answers 200, else what is wrong.
+    """Ask /-/ready, or another page. Returns "" for a 200, else what is wrong. Raises ConfigError for the web file.
 
     `url` is an address (`127.0.0.1:10071`) or a page. `user:password` for basic authentication comes from
-    `BLUEKING_EXPORTER_HEALTHCHECK_AUTH`. The certificate of a loopback address is not verified: it is made for
-    another name.
+    `BLUEKING_EXPORTER_HEALTHCHECK_AUTH`. The certificate of a loopback address is not verified: it names another
+    host.
     """
     tls = False
     if web_config_file is not None:

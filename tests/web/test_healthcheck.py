@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def test_ready_is_0_and_not_ready_is_1(
         assert "answers 404" in capsys.readouterr().err
     assert check(f"--url=127.0.0.1:{free_port()}") == 1
     assert "Connection refused" in capsys.readouterr().err
+
+
+def test_F56_a_pipe_as_web_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not read, so the command ends."""
+    web = tmp_path / "web.yaml"
+    os.mkfifo(web)
+    assert check(f"--url=127.0.0.1:{free_port()}", f"--web.config.file={web}") == 2
+    assert "cannot be read: is no regular file" in capsys.readouterr().err
 
 
 def test_tls_and_a_password(tmp_path: Path, simulated: Simulated, capsys: pytest.CaptureFixture[str]) -> None:
