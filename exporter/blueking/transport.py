@@ -22,9 +22,10 @@ from exporter import __version__
 from exporter.blueking.envelope import Reply
 from exporter.blueking.inflate import read_body
 from exporter.blueking.text import clean_text
-from exporter.config.files import open_file, stamp
 from exporter.config.files import reason as file_reason
-from exporter.config.schema import BlueKing, Tls
+from exporter.config.files import stamp
+from exporter.config.schema import BlueKing
+from exporter.config.tls import client_context
 from exporter.errors import ApiError, ApiReason, ConfigError, Problem
 
 MAX_HEADER = 64 * 1024
@@ -163,7 +164,7 @@ class HttpTransport:
                 self._stamps = stamps
                 try:
                     # A new context is another key of the connection pool, so new requests make new connections.
-                    self._tls = await asyncio.to_thread(_context, tls)
+                    self._tls = await asyncio.to_thread(client_context, tls)
                     self._problems = []
                 except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
                     message = (
@@ -273,20 +274,6 @@ def _addresses(look_up: LookUp, host: str, port: int, family: socket.AddressFami
         flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         found.append(ResolveResult(hostname=host, host=name, port=port, family=kind, proto=proto, flags=flags))
     return found
-
-
-def _context(tls: Tls) -> ssl.SSLContext:
-    """Raises OSError and ValueError."""
-    for file in (tls.ca_file, tls.cert_file, tls.key_file):
-        if file:
-            open_file(file).close()  # OpenSSL would wait for the writer of a pipe
-    context = ssl.create_default_context(cafile=tls.ca_file)
-    if tls.cert_file:
-        context.load_cert_chain(tls.cert_file, tls.key_file)
-    if tls.insecure_skip_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 class _BrokenConnection(Exception):

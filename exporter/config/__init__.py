@@ -10,4 +10,6 @@ yaml.py       text → nodes with their places, strictly; the only file that imp
 values.py     how one value is written: durations, sizes, addresses, URLs
 secret.py     a value that never prints
 files.py      opens regular files without waiting
+tls.py        the TLS context of a client
+state_url.py  where the state is kept: SQLite, memory or a Redis address
 """

@@ -11,6 +11,7 @@ import msgspec
 
 from exporter.config.schema import State, Tls
 from exporter.config.state_url import RedisUrl
+from exporter.config.tls import client_context
 from exporter.model import Key, Scope
 from exporter.state.redis_client import (
     BEAT,
@@ -132,12 +133,9 @@ def _tls(url: RedisUrl, tls: Tls) -> Callable[[], tuple[ssl.SSLContext, str | No
         return None
 
     def context() -> tuple[ssl.SSLContext, str | None]:
-        made = ssl.create_default_context(cafile=tls.ca_file)
-        if tls.cert_file:
-            made.load_cert_chain(tls.cert_file, tls.key_file)
-        if tls.insecure_skip_verify:
-            made.check_hostname = False
-            made.verify_mode = ssl.CERT_NONE
-        return made, tls.server_name
+        try:
+            return client_context(tls), tls.server_name
+        except ValueError as error:
+            raise OSError(f"state.tls: a file {error}") from None
 
     return context

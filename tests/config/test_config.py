@@ -24,6 +24,7 @@ from exporter.config.load import Loaded, Override, json_schema, load
 from exporter.config.schema import ScopeAuth
 from exporter.config.secret import Secret
 from exporter.config.values import Duration, Share, Size
+from exporter.config.web_file import load_web
 from exporter.config.yaml import MAX_BYTES, Node, Scalar, parse
 from exporter.config.yaml import Mapping as MappingNode
 from exporter.config.yaml import Sequence as SequenceNode
@@ -874,3 +875,14 @@ def test_F27_a_secret_in_the_wrong_place_is_not_printed(write: Write, auth: str)
     lines = refused(write(text))
     assert lines
     assert CANARY not in "".join(lines)
+
+
+def test_F65_a_web_key_that_others_can_read_is_warned_about(write: Write) -> None:
+    """The private key of the web configuration file too; the file is valid nevertheless."""
+    write("x", "server.crt")
+    write("x", "server.key").chmod(0o644)
+    text = "tls_server_config: {cert_file: server.crt, key_file: server.key}\n"
+    path = write(text, "web.yml")
+    (warning,) = load_web(path).warnings
+    place = f"{path}:1:{text.index('server.key') + 1}"
+    assert str(warning) == f"{place}: tls_server_config.key_file: others can read the file: chmod o-r"
