@@ -189,6 +189,24 @@ def test_F64_a_thread_that_hangs_does_not_hold_up_the_end(tmp_path: Path, simula
         assert "event=stopped_by_force" in running.log
 
 
+def test_F43_a_stuck_event_loop_feeds_no_watchdog(tmp_path: Path, simulated: Simulated) -> None:
+    """While the thread of the event loop is held up there is no ping, although other threads run; then there are
+    again."""
+    stuck = tmp_path / "stuck"
+    handler = f"lambda *_: (open({str(stuck)!r}, 'w').close(), time.sleep(4))"
+    program = (*PROGRAM[:-1], f"import signal, time; signal.signal(signal.SIGUSR1, {handler}); {PROGRAM[-1]}")
+    with NotifySocket(tmp_path) as notify:
+        environ = {"NOTIFY_SOCKET": notify.path, "WATCHDOG_USEC": "200000"}
+        with Daemon(tmp_path, configuration(simulated.url), environ=environ, program=program) as running:
+            eventually(lambda: "WATCHDOG=1" in notify.received(), 20, 0.02)
+            running.signal(signal.SIGUSR1)
+            eventually(stuck.exists, 10, 0.01)
+            notify.received()
+            time.sleep(2)
+            assert notify.received() == []
+            eventually(lambda: "WATCHDOG=1" in notify.received(), 20, 0.02)
+
+
 def test_F54_a_disk_that_hangs(tmp_path: Path, simulated: Simulated) -> None:
     """While no commit comes to an end polls fail with reason state, the page is served, the watchdog is fed all the
     same, and SIGTERM ends the process with 0."""
