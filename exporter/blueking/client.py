@@ -115,6 +115,10 @@ class Client:
     ) -> None:
         await self.close()
 
+    def take_share(self, share: float) -> None:
+        """Use this share of `requests_per_second`, above 0; others ask the same platform with the rest."""
+        self._gate.set_rate(self.config.requests_per_second * share)
+
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()

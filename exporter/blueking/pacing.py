@@ -112,7 +112,7 @@ class _Slow:
         self._slow_in_flight += self._is_slow(call)
 
     def end(self, call: Call, timed_out: bool | None) -> None:
-        """`timed_out` None: the call was cancelled."""
+        """`timed_out` None: the call was given up before it was known."""
         self._slow_in_flight -= self._is_slow(call)
         self._in_flight[call.api, call.scope] -= 1
         others = self._in_flight[call.api, call.scope]
@@ -153,6 +153,15 @@ class Gate:
         self._waiting: dict[_Waiter, None] = {}  # in order of arrival
         self._pauses: dict[PauseKey, tuple[float, ApiReason]] = {}  # until when, and why
         self._timer: asyncio.TimerHandle | None = None
+
+    def set_rate(self, rate: float) -> None:
+        """Let `rate` calls through per second from now on."""
+        self._spacing = 1.0 / rate
+        self._next = min(self._next, self._clock.monotonic() + self._spacing)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._dispatch()
 
     def pause_api(self, call: Call, seconds: float) -> None:
         """Let no call of this API through for so long. Pauses overlap, they do not add up."""
@@ -275,8 +284,8 @@ class RetryBudget:
     """How many calls may be tried again: a share of the first tries within ten minutes, but always `LEAST`.
 
     Retries go where they help most. A poll that fails at its first call has lost nothing and comes again by itself, so
-    it may use half of the share; the more calls of a poll have succeeded, the more of it. Without this order no poll of
-    many calls would be complete while half of all requests fail.
+    it may use half of the budget; the more calls of a poll have succeeded, the more of the budget it may use. Shared
+    out evenly, half as many retries as failures would complete hardly any poll of many calls.
     """
 
     WINDOW = 600.0
@@ -299,7 +308,8 @@ class RetryBudget:
         # Retries are counted a little longer than calls, so that no ten minutes hold more than the budget.
         retries = sum(each.retries for each in self._buckets)
         calls = sum(each.calls for each in self._buckets if each.start > begin)
-        if retries + 1 > max(self.LEAST, self._share * calls * (1 - 0.5 ** (1 + answered))):
+        budget = max(self.LEAST, self._share * calls)
+        if retries + 1 > budget * (1 - 0.5 ** (1 + answered)):
             return False
         bucket.retries += 1
         return True

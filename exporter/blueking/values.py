@@ -60,8 +60,7 @@ def check_rows(rows: Sequence[Any], zone: datetime.timezone, *times: str) -> Non
     for index, row in enumerate(rows):
         if row.status is None or row.status == "":
             raise WrongShape(f"data.list[{index}].status is missing")
-    for member in times:
-        for index, row in enumerate(rows):
+        for member in times:
             seconds(getattr(row, member), zone, f"data.list[{index}].{member}")
 
 

@@ -95,10 +95,13 @@ class Watch:
         self._dead: dict[str, None] = {}
         self._began = float("inf")
 
-    def restart(self) -> None:
-        """Begin anew, since what was seen may not be true any more: everybody may be alive. The dead stay dead."""
+    def restart(self, *, rewound: bool) -> None:
+        """Begin anew, since what was seen may not be true any more: everybody may be alive. `rewound`: the store has
+        lost writes, so a former name of somebody who is alive may own something again; else the dead stay dead."""
         self._seen.clear()
         self._began = float("inf")
+        if rewound:
+            self._dead.clear()
 
     def look(self, table: Mapping[str, str], sent: float, received: float) -> None:
         """Take the table of a heartbeat that was sent and answered at these times, by a store that lost no writes since
@@ -138,7 +141,11 @@ class Watch:
 
     def watched(self, sent: float) -> bool:
         """Whether everybody who was alive when this watch began would have been seen by a heartbeat sent then."""
-        return sent - self._began > self._patience
+        return self.age(sent) > self._patience
+
+    def age(self, now: float) -> float:
+        """Seconds since this watch began; negative before."""
+        return now - self._began
 
     def buried(self, table: Mapping[str, str]) -> list[str]:
         """Those in `table` whose entries may be removed."""

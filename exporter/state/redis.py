@@ -136,6 +136,7 @@ class RedisStore:
         self._released = 0
         self._until = float("-inf")
         self._broken = self._rewound = False
+        self._cautious = False
         self._lost: Callable[[Key], None] = lambda key: None
         self._buried: list[str] = []
         self._sent = float("-inf")
@@ -158,7 +159,7 @@ class RedisStore:
         try:
             await self._client.connect()
         except StateUnreachable as error:
-            log.get().warning("state_unreachable", message=str(error), consequence="nothing is polled until it answers")
+            log.get().warning("state_unreachable", reason=str(error), consequence="nothing is polled until it answers")
 
     async def close(self) -> None:
         """Leave the table of members and close the connection."""
@@ -278,8 +279,10 @@ class RedisStore:
                     await (self._renew() if self._broken else self._beat())
             except _Broken:
                 continue
+            except StateUnreachable as error:
+                log.get().warning("state_unreachable", reason=str(error))
             except StateError as error:
-                log.get().warning("state_unreachable", message=str(error))
+                log.get().error("state_refused", reason=str(error))
             self._beaten.set()
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -314,6 +317,7 @@ class RedisStore:
             frozenset(self._watch.names()),
             frozenset((one.name, one.released, one.phase) for one in self._watch.members()),
             self._watch.watched(now),
+            self._may_claim(now),
         )
         if not keys:
             self.waiting = 0
@@ -331,7 +335,7 @@ class RedisStore:
         except _Broken:
             pass
         except StateError as error:
-            log.get().warning("state_claim_failed", message=str(error))
+            log.get().warning("state_claim_failed", reason=str(error))
 
     async def release(self, keys: Sequence[Key]) -> None:
         """Give back keys that are neither polled nor shown any more. Those for which that fails are still `held`."""
@@ -393,15 +397,16 @@ class RedisStore:
         self._sent = sent
         if tenure.settled:
             self._until = tenure.until
-        if self._phase == "join":
+        if self._phase == "join" and self._may_claim(sent):
             self._phase = "ready"
         return answers
 
     async def _renew(self) -> None:
         """Go on under another name after a break, with all that is held and that nobody else has taken."""
         self._watch.bury(self._tenure.name)
-        self._watch.restart()
+        self._watch.restart(rewound=self._rewound)
         self._tenure = self._new_tenure(settled=False)
+        self._cautious = self._rewound
         await self._beat()
         if self._rewound and not self.valid:
             # Those whose lease has not lapsed have the newer copies, and write them first.
@@ -502,11 +507,17 @@ class RedisStore:
     def _free(self, seen: Found, now: float, sent: float) -> Cause | None:
         """Why a key may be taken, None when it may not. A key that never had an owner may be one whose owner has not
         noticed yet that the store is empty."""
+        alive = bool(seen.own) and seen.own not in self._names and self._watch.alive(seen.own, now)
+        if alive or not self._may_claim(sent):
+            return None
         if not seen.own:
             return ("released" if seen.epoch else "join") if seen.epoch or self._watch.watched(sent) else None
-        if seen.own in self._names or not self._watch.alive(seen.own, now):
-            return "dead"
-        return None
+        return "dead"
+
+    def _may_claim(self, sent: float) -> bool:
+        """Whether what the store says of others can be believed: soon after the start, or after a break; one ttl after
+        the store has lost writes, since what it says now may be from before."""
+        return self._watch.watched(sent) if self._cautious else self._watch.age(sent) >= HEALING * self.every
 
     def _superseded(self, hold: _Held, own: str, epoch: int) -> bool:
         """Whether a claim that stands in the store is this replica's, or older than what it holds."""

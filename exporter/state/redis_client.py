@@ -425,13 +425,15 @@ class RedisClient:
     def _error(self, error: Exception, who: str = "") -> StateError:
         """What to tell of an error of redis-py. The server's own text carries no secret; the library's may hold the
         address, which is no secret either."""
+        if isinstance(error.__cause__, RedisError):
+            error = error.__cause__  # redis-py makes a ConnectionError of what goes wrong on a unix socket
         at = f"state {self._url}: {who}"
         text = log.redact(str(error)) or type(error).__name__
         if isinstance(error, TimeoutError):
             return StateUnreachable(f"{at}no answer within {self._budget:g}s")
         if isinstance(error, AuthenticationError):
             return StateError(f"{at}user or password is refused: {text}")
-        if isinstance(error, NoPermissionError) or "ACL failure" in text:
+        if isinstance(error, NoPermissionError) or "can't run this command" in text or "ACL failure" in text:
             return StateError(f"{at}a right is missing: {text}")
         if isinstance(error, InvalidResponse):
             return StateError(f"{at}the server does not speak the protocol of Redis")

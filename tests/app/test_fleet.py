@@ -96,7 +96,7 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched(folder: Path) -> AsyncIterator[Watched]:
+async def watched(folder: Path, *, shares_rate: bool = False) -> AsyncIterator[Watched]:
     loop = asyncio.get_running_loop()
 
     def now() -> float:
@@ -111,7 +111,7 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
     platform = Platform(scopes=SCOPES, now=now)
     store, page = Store(), Page(page_families())
     services = Services(store, page, Telemetry(), Clock(now, monotonic))
-    async with SimulatorServer(platform) as server, Fleet(services) as fleet:
+    async with SimulatorServer(platform) as server, Fleet(services, shares_rate=shares_rate) as fleet:
         yield Watched(folder, server.url, platform, fleet, page, store)
 
 
@@ -157,6 +157,27 @@ async def test_an_assignment_narrows_what_is_polled(tmp_path: Path) -> None:
         assert one.shown(finished) == dict.fromkeys(names(SCOPES[1:]), 1), "loaded counters are shown at once"
         await asyncio.sleep(INTERVAL)
         assert one.shown(finished) == dict.fromkeys(names(SCOPES[1:]), 1) | {str(SCOPES[5]): 2}
+
+
+async def test_replicas_share_the_rate_by_what_they_own(tmp_path: Path) -> None:
+    """With 3 of 10 scopes 3 of 10 requests per second, also after a reload that makes another client."""
+
+    async def calls(seconds: float) -> int:
+        one.platform.calls.clear()
+        await asyncio.sleep(seconds)
+        return len(one.platform.calls)
+
+    async with watched(tmp_path, shares_rate=True) as one:
+        mine = SCOPES[:3]
+        rate = 0.2  # so little that polls always queue
+        await one.fleet.apply(one.config(requests_per_second=rate), assigned=lambda key: key.scope in mine)
+        share = rate * len(mine) / len(SCOPES)
+        await asyncio.sleep(2 / share)
+        assert await calls(20 / share) == pytest.approx(20, abs=1)
+        await one.fleet.apply(one.config(requests_per_second=2 * rate))
+        assert await calls(10 / share) == pytest.approx(20, abs=1)
+        await one.fleet.apply(assigned=lambda key: key.scope in SCOPES[:6])
+        assert await calls(10 / share) == pytest.approx(40, abs=2)
 
 
 async def test_what_fails_changes_nothing(tmp_path: Path) -> None:

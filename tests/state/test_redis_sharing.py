@@ -92,8 +92,14 @@ class Replica:
             with contextlib.suppress(StateError):
                 await self.store.release(give)
             wanted = [KEYS[scope] for scope in SCOPES if scope in mine and KEYS[scope] not in self.polls]
-            async for keys in self.store.claim(wanted):
-                self.polls |= {key: asyncio.create_task(self.poll(key)) for key in keys}
+            async for _ in self.store.claim(wanted):
+                self.start_polls(mine)
+            self.start_polls(mine)
+
+    def start_polls(self, mine: frozenset[Scope]) -> None:
+        for key in self.store.held:
+            if key.scope in mine and key not in self.polls:
+                self.polls[key] = asyncio.create_task(self.poll(key))
 
     async def poll(self, key: Key) -> None:
         stored = await self.store.load(key)
