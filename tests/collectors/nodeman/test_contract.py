@@ -534,6 +534,23 @@ async def test_a_job_whose_hosts_cannot_be_had_for_now_fails_five_polls(tmp_path
         assert own(metrics, "errors_total", reason="http_5xx") == 6
 
 
+async def test_4_1_4_looking_up_known_jobs_fails_five_polls(tmp_path: Path) -> None:
+    """When job_list cannot be had for known jobs, five polls fail; then their details are asked for instead."""
+    async with watched(tmp_path, job={"discover": False, "job_ids": [181, 182]}) as daemon:
+        for host in HOSTS[:2]:
+            daemon.failing_on("INSTALL_AGENT", host, duration=60)
+        await daemon.start()
+        daemon.fault("http_503", api="job_list")
+        for _ in range(5):
+            metrics = await daemon.poll()
+            assert own(metrics, "success") == 0
+        metrics = await daemon.poll()
+        assert own(metrics, "success") == 1
+        assert finished(metrics) == {("INSTALL_AGENT", "failed"): 2}
+        assert failures(metrics) == {INSTALL: 2}
+        assert own(metrics, "truncated_total") == 0
+
+
 async def test_a_lost_permission_fails_the_poll_and_changes_nothing(tmp_path: Path) -> None:
     """job_list refuses nobody, it leaves out: known jobs that are missing are asked for, and tell."""
     async with watched(tmp_path, scopes=(BIZ, OTHER), job={}) as daemon:
