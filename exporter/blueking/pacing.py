@@ -181,7 +181,8 @@ class Gate:
         waiter = _Waiter(call, deadline, self._clock.monotonic())
         self._waiting[waiter] = None
         try:
-            self._look_at_pauses(waiter)
+            if self._pauses:
+                self._look_at_pauses(waiter)
             self._dispatch()
             refused = await waiter.turn
         except asyncio.CancelledError:

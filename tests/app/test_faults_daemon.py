@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from exporter.model import Scope
+from exporter.simulator.faults import Fault
 from exporter.simulator.world import StepScript, Target, target
 from tests.support.components import free_port
 from tests.support.process import BIZ, Daemon, Samples, Simulated, command, configuration, samples, select, total
@@ -212,6 +213,41 @@ def test_F19_retry_after_slows_everybody(tmp_path: Path) -> None:
         daemon.wait_success()
         page = daemon.wait_success(OTHER)
         assert total(page, "blueking_exporter_api_throttle_seconds_total") > 1
+
+
+def test_F59_a_503_that_asks_to_wait_pauses_its_scope_only(daemon: Daemon, simulated: Simulated) -> None:
+    """While the other scope makes ten polls, it is asked once."""
+    simulated.clear()
+    daemon.wait_success(OTHER)
+    simulated.add(Fault("http_503", scope=OTHER, headers={"Retry-After": "120"}))
+    daemon.wait(lambda page: total(page, SUCCESS, **owner(OTHER)) == 0)
+    asked = simulated.do(lambda platform: sum(call.scope == str(OTHER) for call in platform.calls))
+    for _ in range(10):
+        daemon.wait_success()
+    assert simulated.do(lambda platform: sum(call.scope == str(OTHER) for call in platform.calls)) == asked
+    simulated.clear()
+    # A new client knows of no pause: those who cannot wait change a setting and reload.
+    changed = json.loads(daemon.file.read_text())
+    changed["blueking"]["max_concurrency"] = 7
+    daemon.write(changed)
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_success(OTHER)
+
+
+def test_4_4_the_request_id_is_in_the_log_and_in_the_status(daemon: Daemon, simulated: Simulated) -> None:
+    """Of the gateway, for the newest failed poll."""
+    simulated.clear()
+    simulated.add(Fault("bad_credentials", scope=BIZ))
+    daemon.wait(lambda page: total(page, SUCCESS, **owner(BIZ)) == 0)
+    watches = json.loads(daemon.get("/api/v1/status")[1])["watches"]
+    by_scope = {watch["bk_scope_id"]: watch for watch in watches}
+    request_id = by_scope["2"]["request_id"]
+    assert re.fullmatch("[0-9a-f]{32}", request_id)
+    assert by_scope["3"]["request_id"] == ""
+    assert re.search(r"event=poll_failed .*request_id=[0-9a-f]{32}", daemon.log)
+    simulated.clear()
+    daemon.signal(signal.SIGHUP)  # asks at once
+    daemon.wait_success()
 
 
 CANARY = "canary-0123456789-secret"

@@ -71,6 +71,7 @@ CONTRACT = [
     (401, {**FAILED, "code": 99}, "auth"),
     (200, {**FAILED, "code": 1306000}, "auth"),
     (200, {**FAILED, "code": 3800401}, "auth"),
+    (200, {**FAILED, "code": 3800018}, "auth"),
     (401, b"<html>login</html>", "auth"),
     # permission
     (200, {**FAILED, "code": 9900403}, "permission"),

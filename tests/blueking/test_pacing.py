@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -310,6 +311,67 @@ async def test_cancelled_calls_leave_no_trace() -> None:
         await _cancel([task])
     await asyncio.wait_for(asyncio.gather(*(turns.turn(hold=1.0) for _ in range(4))), 5)
     assert deadline.remaining() < before
+
+
+@pytest.mark.looptime(noop_cycles=2)
+@pytest.mark.parametrize("seed", range(20))
+async def test_the_gate_keeps_its_limits_whatever_happens(seed: int) -> None:
+    """Answers, timeouts, other errors, cancellations and pauses in any order: never more calls at once than slots, nor
+    more a second than the rate; nobody is forgotten, and in the end all slots are free."""
+    chance = random.Random(seed)
+    slots, rate = chance.choice([1, 2, 4, 8, 9]), chance.choice([5.0, 50.0])
+    turns = Turns(rate, slots)
+    flying: Counter[Call] = Counter()
+    slow: set[Call] = set()
+    most = ended = 0
+    calls = [Call(api, "job", scope) for api in (LIST, STATUS) for scope in (BIZ, OTHER, Scope("biz", "4"))]
+
+    async def one() -> None:
+        nonlocal most, ended
+        call = chance.choice(calls)
+        with contextlib.suppress(ApiError):
+            async with turns.gate.turn(call, Deadline(chance.choice([5, 60]), turns.clock)):
+                assert call not in slow or not flying[call], "a slow call is alone"
+                flying[call] += 1
+                turns.passed.append(now())
+                most = max(most, flying.total())
+                try:
+                    await asyncio.sleep(chance.random())
+                    if chance.random() < 0.3:
+                        raise ApiError(chance.choice(["timeout", "timeout", "http_5xx"]), "")
+                    slow.discard(call)
+                except ApiError as error:
+                    (slow.add if error.reason == "timeout" else slow.discard)(call)
+                    raise
+                finally:
+                    flying[call] -= 1
+        ended += 1
+
+    tasks = []
+    for _ in range(300):
+        tasks.append(asyncio.create_task(one()))
+        await asyncio.sleep(chance.random() * 0.1)
+        if chance.random() < 0.05:
+            call, pause = chance.choice(calls), chance.random() * 8
+            if chance.random() < 0.5:
+                turns.gate.pause_api(call, pause)
+            else:
+                turns.gate.pause_scope(call, pause, "http_5xx")
+        if chance.random() < 0.2:
+            chance.choice(tasks).cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    cancelled = sum(isinstance(result, asyncio.CancelledError) for result in results)
+    assert [result for result in results if isinstance(result, Exception)] == []
+    assert ended + cancelled == 300
+    assert most <= slots
+    assert min((after - before for before, after in pairwise(turns.passed)), default=1.0) >= 0.5 / rate - 1e-4
+    assert len(turns.passed) <= (turns.passed[-1] - turns.passed[0]) * rate + 1.5
+    turns.passed.clear()
+    await asyncio.sleep(10)
+    free = [Call(f"api {number}", "job", BIZ) for number in range(slots)]
+    begun = now()
+    await asyncio.gather(*(turns.turn(call=call, hold=10) for call in free))
+    assert turns.passed[-1] - begun <= slots / rate, "all slots are free"
 
 
 # ---- scopes that do not answer ---------------------------------------------------------------------------------------
