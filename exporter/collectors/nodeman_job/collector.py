@@ -153,7 +153,8 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         pages = await read_pages(
             "job_list", ask, lambda job: job.id, self._page_size, size=size, until=until, pass_over=True
         )
-        records.unreadable |= {older or 0: count for older, count in pages.unreadable.items()}
+        if not statuses:  # every row is in the list without a filter, too
+            records.unreadable |= {older or 0: count for older, count in pages.unreadable.items()}
         return pages.rows
 
     async def _look_up(self, state: NodemanJobState | None, records: NodemanJobRecords, deadline: Deadline) -> None:
@@ -209,7 +210,8 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         """The jobs of these ids, as far as job_list can give them: an answer that is too large or cannot be decoded is
         asked for in halves. Raises `ApiError` only for what may pass, and not for ever because of the same jobs."""
         found: dict[int, Job] = {}
-        waiting = [ids[begin : begin + PAGE_SIZE] for begin in range(0, len(ids), PAGE_SIZE)]
+        size = self._page_size.at(0, PAGE_SIZE)
+        waiting = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
         while waiting:
             some = waiting.pop()
             try:
@@ -219,7 +221,10 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                     self._attempts.charge(some)
                     raise
                 if error.reason in ("too_large", "decode") and len(some) > 1:
-                    waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+                    half = len(some) // 2
+                    waiting += [some[:half], some[half:]]
+                    if error.reason == "too_large":
+                        self._page_size.remember(half)
             else:
                 found |= {job.id: job for job in answer.rows if job}
         return found

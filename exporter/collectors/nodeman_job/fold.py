@@ -125,7 +125,7 @@ class Fold:
             known = self._count_missed(id, row, known, run)
         if is_new_run(known, row):
             self.truncated += known.unread and not known.history
-            known = self._next_run(known)
+            known = self._next_run(known, row)
         if row.end_time is not None and not ended(row.status, row.end_time):
             # Its end is that of an earlier run, or of a success before its task began.
             known = msgspec.structs.replace(known, timed=True)
@@ -173,11 +173,17 @@ class Fold:
                 if number < 0:
                     self.unknown.append(("nodeman_job.statistics", str(number)))
 
-    def _next_run(self, known: TrackedJob) -> TrackedJob:
-        """What stays known of a job when it runs again; only its first run gives a duration."""
-        failed = {name: end for name, end in known.failed.items() if end}
+    def _next_run(self, known: TrackedJob, row: Job) -> TrackedJob:
+        """What stays known of a job when it runs again. Only its first end gives a duration."""
         return msgspec.structs.replace(
-            known, counted=False, timed=True, finished=None, failed=failed, failures=0, unsettled=False, history=False
+            known,
+            counted=False,
+            timed=known.timed or known.counted,
+            finished=None,
+            failed={name: end for name, end in known.failed.items() if end},
+            failures=0,
+            unsettled=False,
+            history=False,
         )
 
     def _count_missed(self, id: int, row: Job, known: TrackedJob, run: MissedRun) -> TrackedJob:
