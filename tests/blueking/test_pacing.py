@@ -564,6 +564,20 @@ async def test_F21_a_total_outage_costs_no_more_calls_than_good_times(outage: Be
     assert all(poll.completed[-1] > over for poll in polls)
 
 
+@pytest.mark.looptime(noop_cycles=2)
+async def test_F60_sixteen_of_five_hundred_scopes_never_answer() -> None:
+    """The 484 others have their baselines of nine calls within 100 s, 44 of which are the rate limit, and then keep
+    their rhythm."""
+    platform = Platform(answers(0.02))
+    platform.behaviour = {str(scope): hangs for scope in range(5, 500, 31)}
+    polls = await polling(Asking(platform), 500, 400, interval=30)
+    others = [poll for poll in polls if poll.scope not in platform.behaviour]
+    assert len(others) == 484
+    assert max(poll.completed[0] for poll in others) < 100
+    assert not sum((poll.failed for poll in others), Counter())
+    assert max(after - before for poll in others for before, after in pairwise(poll.completed[2:])) < 35
+
+
 # ---- everything at once ----------------------------------------------------------------------------------------------
 
 
