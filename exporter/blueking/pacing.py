@@ -112,7 +112,7 @@ class _Slow:
         self._slow_in_flight += self._is_slow(call)
 
     def end(self, call: Call, timed_out: bool | None) -> None:
-        """`timed_out` None: the call was given up before it was known."""
+        """`timed_out` None: the call was cancelled."""
         self._slow_in_flight -= self._is_slow(call)
         self._in_flight[call.api, call.scope] -= 1
         others = self._in_flight[call.api, call.scope]
@@ -285,8 +285,8 @@ class RetryBudget:
     """How many calls may be tried again: a share of the first tries within ten minutes, but always `LEAST`.
 
     Retries go where they help most. A poll that fails at its first call has lost nothing and comes again by itself, so
-    it may use half of the budget; the more calls of a poll have succeeded, the more of the budget it may use. Shared
-    out evenly, half as many retries as failures would complete hardly any poll of many calls.
+    it may use half of the share; the more calls of a poll have succeeded, the more of it. Without this order no poll of
+    many calls would be complete while half of all requests fail.
     """
 
     WINDOW = 600.0
@@ -309,8 +309,7 @@ class RetryBudget:
         # Retries are counted a little longer than calls, so that no ten minutes hold more than the budget.
         retries = sum(each.retries for each in self._buckets)
         calls = sum(each.calls for each in self._buckets if each.start > begin)
-        budget = max(self.LEAST, self._share * calls)
-        if retries + 1 > budget * (1 - 0.5 ** (1 + answered)):
+        if retries + 1 > max(self.LEAST, self._share * calls * (1 - 0.5 ** (1 + answered))):
             return False
         bucket.retries += 1
         return True

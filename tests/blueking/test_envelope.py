@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from exporter.blueking.envelope import NODEMGR_CODES, Reply, ResponseDecoder, WrongShape, read
+from exporter.blueking.steps import step_slug
 from exporter.blueking.text import clean_text
+from exporter.blueking.values import host, status_slug, word
 from exporter.errors import API_REASONS, ApiError
 from exporter.log import redact_values
+from exporter.model import Host
 from tests.support.upstream import CANARY
 
 
@@ -401,3 +404,15 @@ def test_F50_any_body_is_a_value_or_an_api_error(body: bytes, status: int) -> No
     assert refused.reason in API_REASONS
     assert not any(character < " " for character in str(refused))
     assert str(refused).encode()
+
+
+def test_F72_texts_are_redacted_before_they_are_cut_and_kept() -> None:
+    """Names, addresses, statuses, types and steps: half a secret would be no match, and a label would show it."""
+    secret = "r3dacted_secret_value"
+    redact_values([secret])
+    assert clean_text("n" * 250 + secret) == "n" * 250 + "***"
+    assert clean_text("x" * 60 + secret, 64) == "x" * 60 + "***"
+    assert (word(secret), word(f"A{secret}"), word("INSTALL_AGENT")) == ("other", "other", "INSTALL_AGENT")
+    assert step_slug(secret, None, plugin=False) == "other"
+    assert status_slug(secret) == "***"
+    assert host(secret, None, secret) == Host("***", "", "***")

@@ -476,17 +476,24 @@ async def test_F21_retries_are_a_share_of_the_calls_of_ten_minutes() -> None:
 
 @pytest.mark.looptime(noop_cycles=2)
 async def test_F21_ten_retries_are_always_allowed() -> None:
-    """By an exporter that makes a call a minute, and again ten minutes later; a poll that fails at once gets half."""
+    """Whoever asks for them, and again ten minutes later."""
     clock = Clock(monotonic=now)
     for share in (0.0, 0.2):
         budget = RetryBudget(share, clock)
+        for answered in (0, 5):
+            budget.count_call()
+            assert sum(budget.allow(answered) for _ in range(20)) == 10
+            await asyncio.sleep(650)
+
+
+@pytest.mark.looptime(noop_cycles=2)
+async def test_F21_retries_go_to_polls_that_have_got_far() -> None:
+    """Half of the share is left for polls that have had an answer, a quarter for those with two, and so on."""
+    budget = RetryBudget(0.2, Clock(monotonic=now))
+    for _ in range(1000):
         budget.count_call()
-        assert sum(budget.allow(0) for _ in range(20)) == 5
-        assert sum(budget.allow(20) for _ in range(20)) == 4, "one less than ten, for whoever comes still farther"
-        assert sum(budget.allow(100) for _ in range(20)) == 1
-        await asyncio.sleep(650)
-        budget.count_call()
-        assert sum(budget.allow(0) for _ in range(20)) == 5
+    allowed = [sum(budget.allow(answered) for _ in range(300)) for answered in (0, 1, 2, 20)]
+    assert allowed == [100, 50, 25, 24]
 
 
 class Poll:
