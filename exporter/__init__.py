@@ -6,6 +6,7 @@ Where things are, from the outside in:
     once probe demo healthcheck reference     one command each, without a daemon or around it
     app          start, signals, stop
     reload       the configuration while the daemon runs: reload, files that are followed
+    discovery    scopes found in CMDB
     status       what the landing page and the JSON APIs show
     fleet        all pollers: one locked `apply(config)` starts, changes and stops them
     poller       one poll as a transaction, and the loop around it

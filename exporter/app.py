@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from exporter import __version__, log, systemd
 from exporter.clock import Clock
 from exporter.config.load import Loaded
 from exporter.config.schema import Config
 from exporter.config.state_url import RedisUrl
+from exporter.discovery import Discoverer
 from exporter.exposed import page_families
 from exporter.fleet import Fleet, series_limit
 from exporter.metrics.negotiate import Format
@@ -30,6 +33,7 @@ from exporter.poller import Services
 from exporter.reload import Configuration, Options
 from exporter.shard import pod_name
 from exporter.state.base import Store, open_store
+from exporter.state.memory import MemoryStore
 from exporter.status import FailureFilter, FailureFinder, Failures, Status, process_status
 from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
@@ -60,6 +64,8 @@ class App:
         self.store: Store = shared or open_store(loaded.config.state, shard)
         services = Services(self.store, self.page, self.telemetry, self.clock)
         self.fleet = Fleet(services, shares_rate=shared is not None)
+        # Replicas ask CMDB each for itself: only one of them could commit what it lists.
+        self.discoverer = Discoverer(msgspec.structs.replace(services, store=MemoryStore()) if shared else services)
         self.sharing = _share(shared, self.fleet, self.telemetry) if shared else None
         self.web = WebConfig(loaded.config.server.web_config_file, self._web_file_followed)
         self.configuration = Configuration(options, loaded, self.fleet, self.web, self.telemetry, self.clock)
@@ -86,7 +92,9 @@ class App:
                 stack.callback(socket.close)
             await stack.enter_async_context(self.fleet)
             # Connections queue until the state is loaded.
-            await self.fleet.apply(config, assigned=self.sharing.assigned if self.sharing else self._in_shard)
+            await self.discoverer.load()
+            assigned = self.sharing.assigned if self.sharing else self._in_shard
+            await self.fleet.apply(config, found=self.discoverer.scopes, assigned=assigned)
             gc.freeze()  # pollers stay: walking over thousands of them would make every full collection slow
 
             server = WebServer(self._backend(), config.server, self.web)
@@ -96,6 +104,7 @@ class App:
                 tasks.create_task(self.configuration.serve_requests(), name="reload"),
                 tasks.create_task(self.configuration.follow(), name="follow files"),
                 tasks.create_task(self.fleet.purge(), name="purge"),
+                tasks.create_task(self.discoverer.run(self.fleet), name="discovery"),
                 tasks.create_task(self.telemetry.measure_loop_lag(self.clock), name="loop lag"),
                 tasks.create_task(self.fleet.keep_state(), name="state"),
                 tasks.create_task(systemd.feed_watchdog(), name="watchdog"),

@@ -14,6 +14,8 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from exporter import log
 from exporter.blueking.client import Client
 from exporter.blueking.job import JobApi
@@ -40,6 +42,8 @@ MANY = 25
 PROCESS_SERIES = 200
 """Series of `max_series` that are reserved for the metrics of the process."""
 
+FoundScopes = Callable[[Config], tuple[ScopeConfig, ...]]
+"""The scopes that discovery adds to a configuration."""
 Assignment = Callable[[Key], bool]
 """Whether this process polls a (collector, scope). The key of a scope itself has an empty collector."""
 
@@ -81,17 +85,21 @@ class Fleet:
     """Runs the pollers that configuration and assignment ask for, until the context is left.
 
     `apply` is the only way to change them, at the start, at a reload and later; `drop` takes one away at once.
-    `enabled`: every (collector, scope) of the configuration and the scope it comes from, wherever that is polled.
-    `scopes`: those that are polled here. `shares_rate`: other processes poll the others, and all of them together keep
-    to `requests_per_second`; each takes a part by the scopes it has.
+    `config` and `client` are those in use. `enabled`: every (collector, scope) of the configuration and of discovery,
+    with the scope it comes from, wherever that is polled. `scopes`: those that are polled here. `shares_rate`: other
+    processes poll the others, and all of them together keep to `requests_per_second`; each takes a part by the scopes
+    it has.
     """
 
     def __init__(self, services: Services, *, shares_rate: bool = False) -> None:
         self.config: Config | None = None
         self.pollers: dict[Key, Poller] = {}
+        self.client: Client | None = None
         self.scopes: dict[Scope, ScopeConfig] = {}
         self.enabled: Mapping[Key, ScopeConfig] = {}
         self._services = services
+        self._found: FoundScopes = lambda config: ()
+        self._complete: Config | None = None  # the configuration with the scopes that were found
         self._assigned: Assignment = lambda key: True
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._group = asyncio.TaskGroup()
@@ -99,7 +107,6 @@ class Fleet:
         self._stopped = False
         self._shares_rate = shares_rate
         self._of_scope: Counter[Scope] = Counter()
-        self._client: Client | None = None
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -116,26 +123,37 @@ class Fleet:
         finally:
             for poller in self.pollers.values():
                 poller.exposed.cancel_timer()
-            if self._client is not None:
-                await self._client.close()
+            if self.client is not None:
+                await self.client.close()
 
     @property
     def attempted(self) -> bool:
         """Whether there is a configuration and every poller has ended a poll, complete or not."""
         return self.config is not None and all(poller.attempted.is_set() for poller in self.pollers.values())
 
-    async def apply(self, config: Config | None = None, *, assigned: Assignment | None = None) -> bool:
+    async def apply(
+        self,
+        config: Config | None = None,
+        *,
+        found: FoundScopes | None = None,
+        assigned: Assignment | None = None,
+    ) -> bool:
         """Run exactly one poller per (collector, scope) that the configuration enables and that is assigned here.
 
-        An argument that is not given stays what it was; everything is assigned at first. Pollers that stay keep their
-        state and go on. Raises `ConfigError` for TLS files and `StateError` for states that cannot be loaded; then
-        nothing has changed. False, and nothing has changed, after `stop`.
+        An argument that is not given stays what it was; at first nothing is found and everything is assigned. Pollers
+        that stay keep their state and go on. Raises `ConfigError` for TLS files and `StateError` for states that cannot
+        be loaded; then nothing has changed. False, and nothing has changed, after `stop`.
         """
         async with self._lock:
-            config, assigned = config or self.config, assigned or self._assigned
+            same = found is None and (config is None or config is self.config)
+            config, found = config or self.config, found or self._found
             if self._stopped or config is None:
                 return False
-            await self._apply(config, assigned)
+            complete = self._complete
+            if complete is None or not same:
+                complete = msgspec.structs.replace(config, scopes=(*config.scopes, *found(config)))
+            await self._apply(complete, assigned or self._assigned)
+            self.config, self._found = config, found
             return True
 
     async def stop(self) -> None:
@@ -156,8 +174,8 @@ class Fleet:
             task.cancel()
 
     def _take_share(self) -> None:
-        if self._shares_rate and self._client is not None and self.scopes:
-            self._client.take_share(len(self.scopes) / len({key.scope for key in self.enabled} | self.scopes.keys()))
+        if self._shares_rate and self.client is not None and self.scopes:
+            self.client.take_share(len(self.scopes) / len({key.scope for key in self.enabled} | self.scopes.keys()))
 
     def retry_refused(self) -> None:
         """Poll the scopes at once that BlueKing refused: their credentials may have changed."""
@@ -166,7 +184,7 @@ class Fleet:
 
     async def refresh_tls(self) -> list[Problem]:
         """See `Client.refresh_tls`."""
-        return await self._client.refresh_tls() if self._client is not None else []
+        return await self.client.refresh_tls() if self.client is not None else []
 
     async def purge(self) -> None:
         """Forget the states of scopes that have been gone for `KEEP`, once an hour."""
@@ -200,10 +218,10 @@ class Fleet:
 
     async def _apply(self, config: Config, assigned: Assignment) -> None:
         services, settings = self._services, Settings.of(config)
-        unchanged = config is self.config
+        unchanged = config is self._complete
         # First all that can fail, without any change.
         async with AsyncExitStack() as undo:
-            client = self._client
+            client = self.client
             if client is None or config.blueking != client.config:
                 client = Client(config.blueking, services.clock, services.telemetry, log.get())
                 await undo.enter_async_context(client)
@@ -230,14 +248,14 @@ class Fleet:
         changed = [
             key
             for key, poller in self.pollers.items()
-            if client is not self._client
+            if client is not self.client
             or (key in collector_of and collector_of[key].interval != poller.collector.interval)
         ]
         await self._stop({*gone, *changed})
-        if client is not self._client:
-            if self._client is not None:
-                await self._client.close()
-            self._client = client
+        if client is not self.client:
+            if self.client is not None:
+                await self.client.close()
+            self.client = client
         for key in gone:
             self.drop(key)
         if not unchanged:
@@ -249,7 +267,7 @@ class Fleet:
             poller.show()
             if number % MANY == MANY - 1:
                 await asyncio.sleep(0)  # thousands of them must not hold up a scrape
-        self.config, self._assigned, self.enabled = config, assigned, enabled
+        self._complete, self._assigned, self.enabled = config, assigned, enabled
         for key in self.pollers.keys() - self._tasks.keys():
             self._tasks[key] = self._group.create_task(self.pollers[key].run(), name=f"poll {key}")
         self._show_scopes(config, assigned)

@@ -14,6 +14,7 @@ from exporter import log
 from exporter.blueking.client import Client
 from exporter.clock import Clock
 from exporter.config.schema import Config
+from exporter.discovery import Discoverer
 from exporter.exposed import page_families, show_scope, show_status_codes
 from exporter.fleet import pollers
 from exporter.metrics.negotiate import Format
@@ -32,7 +33,6 @@ async def once(config: Config, shard: Shard | None = None, *, constants: bool = 
     False leaves out the series that are the same in the page of every exporter. Raises `StateError`, `ConfigError`.
     """
     shard = shard or Shard()
-    config = msgspec.structs.replace(config, scopes=tuple(one for one in config.scopes if shard.owns(one.scope)))
     clock, telemetry = Clock(), Telemetry()
     page = Page(page_families(), config.max_series)
     async with AsyncExitStack() as stack:
@@ -40,14 +40,22 @@ async def once(config: Config, shard: Shard | None = None, *, constants: bool = 
         await store.open()
         stack.push_async_callback(store.close)
         client = await stack.enter_async_context(Client(config.blueking, clock, telemetry, log.get()))
-        polled = pollers(config, client, Services(store, page, telemetry, clock))
+        services = Services(store, page, telemetry, clock)
+        found = True
+        if config.discovery.enabled:
+            discoverer = Discoverer(services)
+            await discoverer.load()
+            found = await discoverer.refresh(config, client)
+            config = msgspec.structs.replace(config, scopes=(*config.scopes, *discoverer.scopes(config)))
+        config = msgspec.structs.replace(config, scopes=tuple(one for one in config.scopes if shard.owns(one.scope)))
+        polled = pollers(config, client, services)
         await asyncio.gather(*(poll_completely(poller) for poller in polled))
         if constants:
             show_status_codes(page)
         for scope in config.scopes:
             show_scope(page, scope, config)
         body = b"".join(page.exposition(Format.TEXT))
-    return body, all(poller.success for poller in polled)
+    return body, found and all(poller.success for poller in polled)
 
 
 async def poll_completely(poller: Poller) -> None:

@@ -12,6 +12,7 @@ from exporter.blueking.client import Client
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.config.schema import Config
+from exporter.discovery import ask, scope_configs, unmatched
 from exporter.errors import ApiError
 from exporter.exposed import page_families
 from exporter.fleet import pollers
@@ -62,11 +63,38 @@ class Quotas(Telemetry):
         self.remaining[api] = remaining
 
 
-async def probe(config: Config, telemetry: Telemetry) -> AsyncGenerator[Finding, None]:
-    """One finding per poller, in the order of the configuration. Nothing is stored; BlueKing is only read."""
+class Discovered(msgspec.Struct, frozen=True):
+    """What CMDB lists. `error` is empty when all is well; `unmatched`: configured entries that name nothing of it."""
+
+    scopes: int = 0
+    unmatched: tuple[tuple[str, str], ...] = ()
+    error: str = ""
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"FAIL  discovery: {self.error}"
+        warnings = "".join(f'\nwarn  {path}: CMDB lists nothing that is "{entry}"' for path, entry in self.unmatched)
+        return f"ok    discovery: {self.scopes} scopes beside the configured ones{warnings}"
+
+
+async def probe(config: Config, telemetry: Telemetry) -> AsyncGenerator[Finding | Discovered, None]:
+    """What was discovered, where that is enabled, then one finding per poller, in the order of the configuration.
+
+    Nothing is stored; BlueKing is only read.
+    """
     clock = Clock()
     services = Services(MemoryStore(), Page(page_families(), config.max_series), telemetry, clock)
     async with Client(config.blueking, clock, telemetry, log.get()) as client:
+        if config.discovery.enabled:
+            try:
+                lists = await ask(config, client, Deadline(2 * config.blueking.request_timeout, clock))
+            except ApiError as error:
+                yield Discovered(error=explain(error))
+            else:
+                listed = [one for scopes in lists for one in scopes]
+                found = scope_configs(config, listed)
+                yield Discovered(len(found), tuple(unmatched(config.discovery, listed)))
+                config = msgspec.structs.replace(config, scopes=(*config.scopes, *found))
         for poller in pollers(config, client, services):
             yield await _probe(poller, config, clock)
 
@@ -111,8 +139,9 @@ async def report(config: Config) -> AsyncGenerator[tuple[str, bool], None]:
     series, calls, quotas = 0, 0.0, Quotas()
     async with aclosing(probe(config, quotas)) as findings:
         async for finding in findings:
-            series += finding.series
-            calls += finding.calls_per_day
+            if isinstance(finding, Finding):
+                series += finding.series
+                calls += finding.calls_per_day
             yield str(finding), not finding.error
     for api, remaining in sorted(quotas.remaining.items()):
         yield f"quota {api}: {remaining:.0f} requests left, says the gateway", True

@@ -105,6 +105,27 @@ PROCESS_FAMILIES = (
         "When the state was last committed.",
         "状态最近一次成功提交的时间。",
     ),
+    _row(
+        "gauge",
+        "discovery_scopes",
+        ("scope_type",),
+        "Scopes that were found in CMDB and are not among the configured ones.",
+        "在 CMDB 中发现且未在配置中列出的范围数。",
+    ),
+    _row(
+        "gauge",
+        "discovery_last_success_timestamp_seconds",
+        (),
+        "When CMDB last gave complete lists.",
+        "CMDB 最近一次完整返回列表的时间。",
+    ),
+    _row(
+        "counter",
+        "discovery_errors_total",
+        ("reason",),
+        "Looks at CMDB that failed, by reason.",
+        "按原因统计的 CMDB 查询失败次数。",
+    ),
     _row("gauge", "state_bytes", (), "Size of the state on disk.", "状态文件的大小（字节）。"),
     _row(
         "gauge",
@@ -331,6 +352,22 @@ class Telemetry:
     def config_reload_failed(self) -> None:
         """Note that the configuration could not be loaded and the one before stays in use."""
         self._set("config_last_reload_successful", 0)
+
+    def discovered(self, scopes: Mapping[str, int], last_success: float | None) -> None:
+        """Scopes by type that CMDB lists and the configuration does not; unix time of its newest complete lists."""
+        for kind, count in scopes.items():
+            self._set("discovery_scopes", count, kind)
+        if last_success is not None:
+            self._set("discovery_last_success_timestamp_seconds", last_success)
+
+    def discovery_failed(self, reason: str) -> None:
+        """CMDB could not be asked, or what it lists could not be stored."""
+        self._counters["discovery_errors_total"].labels(reason).inc()
+
+    def discovery_off(self) -> None:
+        """The configuration has no discovery any more."""
+        self._gauges["discovery_scopes"].clear()
+        self._unknown |= {_PREFIX + name for name in ("discovery_scopes", "discovery_last_success_timestamp_seconds")}
 
     def shard(self, ordinal: int, total: int) -> None:
         """Set which of `total` shards this process is."""

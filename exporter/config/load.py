@@ -17,6 +17,7 @@ from exporter.config.schema import (
     Collectors,
     Config,
     ConfigFile,
+    Discovery,
     ProcessConfig,
     ScopeConfig,
     ScopeEntry,
@@ -25,7 +26,7 @@ from exporter.config.schema import (
 )
 from exporter.config.secret import Secret
 from exporter.config.state_url import StateUrl
-from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, clean, parse
+from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, clean, find, parse
 from exporter.errors import ConfigError, Problem
 from exporter.model import Scope
 
@@ -116,7 +117,12 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
         _feed(contents, part.data)
         scopes += _scopes(part.reader, "", part.root, defaults)
     if file:
+        if file.discovery.enabled:
+            scopes.append(Where(reader, "discovery", ScopeEntry("biz", "0", collectors=file.discovery.collectors)))
         entries = check_scopes(reader, file.blueking, scopes)
+        if file.discovery.enabled:
+            discovery = msgspec.structs.replace(file.discovery, collectors=entries.pop().collectors)
+            file = msgspec.structs.replace(file, discovery=discovery)
         check_budget(reader, file.blueking, entries)
 
     readers = [reader, *(part.reader for part in parts.values())]
@@ -143,9 +149,21 @@ def _read_file(reader: Reader) -> ConfigFile | None:
     if file is None:
         return None
     empty = written is None or (isinstance(written, Sequence) and not written.items)
-    if empty and not file.scope_files and reader.has_no_problem("scope_files"):
-        reader.problem("scopes", "no scope: give scopes or scope_files")
-    return msgspec.structs.replace(file, collectors=fill_watch(reader, file.collectors, "collectors"))
+    if empty and not file.scope_files and not file.discovery.enabled and reader.has_no_problem("scope_files"):
+        reader.problem("scopes", "no scope: give scopes, scope_files or discovery")
+    file = msgspec.structs.replace(file, collectors=fill_watch(reader, file.collectors, "collectors"))
+    return msgspec.structs.replace(file, discovery=_discovery(reader, root, file))
+
+
+def _discovery(reader: Reader, root: Node, file: ConfigFile) -> Discovery:
+    """The discovery with the defaults of collectors filled in, which are known only now."""
+    collectors: Collectors | None = file.collectors
+    if reader.written("discovery.collectors") and reader.has_no_problem("discovery.collectors"):
+        node, _ = find(root, "discovery.collectors")
+        collectors = reader.struct(node, Collectors, "discovery.collectors", file.collectors)
+        if collectors and reader.written("discovery.collectors.job.watch"):
+            collectors = fill_watch(reader, collectors, "discovery.collectors")
+    return msgspec.structs.replace(file.discovery, collectors=collectors or file.collectors)
 
 
 def _absolute(state: State, directory: Path) -> State:

@@ -41,6 +41,8 @@ def check_file(reader: Reader, file: ConfigFile) -> None:
     """Rules within the configuration file itself."""
     if reader.has_no_problem("state.url"):
         _check_state(reader, file.state)
+    if file.discovery.enabled and not file.blueking.cmdb and reader.has_no_problem("blueking.cmdb"):
+        reader.problem("discovery.enabled", "discovery needs blueking.cmdb")
     if reader.has_no_problem("blueking"):
         _check_blueking(reader, file.blueking)
 
@@ -124,6 +126,10 @@ def _check_blueking(reader: Reader, blueking: BlueKing) -> None:
             reader.problem("blueking.auth", "bk_token needs app_code and app_secret beside it")
     if blueking.nodeman_legacy:
         _check_esb_auth(reader, auth, "blueking.nodeman_legacy")
+    if blueking.cmdb and blueking.cmdb.api == "esb":
+        _check_esb_auth(reader, auth, "blueking.cmdb")
+    elif blueking.cmdb and not (auth.app_code and auth.app_secret):
+        reader.problem("blueking.auth", "blueking.cmdb needs app_code and app_secret")
 
 
 def _check_esb_auth(reader: Reader, auth: Auth, platform: str) -> None:

@@ -24,6 +24,7 @@ from exporter.config.values import (
     Number,
     ProxyUrl,
     ScopeId,
+    ScopePattern,
     Share,
     Size,
     TelemetryPath,
@@ -109,6 +110,13 @@ class LegacyPlatform(msgspec.Struct, frozen=True):
     url: Annotated[str, Url(), "Base URL of the ESB; no credentials in it."]
 
 
+class CmdbPlatform(msgspec.Struct, frozen=True):
+    """The CMDB; asked for discovery only."""
+
+    url: Annotated[str, Url(), "Base URL of the bk-cmdb gateway stage, or of the ESB; no credentials in it."]
+    api: Annotated[Literal["gateway", "esb"], "Dialect."] = "gateway"
+
+
 class Auth(msgspec.Struct, frozen=True):
     """Who asks BlueKing. Each secret is given in exactly one way: by value (best as ${ENV}) or as *_file."""
 
@@ -168,6 +176,7 @@ class BlueKing(msgspec.Struct, frozen=True):
     job: JobPlatform | None = None
     nodeman: NodemanPlatform | None = None
     nodeman_legacy: LegacyPlatform | None = None
+    cmdb: CmdbPlatform | None = None
     auth: Auth = Auth()
     request_timeout: Annotated[Seconds, "Duration of one whole request, body included."] = 30.0
     requests_per_second: Annotated[
@@ -302,6 +311,33 @@ class ScopeEntry(msgspec.Struct, frozen=True):
     auth: Annotated[ScopeAuth, "What differs from blueking.auth in this scope."] = ScopeAuth()
 
 
+Patterns = Annotated[
+    tuple[Annotated[str, ScopePattern()], ...],
+    "Ids, or patterns for names, in which only * (any text) and ? (one character) are special.",
+    Rule.UNIQUE,
+]
+
+
+class ScopeChoice(msgspec.Struct, frozen=True):
+    """Which businesses or business sets are taken: those that include names and exclude does not."""
+
+    include: Patterns = ()
+    exclude: Patterns = ()
+
+
+class Discovery(msgspec.Struct, frozen=True):
+    """Scopes found in CMDB, beside those of scopes and scope_files, which win."""
+
+    enabled: Annotated[bool, "Watch the businesses and business sets that CMDB lists; needs blueking.cmdb."] = False
+    interval: Annotated[Seconds, "Duration between two looks at CMDB."] = 600.0
+    biz: Annotated[ScopeChoice, "Businesses; those that the user may not see are never found."] = ScopeChoice(("*",))
+    biz_set: Annotated[ScopeChoice, "Business sets."] = ScopeChoice()
+    retire_after: Annotated[
+        Count, "Complete lists in a row without a scope after which it is no longer watched; empty lists do not count."
+    ] = 3
+    collectors: Annotated[Collectors, "What differs from the defaults in the scopes that are found."] = Collectors()
+
+
 class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the file says of the whole process."""
 
@@ -309,6 +345,7 @@ class ProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
     state: State = State()
     log: Log = Log()
     blueking: BlueKing
+    discovery: Discovery = Discovery()
     counter_birth_hold: Annotated[
         float,
         Duration(zero=True),

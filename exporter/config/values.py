@@ -296,6 +296,21 @@ class ScopeId(Text):
         return {"anyOf": [{"type": "integer", "minimum": 1}, super().schema()]}
 
 
+class ScopePattern(Text):
+    """The id of a scope as number or text, or a pattern for its name."""
+
+    def __init__(self) -> None:
+        super().__init__("an id or a pattern for a name")
+
+    def parse(self, value: object, directory: Path) -> str:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value) if 0 < value < 2**63 else ""
+        return str(super().parse(value, directory))
+
+    def schema(self) -> dict[str, object]:
+        return {"anyOf": [{"type": "integer", "minimum": 1}, super().schema()]}
+
+
 class Url(Text):
     """The base of an API: http or https, no credentials, no query; without its trailing slash."""
 

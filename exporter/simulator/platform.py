@@ -90,7 +90,8 @@ class Platform:
     """A platform and its switches. Attributes may be changed at any time and act on the next request.
 
     `now`: unix seconds, virtual in tests. `speed`: see JobWorld. `skew`: seconds by which the platform's Date header
-    is ahead of the clock that its data uses. The world of NodeMan hangs on `nodeman`, set by nodeman_api.
+    is ahead of the clock that its data uses. The worlds of NodeMan and CMDB are
+    `nodeman` and `cmdb`, set by nodeman_api and cmdb_api.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Platform:
         self.random = random.Random(f"{seed} platform")
         self.job = JobWorld(seed, now, scopes=scopes, speed=speed)
         self.nodeman: object | None = None
+        self.cmdb: object | None = None
         self.faults = Faults(seed)
         self.calls: deque[LoggedCall] = deque(maxlen=200_000)
 

@@ -16,7 +16,7 @@ from typing import Self
 from aiohttp import web
 
 from exporter.model import Scope
-from exporter.simulator import api, control, faults, gateway, nodeman_api
+from exporter.simulator import api, cmdb_api, control, faults, gateway, nodeman_api
 from exporter.simulator.faults import Fault
 from exporter.simulator.platform import Answer, Call, Endpoint, Platform
 
@@ -27,7 +27,7 @@ CALLS = 2_000
 """Calls that the commands remember."""
 
 
-ROUTES: tuple[Callable[[Platform], Iterable[Endpoint]], ...] = (api.routes, nodeman_api.routes)
+ROUTES: tuple[Callable[[Platform], Iterable[Endpoint]], ...] = (api.routes, nodeman_api.routes, cmdb_api.routes)
 """Who serves what."""
 
 

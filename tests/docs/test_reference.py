@@ -95,6 +95,9 @@ blueking_exporter_series_dropped_total counter family
 blueking_exporter_state_writes_total counter
 blueking_exporter_state_write_errors_total counter
 blueking_exporter_state_last_write_timestamp_seconds gauge
+blueking_exporter_discovery_scopes gauge scope_type
+blueking_exporter_discovery_last_success_timestamp_seconds gauge
+blueking_exporter_discovery_errors_total counter reason
 blueking_exporter_state_bytes gauge
 blueking_exporter_render_duration_seconds gauge
 blueking_exporter_exposition_bytes gauge
@@ -178,11 +181,11 @@ def simulated() -> Iterator[Simulated]:
 @pytest.mark.parametrize("form", list(Format))
 def test_the_page_shows_what_the_contract_names(tmp_path: Path, simulated: Simulated, form: Format) -> None:
     """A daemon that has seen everything JOB has: each metric is on its page with its type and its labels, and nothing
-    else is but process_* and python_*. What needs trouble, NodeMan or Redis to appear is named here."""
+    else is but process_* and python_*. What needs trouble, NodeMan, Redis or discovery to appear is named here."""
     never = {
         "blueking_exporter_series_dropped_total",
         *(family.name for family in SHARING_FAMILIES),
-        *(name for name in CONTRACT if name.startswith("blueking_nodeman_")),
+        *(name for name in CONTRACT if name.startswith(("blueking_nodeman_", "blueking_exporter_discovery_"))),
     }
     simulated.do(lambda platform: setattr(platform, "rate_limit", 1000))
     watch = [{"name": "watched", "max_age": "1h"}]
