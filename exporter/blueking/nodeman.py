@@ -117,7 +117,8 @@ class NodemanApi:
         only; `but`: not of these.
         `with_steps`: of which instances the sub-steps are read. They are nine tenths of an answer.
 
-        ApiError `not_ready` (3800015) while the task is being made. A page past the end has no rows.
+        ApiError `not_ready` (3800015) while the task is being made, `decode` for rows that were not asked for. A page
+        past the end has no rows.
         """
         params: dict[str, object] = {
             "subscription_id": subscription_id,
@@ -130,7 +131,13 @@ class NodemanApi:
             "pagesize": _page_size(pagesize),
         }
         path = "/backend/api/subscription/task_result/"
-        return await self._ask("task_result", path, params, task_result_decoders(self._zone, with_steps), deadline)
+        answer = await self._ask("task_result", path, params, task_result_decoders(self._zone, with_steps), deadline)
+        for row in answer.instances if task_ids or instance_ids else ():
+            if task_ids and row.task_id not in (None, *task_ids):
+                raise ApiError("decode", f"task_result gives task {row.task_id}, not asked for", api="task_result")
+            if instance_ids and row.instance_id not in instance_ids:
+                raise ApiError("decode", "task_result gives instances that were not asked for", api="task_result")
+        return answer
 
     async def _ask(
         self,

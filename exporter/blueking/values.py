@@ -60,7 +60,8 @@ def check_rows(rows: Sequence[Any], zone: datetime.timezone, *times: str) -> Non
     for index, row in enumerate(rows):
         if row.status is None or row.status == "":
             raise WrongShape(f"data.list[{index}].status is missing")
-        for member in times:
+    for member in times:
+        for index, row in enumerate(rows):
             seconds(getattr(row, member), zone, f"data.list[{index}].{member}")
 
 

@@ -576,6 +576,12 @@ async def test_4_1_14_what_was_not_asked_for_is_decode(canned: Canned) -> None:
         with pytest.raises(ApiError, match="job_details of job 188 gives job 187") as caught:
             await asker.details(188)
         assert caught.value.reason == "decode"
+        canned.says({"total": 1, "list": [{**INSTANCE, "task_id": 5}], "status_counter": {"FAILED": 1}})
+        assert (await asker.result(task_ids=[4, 5])).total == 1
+        for wanted, text in (({"task_ids": [4]}, "task 5"), ({"instance_ids": ["host|instance|host|3"]}, "instances")):
+            with pytest.raises(ApiError, match=text) as caught:
+                await asker.result(**wanted)
+            assert caught.value.reason == "decode"
         canned.body = (FIXTURES / "nodeman_v2_get_task_info__ok_running_and_queue.json").read_bytes()
         task = await asker.task()
         for biz, number in ((3, task.id), (2, task.id + 1)):
