@@ -130,6 +130,7 @@ class RedisStore:
         self._wall = wall
         self._watch = Watch(state.lease_ttl)
         self._held: dict[Key, _Held] = {}
+        self._doubtful: dict[Key, int] = {}
         self._names: set[str] = set()
         self._tenure = self._new_tenure(settled=True)
         self._phase: Phase = "join"
@@ -319,6 +320,7 @@ class RedisStore:
             self._watch.watched(now),
             self._may_claim(now),
         )
+        await self._clear_doubts()
         if not keys:
             self.waiting = 0
         if not keys or (signature == self._looked and now - self._looked_at < self._ttl / 3):
@@ -336,6 +338,19 @@ class RedisStore:
             pass
         except StateError as error:
             log.get().warning("state_claim_failed", reason=str(error))
+
+    async def _clear_doubts(self) -> None:
+        """Give back what claims without an answer may have taken: nobody would poll it."""
+        with contextlib.suppress(StateError):
+            while self._doubtful:
+                async with self._beating:
+                    part = list(self._doubtful.items())[:CHUNK]
+                    name = self._tenure.name
+                    await self._client.run(
+                        *(script(RELEASE, self._keys.name(key), name, str(epoch)) for key, epoch in part)
+                    )
+                    for key, _ in part:
+                        del self._doubtful[key]
 
     async def release(self, keys: Sequence[Key]) -> None:
         """Give back keys that are neither polled nor shown any more. Those for which that fails are still `held`."""
@@ -406,6 +421,7 @@ class RedisStore:
         self._watch.bury(self._tenure.name)
         self._watch.restart(rewound=self._rewound)
         self._tenure = self._new_tenure(settled=False)
+        self._doubtful.clear()  # claimed in a name that is gone
         self._cautious = self._rewound
         await self._beat()
         if self._rewound and not self.valid:
@@ -482,7 +498,10 @@ class RedisStore:
             epoch = max(seen.epoch, int(self._wall() * 1000)) + 1
             wanted.append((key, epoch, cause))
             commands += [self._claim_command(key, seen, epoch), ("HMGET", self._keys.name(key), "run", "ver", "p")]
+        self._doubtful |= {key: epoch for key, epoch, _ in wanted}
         answers = await self._client.run(*commands) if commands else []
+        for key, _, _ in wanted:
+            del self._doubtful[key]
         taken = []
         for (key, epoch, cause), claimed, (run, ver, payload) in zip(wanted, answers[::2], answers[1::2], strict=True):
             if read_reply(claimed)[0] != 1:
