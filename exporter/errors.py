@@ -4,6 +4,7 @@ ExporterError
 ├── ConfigError      the configuration is wrong; carries every problem found, not the first
 ├── StateError       the state cannot be read or written (reason `state`)
 │   ├── StateLocked      another process holds it
+│   ├── StateTaken       another replica has the key
 │   ├── StateUnreachable the server that keeps it does not answer; it may come back
 │   └── StateNewer       a newer version of the exporter wrote it
 └── ApiError         BlueKing did not answer what was asked; carries its `reason`
@@ -75,6 +76,10 @@ class StateError(ExporterError):
 
 class StateLocked(StateError):
     """Another process holds the state. The message names it."""
+
+
+class StateTaken(StateError):
+    """Another replica polls and commits this key now."""
 
 
 class StateUnreachable(StateError):

@@ -24,7 +24,7 @@ from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import MANY, Collector, CollectorState, FinishedRun, Observed, Records, fold
 from exporter.config.schema import Config
-from exporter.errors import ApiError, Reason, StateError
+from exporter.errors import ApiError, Reason, StateError, StateTaken
 from exporter.exposed import ERRORS, Exposed, PollReport
 from exporter.metrics.bounds import LabelBounds
 from exporter.metrics.counts import Tally
@@ -228,6 +228,9 @@ class Poller:
             self._failed(
                 error.reason, str(error), error.request_id, api=error.api, code=error.code, status=error.status
             )
+        except StateTaken:
+            self._page.release(self.key)
+            return False  # and nothing is shown: the page does not have this key any more
         except StateError as error:
             self._failed("state", str(error))
         except Exception as error:
@@ -303,6 +306,8 @@ class Poller:
         try:
             async with self._committing:
                 await self._store.commit(self.key, payload)
+        except StateTaken:
+            raise  # nothing is wrong with the state
         except StateError:
             self._telemetry.state_write_error()
             raise

@@ -21,6 +21,12 @@
     historyWindow: '1h',
     rateLimitedFor: '5m',
     reloadFailedFor: '1m',
+    // Several replicas or shards. Longer than lease_ttl and two scrapes, so that a handover fires nothing.
+    leaseLostFor: '1m',
+    unownedFor: '2m',
+    // Longer than a rolling update of all of them.
+    configDiffersFor: '30m',
+    shardsFor: '5m',
 
     // JOB.
     failureRateWindow: '30m',

@@ -28,7 +28,7 @@ import msgspec
 
 from exporter import log
 from exporter.config.schema import State
-from exporter.errors import StateError, StateUnreachable
+from exporter.errors import StateError, StateTaken, StateUnreachable
 from exporter.model import Key, Scope
 from exporter.shard import weight
 from exporter.state.base import Stored
@@ -199,7 +199,7 @@ class RedisStore:
                 self._drop(key)
                 break
             self._break(rewound=True)
-        raise StateError(f"another replica has taken over {key}")
+        raise StateTaken(f"another replica has taken over {key}")
 
     async def purge(self, keep: Iterable[Key], older_than: float) -> int:
         """See `Store`. One replica does it for all; keys of replicas that are alive stay."""
@@ -583,7 +583,7 @@ class RedisStore:
         try:
             return self._held[key]
         except KeyError:
-            raise StateError(f"another replica has {key}") from None
+            raise StateTaken(f"another replica has {key}") from None
 
     async def _until_settled(self) -> None:
         try:

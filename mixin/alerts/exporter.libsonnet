@@ -216,6 +216,95 @@ local lib = import 'alert.libsonnet';
             },
             config.reloadFailedFor,
           ),
+          alert(
+            'BlueKingExporterLeaseLost',
+            'critical',
+            'blueking_exporter_lease_valid == 0',
+            {
+              en: [
+                'blueking-exporter {{ $labels.instance }} shows no scope: its lease has lapsed',
+                'Redis or Valkey does not confirm its heartbeats. If the other replicas are well, they have taken over; if all are in this state, nothing is known of BlueKing. Counts are not lost.',
+              ],
+              zh: [
+                'blueking-exporter {{ $labels.instance }} 的租约已失效，不展示任何范围',
+                'Redis 或 Valkey 不再确认其心跳。其他副本正常时已由它们接管；若全部如此，则对蓝鲸平台一无所知。计数不会丢失。',
+              ],
+            },
+            config.leaseLostFor,
+          ),
+          alert(
+            'BlueKingExporterScopesUnowned',
+            'critical',
+            |||
+              max without (%(restartLabels)s) (blueking_exporter_scopes_configured)
+              -
+              sum without (%(restartLabels)s) (blueking_exporter_scopes_owned)
+                > 0
+            ||| % config,
+            {
+              en: [
+                '{{ $value }} scope(s) are polled by no replica of blueking-exporter',
+                'They are on no page. Replicas may be missing, cut off from Redis or Valkey, or have different configurations.',
+              ],
+              zh: [
+                '有 {{ $value }} 个范围没有任何 blueking-exporter 副本采集',
+                '这些范围不在任何页面上。可能是副本不足、无法连接 Redis 或 Valkey，或各副本配置不同。',
+              ],
+            },
+            config.unownedFor,
+          ),
+          alert(
+            'BlueKingExporterConfigDiffers',
+            'warning',
+            |||
+              count without (sha256) (
+                count without (%(restartLabels)s) (
+                  blueking_exporter_config_info
+                    and ignoring (sha256) (blueking_exporter_lease_valid or blueking_exporter_total_shards > 1)
+                )
+              ) > 1
+            ||| % config,
+            {
+              en: [
+                'Replicas of blueking-exporter have {{ $value }} different configurations',
+                'Each keeps to its own scopes and rates. After a change all of them need the new file.',
+              ],
+              zh: [
+                'blueking-exporter 的各副本使用了 {{ $value }} 份不同的配置',
+                '各副本按自己的范围与速率采集。修改配置后须更新全部副本。',
+              ],
+            },
+            config.configDiffersFor,
+          ),
+          alert(
+            'BlueKingExporterShards',
+            'critical',
+            |||
+              count without (shard) (
+                count_values without (%(restartLabels)s) (
+                  "shard", blueking_exporter_shard_ordinal and blueking_exporter_total_shards > 1
+                )
+              )
+                != max without (%(restartLabels)s) (blueking_exporter_total_shards > 1)
+              or
+              count without (%(restartLabels)s) (blueking_exporter_total_shards > 1)
+                != max without (%(restartLabels)s) (blueking_exporter_total_shards > 1)
+              or
+              min without (%(restartLabels)s) (blueking_exporter_total_shards)
+                != max without (%(restartLabels)s) (blueking_exporter_total_shards > 1)
+            ||| % config,
+            {
+              en: [
+                'Shards of blueking-exporter are missing, doubled, or differ in their number',
+                'Each of the shards 0 to total - 1 must run once. Scopes of a missing one are on no page, those of a doubled one are counted twice.',
+              ],
+              zh: [
+                'blueking-exporter 的分片缺失、重复，或分片总数不一致',
+                '分片 0 至 total - 1 必须各运行一个。缺失分片的范围不在任何页面上，重复分片的范围会被计两次。',
+              ],
+            },
+            config.shardsFor,
+          ),
         ],
       },
     ],

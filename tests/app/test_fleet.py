@@ -15,7 +15,7 @@ import yaml
 from exporter.clock import Clock
 from exporter.config.load import load
 from exporter.config.schema import Config
-from exporter.errors import StateError
+from exporter.errors import StateError, StateTaken
 from exporter.exposed import page_families
 from exporter.fleet import Fleet
 from exporter.metrics.negotiate import Format
@@ -49,12 +49,36 @@ class Store(MemoryStore):
         return await super().load(key)
 
 
+class Taken(MemoryStore):
+    """A store that another replica takes a key from while it is committed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fleet: Fleet | None = None
+        self.lost: Key | None = None
+
+    async def commit(self, key: Key, payload: bytes) -> None:
+        if key == self.lost and self.fleet is not None:
+            self.fleet.drop(key)
+            raise StateTaken(f"another replica has {key}")
+        await super().commit(key, payload)
+
+
 class Watched:
     """A fleet, the platform that it polls, and its page."""
 
-    def __init__(self, folder: Path, url: str, platform: Platform, fleet: Fleet, page: Page, store: Store) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        platform: Platform,
+        fleet: Fleet,
+        page: Page,
+        store: MemoryStore,
+        telemetry: Telemetry,
+    ) -> None:
         self.folder, self.url, self.platform = folder, url, platform
-        self.fleet, self.page, self.store = fleet, page, store
+        self.fleet, self.page, self.store, self.telemetry = fleet, page, store, telemetry
 
     def config(self, scopes: Iterable[Scope] = SCOPES, **blueking: object) -> Config:
         """A configuration of these scopes."""
@@ -96,7 +120,9 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched(folder: Path, *, shares_rate: bool = False) -> AsyncIterator[Watched]:
+async def watched(
+    folder: Path, store: MemoryStore | None = None, *, shares_rate: bool = False
+) -> AsyncIterator[Watched]:
     loop = asyncio.get_running_loop()
 
     def now() -> float:
@@ -109,10 +135,10 @@ async def watched(folder: Path, *, shares_rate: bool = False) -> AsyncIterator[W
         return loop.time() + next(looks) * 1e-9
 
     platform = Platform(scopes=SCOPES, now=now)
-    store, page = Store(), Page(page_families())
-    services = Services(store, page, Telemetry(), Clock(now, monotonic))
+    store, page, telemetry = store or Store(), Page(page_families()), Telemetry()
+    services = Services(store, page, telemetry, Clock(now, monotonic))
     async with SimulatorServer(platform) as server, Fleet(services, shares_rate=shares_rate) as fleet:
-        yield Watched(folder, server.url, platform, fleet, page, store)
+        yield Watched(folder, server.url, platform, fleet, page, store, telemetry)
 
 
 def names(scopes: Iterable[Scope]) -> set[str]:
@@ -180,10 +206,28 @@ async def test_replicas_share_the_rate_by_what_they_own(tmp_path: Path) -> None:
         assert await calls(10 / share) == pytest.approx(40, abs=2)
 
 
+async def test_a_key_that_is_lost_while_it_is_committed_stays_off_the_page(tmp_path: Path) -> None:
+    """The poll that finds it taken shows nothing any more, counts no failed write, and is the last one."""
+    store = Taken()
+    async with watched(tmp_path, store) as one:
+        store.fleet = one.fleet
+        await one.fleet.apply(one.config())
+        await asyncio.sleep(INTERVAL)
+        store.lost = Key("job", SCOPES[2])
+        await asyncio.sleep(2 * INTERVAL)
+        left = names(scope for scope in SCOPES if scope != SCOPES[2])
+        assert one.shown("blueking_exporter_collector_success") == dict.fromkeys(left, 1)
+        assert one.shown("blueking_scope_info").keys() == left
+        assert SCOPES[2] not in {key.scope for key in one.fleet.pollers}
+        assert "blueking_exporter_state_write_errors_total 0\n" in one.telemetry.render(openmetrics=False).decode()
+        assert (await one.calls_per_poll()).keys() == left
+
+
 async def test_what_fails_changes_nothing(tmp_path: Path) -> None:
     """A state that cannot be loaded: scopes, client and assignment stay as they were, and the next apply succeeds."""
     async with watched(tmp_path) as one:
         await one.fleet.apply(one.config(SCOPES[:4]), assigned=lambda key: key.scope in SCOPES[:2])
+        assert isinstance(one.store, Store)
         one.store.broken = frozenset({SCOPES[3]})
         for change in (
             one.fleet.apply(assigned=lambda key: True),

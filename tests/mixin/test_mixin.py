@@ -93,6 +93,31 @@ def installs(job_type: str, values: str) -> dict[str, str]:
     return series("blueking_nodeman_host_failures_total", labels, values)
 
 
+def owned(owned: str, instance: str = "exporter:10071") -> list[dict[str, str]]:
+    """Scopes that a replica has, of 17 in the configuration."""
+    labels = {**TARGET, "instance": instance}
+    return [
+        series("blueking_exporter_scopes_owned", labels, owned),
+        series("blueking_exporter_scopes_configured", labels, "17x100"),
+    ]
+
+
+def replica(values: str, sha256: str, instance: str = "exporter:10071") -> list[dict[str, str]]:
+    labels = {**TARGET, "instance": instance}
+    return [
+        series("blueking_exporter_config_info", {**labels, "sha256": sha256}, values),
+        series("blueking_exporter_lease_valid", labels, "1x200"),
+    ]
+
+
+def shard(ordinal: int, total: int, times: str, pod: str = "") -> list[dict[str, str]]:
+    labels = {**TARGET, "instance": f"exporter-{ordinal}{pod}:10071"}
+    return [
+        series("blueking_exporter_shard_ordinal", labels, f"{ordinal}{times.replace(' 1x', f' {ordinal}x')}"),
+        series("blueking_exporter_total_shards", labels, f"{total}{times.replace(' 1x', f' {total}x')}"),
+    ]
+
+
 MANY = [{**TARGET, "bk_scope_type": "biz", "bk_scope_id": str(number)} for number in range(2, 52)]
 STEP = {**BIZ, "collector": "nodeman_job", "step": "push_upgrade_package"}
 MAX_AGE = series("blueking_job_watched_max_age_seconds", BACKUP, "3600x1000")
@@ -251,6 +276,74 @@ CASES = [
         [("5m", []), ("6m", [TARGET]), ("22m", [])],
         page="6m",
     ),
+    Case(
+        "BlueKingExporterLeaseLost",
+        "the store does not answer one replica for two minutes",
+        [
+            series("blueking_exporter_lease_valid", TARGET, "1x10 0x6 1x20"),
+            series("blueking_exporter_lease_valid", {**TARGET, "instance": "exporter:2"}, "1x40"),
+        ],
+        [("5m", []), ("7m", [TARGET]), ("9m", [])],
+        page="7m",
+    ),
+    Case(
+        "BlueKingExporterLeaseLost",
+        "a frozen replica wakes",
+        [series("blueking_exporter_lease_valid", TARGET, "1x10 0 1x20")],
+        [("6m", [])],
+    ),
+    Case(
+        "BlueKingExporterScopesUnowned",
+        "one of two replicas is gone, and nobody takes over",
+        owned("10x10 stale") + owned("7x30 17x60", "exporter:2"),
+        [("5m", []), ("8m", [{"job": "blueking"}]), ("20m", [])],
+        page="8m",
+    ),
+    Case(
+        "BlueKingExporterScopesUnowned",
+        "a killed replica is taken over within a minute",
+        owned("10x10 stale") + owned("7x11 17x40", "exporter:2"),
+        [("6m", []), ("8m", [])],
+    ),
+    Case(
+        "BlueKingExporterConfigDiffers",
+        "one of two replicas keeps the old configuration for an hour",
+        replica("1x200", "a")
+        + replica("1x10 stale", "a", "exporter:2")
+        + replica("_x10 1x120 stale", "b", "exporter:2")
+        + replica("_x131 1x60", "a", "exporter:2"),
+        [("20m", []), ("40m", [{"job": "blueking"}]), ("70m", [])],
+        page="40m",
+    ),
+    Case(
+        "BlueKingExporterConfigDiffers",
+        "two exporters that share nothing",
+        [
+            series("blueking_exporter_config_info", {**TARGET, "instance": name, "sha256": name}, "1x200")
+            for name in "ab"
+        ],
+        [("40m", [])],
+    ),
+    Case(
+        "BlueKingExporterShards",
+        "F47: shard 1 of 3 is missing for ten minutes",
+        shard(0, 3, "x60") + shard(1, 3, "x10 stale _x20 1x30") + shard(2, 3, "x60"),
+        [("4m", []), ("12m", [{"job": "blueking"}]), ("20m", [])],
+        page="12m",
+    ),
+    Case(
+        "BlueKingExporterShards",
+        "F47: shard 0 runs twice and shard 1 not at all",
+        shard(0, 2, "x60") + shard(0, 2, "x60", "twin"),
+        [("4m", []), ("6m", [{"job": "blueking"}])],
+    ),
+    Case(
+        "BlueKingExporterShards",
+        "F47: they disagree on how many they are",
+        shard(0, 2, "x60") + shard(1, 3, "x60"),
+        [("6m", [{"job": "blueking"}])],
+    ),
+    Case("BlueKingExporterShards", "one process alone", shard(0, 1, "x60"), [("10m", [])]),
     Case(
         "BlueKingExporterReloadFailed",
         "a bad file is loaded, then a good one",
