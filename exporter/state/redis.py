@@ -392,15 +392,13 @@ class RedisStore:
         tenure.number += 1
         me = Member(tenure.name, tenure.number, self._released, self._phase, self._group)
         sent = self._boot()
-        answers = await self._client.run(
-            *peeks, script(BEAT, self._keys.members, me.name, me.value, *self._buried), urgent=True
-        )
+        confirmed = str(tenure.confirmed)
+        beat = script(BEAT, self._keys.members, me.name, confirmed, me.value, *self._buried)
+        answers = await self._client.run(*peeks, beat, urgent=True)
         received = self._boot()
-        before, flat = answers.pop()
+        written, flat = answers.pop()
         table = dict(zip(map(bytes.decode, flat[::2]), map(bytes.decode, flat[1::2]), strict=True))
-        rewound = tenure.confirmed > 0 and (
-            self._client.restarts != tenure.restarts or before is None or int(before.split(b":")[0]) < tenure.confirmed
-        )
+        rewound = not written or (tenure.confirmed > 0 and self._client.restarts != tenure.restarts)
         if rewound or received > tenure.until:
             self._break(rewound=rewound)
             raise _Broken

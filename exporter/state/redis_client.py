@@ -56,13 +56,15 @@ PASSING = frozenset({"BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "
 """Codes of errors that pass by themselves, beside those that redis-py has a class for."""
 
 BEAT = """
-local before = redis.call('HGET', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-for i = 3, #ARGV, 2 do
+local before = redis.call('HGET', KEYS[1], ARGV[1]) or '0'
+if tonumber(string.match(before, '^%d+')) < tonumber(ARGV[2]) then return {0, redis.call('HGETALL', KEYS[1])} end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+for i = 4, #ARGV, 2 do
   if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i+1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
 end
-return {before, redis.call('HGETALL', KEYS[1])}"""
-"""members; me, value, [dead, its value]... → the value that stood there before, all members."""
+return {1, redis.call('HGETALL', KEYS[1])}"""
+"""members; me, number of my newest confirmed heartbeat, value, [dead, its value]... → 1 or, when that heartbeat is not
+there any more, 0 and nothing is written; all members. A late heartbeat cannot hide that the store has lost writes."""
 
 CLAIM = """
 local c = redis.call('HMGET', KEYS[1], 'own', 'epoch')

@@ -95,7 +95,7 @@ class Keyspace:
             ("HGETALL", key),
             ("HDEL", key, "probe"),
             ("DEL", key),
-            script(BEAT, key, "x", "1", "x", "1"),
+            script(BEAT, key, "x", "0", "1", "x", "1"),
             script(CLAIM, key, "x", "", "0", "1"),
             script(COMMIT, key, "x", "1", "1", "", "0", str(SCHEMA), b""),
             script(RELEASE, key, "x", "1"),

@@ -81,9 +81,11 @@ def machine(server: Redis) -> type[RuleBasedStateMachine]:
                 self.granted.clear()
                 self.accepted.clear()
 
-        @rule(me=ACTORS, value=st.text("0123456789:", max_size=8), dead=ACTORS, its=st.text("0123", max_size=3))
-        def beat(self, me: str, value: str, dead: str, its: str) -> None:
-            self.both(BEAT, "members", me, value, dead, its)
+        @rule(me=ACTORS, number=st.integers(1, 20), confirmed=st.integers(0, 20), dead=ACTORS, right=st.booleans())
+        def beat(self, me: str, number: int, confirmed: int, dead: str, right: bool) -> None:
+            stands = (server.ask("HGET", "members", dead) or b"").decode() if right else "7:0:ready:x"
+            written, _ = self.both(BEAT, "members", me, str(confirmed), f"{number}:0:ready:x", dead, stands)
+            assert written in (0, 1)
 
         @invariant()
         def one_writer_per_epoch(self) -> None:

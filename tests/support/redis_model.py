@@ -47,13 +47,19 @@ class Model:
         else:
             self.data.pop(key, None)
 
-    def beat(self, table: Hash, me: bytes, value: bytes, *gone: bytes) -> list[Any]:
-        before = table.get(me.decode())
+    def beat(self, table: Hash, me: bytes, confirmed: bytes, value: bytes, *gone: bytes) -> list[Any]:
+        before = table.get(me.decode(), b"0")
+        if int(before.split(b":")[0]) < int(confirmed):
+            return [0, self._flat(table)]
         table[me.decode()] = value
         for name, its in zip(gone[::2], gone[1::2], strict=True):
             if table.get(name.decode()) == its:
                 del table[name.decode()]
-        return [before, [part for name, its in table.items() for part in (name.encode(), its)]]
+        return [1, self._flat(table)]
+
+    @staticmethod
+    def _flat(table: Hash) -> list[bytes]:
+        return [part for name, its in table.items() for part in (name.encode(), its)]
 
     def claim(self, key: Hash, me: bytes, own: bytes, epoch: bytes, new: bytes) -> list[Any]:
         if (key.get("own", b""), key.get("epoch", b"0")) != (own, epoch):
