@@ -66,6 +66,7 @@ class App:
         self.fleet = Fleet(services, shares_rate=shared is not None)
         # Replicas ask CMDB each for itself: only one of them could commit what it lists.
         self.discoverer = Discoverer(msgspec.structs.replace(services, store=MemoryStore()) if shared else services)
+        self.fleet.others.append(self.discoverer)
         self.sharing = _share(shared, self.fleet, self.telemetry) if shared else None
         self.web = WebConfig(loaded.config.server.web_config_file, self._web_file_followed)
         self.configuration = Configuration(options, loaded, self.fleet, self.web, self.telemetry, self.clock)

@@ -114,7 +114,9 @@ class Discoverer:
     """Keeps what was found, and adds it to configurations."""
 
     def __init__(self, services: Services) -> None:
+        self.key = STATE
         self._services = services
+        self._committing = asyncio.Lock()
         self._state = DiscoveryState()
 
     async def load(self) -> None:
@@ -165,7 +167,9 @@ class Discoverer:
         try:
             lists = await ask(config, client, Deadline(seconds, services.clock))
             state = self._state.observe(lists, config.discovery, services.clock.wall())
-            await services.store.commit(STATE, msgspec.msgpack.encode(state))
+            async with self._committing:
+                await services.store.commit(STATE, msgspec.msgpack.encode(state))
+                before, self._state = self._state, state
         except ApiError as error:
             self._failed(error.reason, str(error), api=error.api, request_id=error.request_id)
             return False
@@ -175,9 +179,13 @@ class Discoverer:
             return False
         if not all(lists):
             log.get().warning("discovery_empty", message="CMDB lists nothing", consequence="no scope is retired")
-        self._log_changes(self._state, state)
-        self._state = state
+        self._log_changes(before, state)
         return True
+
+    async def save(self) -> None:
+        """Commit again what was found, because the store has lost it. Raises StateError."""
+        async with self._committing:
+            await self._services.store.commit(STATE, msgspec.msgpack.encode(self._state))
 
     def _failed(self, reason: str, message: str, **fields: object) -> None:
         self._services.telemetry.discovery_failed(reason)

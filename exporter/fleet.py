@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 
@@ -81,6 +81,15 @@ def series_limit(config: Config) -> int:
     return max(0, config.max_series - PROCESS_SERIES)
 
 
+class Saved(Protocol):
+    """A state beside those of the pollers. It is never purged, and committed again when the store has lost it."""
+
+    key: Key
+
+    async def save(self) -> None:
+        """Commit the state again. Raises `StateError`."""
+
+
 class Fleet:
     """Runs the pollers that configuration and assignment ask for, until the context is left.
 
@@ -88,7 +97,7 @@ class Fleet:
     `config` and `client` are those in use. `enabled`: every (collector, scope) of the configuration and of discovery,
     with the scope it comes from, wherever that is polled. `scopes`: those that are polled here. `shares_rate`: other
     processes poll the others, and all of them together keep to `requests_per_second`; each takes a part by the scopes
-    it has.
+    it has. `others`: states that are kept like those of the pollers.
     """
 
     def __init__(self, services: Services, *, shares_rate: bool = False) -> None:
@@ -97,6 +106,7 @@ class Fleet:
         self.client: Client | None = None
         self.scopes: dict[Scope, ScopeConfig] = {}
         self.enabled: Mapping[Key, ScopeConfig] = {}
+        self.others: list[Saved] = []
         self._services = services
         self._found: FoundScopes = lambda config: ()
         self._complete: Config | None = None  # the configuration with the scopes that were found
@@ -190,7 +200,8 @@ class Fleet:
         """Forget the states of scopes that have been gone for `KEEP`, once an hour."""
         while True:
             try:
-                forgotten = await self._services.store.purge(self.enabled, self._services.clock.wall() - KEEP)
+                keep = [*self.enabled, *(one.key for one in self.others)]
+                forgotten = await self._services.store.purge(keep, self._services.clock.wall() - KEEP)
                 if forgotten:
                     log.get().info("state_purged", states=forgotten)
             except StateError as error:
@@ -205,7 +216,8 @@ class Fleet:
             try:
                 complete = await store.check() and complete
                 if not complete:
-                    await gather_bounded((poller.save() for poller in self.pollers.values()), SAVES)
+                    saved: list[Saved] = [*self.pollers.values(), *self.others]
+                    await gather_bounded((one.save() for one in saved), SAVES)
                     complete = True
                 telemetry.state_size(await store.size())
             except StateError as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -249,3 +252,31 @@ def test_once_and_probe_find_scopes_too(tmp_path: Path) -> None:
         done = run("probe")
         assert done.returncode == 1
         assert "FAIL  discovery: search_business: connect" in done.stdout
+
+
+def kept(folder: Path) -> set[tuple[str, str]]:
+    """Collector and scope id of the states on disk."""
+    with contextlib.closing(sqlite3.connect(folder / "state.db")) as db:
+        return set(db.execute("SELECT collector, bk_scope_id FROM state"))
+
+
+async def test_what_was_found_is_kept_like_the_states_of_pollers(tmp_path: Path) -> None:
+    """It is not purged however long CMDB does not answer, and written again when the state file was damaged."""
+    everything = {("discovery", "0"), ("job", "2"), ("job", "3"), ("job", "4")}
+    async with discovering(tmp_path, job={"interval": "3h"}) as (one, world):
+        await one.start()
+        await one.until(lambda: kept(tmp_path) == everything)
+        await one.stop()
+        with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as db, db:
+            db.execute("UPDATE state SET updated = 0")
+        world.iam_fails = True
+        await one.start()
+        await asyncio.sleep(2 * 3600)
+        assert kept(tmp_path) == everything
+        with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as db:
+            db.execute("PRAGMA wal_checkpoint(RESTART)")
+        os.truncate(tmp_path / "state.db", 0)
+        await asyncio.sleep(60)
+        assert kept(tmp_path) == everything
+        await one.restart()
+        assert set(scopes(await one.metrics())) == {"biz/2", "biz/3", "biz/4"}
