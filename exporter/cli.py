@@ -206,13 +206,14 @@ LANGUAGE = (Flag("lang", "en|zh", "language of the reference (default: en)", rea
 
 def main(arguments: Sequence[str] | None = None, environ: Environ = os.environ) -> NoReturn:
     """Run one command and end the process with its exit code."""
-    if sys.stdout is not None:
-        # As standard error does: a terminal that cannot show a character gets its code.
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by the caller
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    # As standard error does: a terminal that cannot show a character gets its code.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = execute(list(sys.argv[1:] if arguments is None else arguments), environ)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

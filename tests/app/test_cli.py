@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -285,6 +286,17 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         assert p.stderr is not None
         p.stdout.close()
         assert (p.wait(10), p.stderr.read()) == (0, b"")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(valid: Path, closed: str) -> None:
+    """A command whose standard streams are closed does its work and says nothing."""
+    for arguments, code in (("metrics", 0), (f"check --config.file={valid}", 0), ("check --config.file=/none", 2)):
+        program = " ".join(map(shlex.quote, PROGRAM))
+        done = subprocess.run(
+            ["sh", "-c", f"{program} {arguments} {closed}"], capture_output=True, env=environment(), check=False
+        )
+        assert (done.returncode, b"Traceback" in done.stdout + done.stderr) == (code, False), arguments
 
 
 def test_flags_without_a_dot_have_variables_too(tmp_path: Path) -> None:
