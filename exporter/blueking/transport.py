@@ -160,7 +160,7 @@ class HttpTransport:
         files = tuple(file for file in (tls.ca_file, tls.cert_file, tls.key_file) if file)
         if files or tls.insecure_skip_verify:
             stamps = await asyncio.to_thread(lambda: [stamp(file) for file in files])
-            if stamps != self._stamps:
+            if stamps != self._stamps or self._problems:
                 self._stamps = stamps
                 try:
                     # A new context is another key of the connection pool, so new requests make new connections.
