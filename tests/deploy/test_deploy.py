@@ -20,6 +20,7 @@ from tests.support.paths import ROOT
 DEPLOY = ROOT / "deploy"
 BIN = pathlib.Path(sys.executable).parent
 KUBERNETES = "1.34"
+FOLDERS = ("base", "overlays/prometheus-operator", "overlays/replicas", "overlays/shards")
 OPERATOR = "monitoring.coreos.com/v1"
 
 
@@ -46,7 +47,7 @@ def of_kind(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.component
-@pytest.mark.parametrize("folder", ["base", "overlays/prometheus-operator"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_manifests_fit_the_schemas_of_kubernetes(folder: str) -> None:
     """Each manifest passes the schema of its kind, unknown fields refused; the Operator's kinds are not in there."""
     manifests = rendered(folder)
@@ -57,10 +58,10 @@ def test_manifests_fit_the_schemas_of_kubernetes(folder: str) -> None:
 
 
 @pytest.mark.component
-def test_pod_is_restricted() -> None:
+@pytest.mark.parametrize(("folder", "kind"), [("base", "StatefulSet"), ("overlays/replicas", "Deployment")])
+def test_pod_is_restricted(folder: str, kind: str) -> None:
     """The pod asks for nothing that the restricted pod security standard forbids, and for no token."""
-    manifests = rendered("base")
-    pod = of_kind(manifests, "StatefulSet")["spec"]["template"]["spec"]
+    pod = of_kind(rendered(folder), kind)["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -109,26 +110,93 @@ def test_rules_of_the_operator_pass_promtool(tmp_path: pathlib.Path) -> None:
     assert rule["spec"]["groups"] == groups
 
 
-@pytest.mark.parametrize("path", ["compose/config.yaml", "kubernetes/base/config.yaml"])
+@pytest.mark.component
+def test_replicas_are_scaled_and_selected_together() -> None:
+    """Deployment, autoscaler, budget, policy and monitor mean the same pods; one pod goes at a time; the store and its
+    sentinels can be reached; nothing of the single process is left."""
+    manifests = rendered("overlays/replicas")
+    deployment = of_kind(manifests, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    scaler = of_kind(manifests, "HorizontalPodAutoscaler")["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 8)
+    assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert "replicas" not in deployment["spec"], "the autoscaler's business"
+    spread = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    selectors = [
+        deployment["spec"]["selector"]["matchLabels"],
+        of_kind(manifests, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        of_kind(manifests, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        of_kind(manifests, "PodMonitor")["spec"]["selector"]["matchLabels"],
+        *(constraint["labelSelector"]["matchLabels"] for constraint in spread),
+    ]
+    assert all(selector.items() <= labels.items() for selector in selectors)
+    assert of_kind(manifests, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    out = of_kind(manifests, "NetworkPolicy")["spec"]["egress"]
+    assert {6379, 26379} <= {port["port"] for rule in out for port in rule["ports"]}
+    assert not {"StatefulSet", "ServiceMonitor", "Service"} & {manifest["kind"] for manifest in manifests}
+
+
+@pytest.mark.component
+def test_a_series_keeps_its_labels_when_its_scope_moves() -> None:
+    """PodMonitor and Compose make a constant of every target label that tells pods apart, for series of scopes only."""
+    (endpoint,) = of_kind(rendered("overlays/replicas"), "PodMonitor")["spec"]["podMetricsEndpoints"]
+    rules = endpoint["metricRelabelings"]
+    assert {rule["targetLabel"] for rule in rules} == {"instance", "pod", "container", "endpoint", "node"}
+    assert all((rule["sourceLabels"], rule["regex"]) == (["bk_scope_id"], ".+") for rule in rules)
+    prometheus = yaml.safe_load((DEPLOY / "compose/prometheus-replicas.yml").read_text())
+    (rule,) = prometheus["scrape_configs"][0]["metric_relabel_configs"]
+    assert (rule["source_labels"], rule["target_label"]) == (["bk_scope_id"], "instance")
+    alone = yaml.safe_load((DEPLOY / "compose/prometheus.yml").read_text())
+    del prometheus["scrape_configs"][0]["metric_relabel_configs"]
+    prometheus["scrape_configs"][0]["static_configs"][0]["targets"].remove("exporter-2:10071")
+    assert prometheus == alone, "beside that they are the same"
+
+
+@pytest.mark.component
+def test_shards_start_together_and_know_their_number() -> None:
+    """A StatefulSet with parallel start, as many replicas as shards, and its ordinal in POD_NAME."""
+    spec = of_kind(rendered("overlays/shards"), "StatefulSet")["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert spec["podManagementPolicy"] == "Parallel"
+    assert f"--total-shards={spec['replicas']}" in container["args"]
+    assert {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}} in [
+        {**one, "valueFrom": {"fieldRef": {"fieldPath": one["valueFrom"]["fieldRef"]["fieldPath"]}}}
+        for one in container["env"]
+        if "valueFrom" in one
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", ["compose/config.yaml", "kubernetes/base/config.yaml", "kubernetes/overlays/replicas/config.yaml"]
+)
 def test_shipped_configurations_pass_check(path: str, tmp_path: pathlib.Path) -> None:
     """Each configuration under deploy/ passes `check` once its secret file exists."""
     (tmp_path / "app_secret").write_text("s3cr3t")
+    (tmp_path / "redis_password").write_text("s3cr3t")
     text = (DEPLOY / path).read_text()
     config = tmp_path / "config.yaml"
-    config.write_text(re.sub(r"app_secret_file: \S+", f"app_secret_file: {tmp_path / 'app_secret'}", text))
+    config.write_text(re.sub(r"_file: /run/secrets/(?:\S+/)?(\S+)", rf"_file: {tmp_path}/\1", text))
     run(BIN / "blueking-exporter", "check", f"--config.file={config}")
 
 
 @pytest.mark.component
 def test_compose_configurations_pass_their_own_tools() -> None:
     """promtool and amtool accept what Compose mounts into Prometheus and Alertmanager."""
-    run(require("promtool"), "check", "config", "--syntax-only", DEPLOY / "compose/prometheus.yml")
+    for name in ("prometheus.yml", "prometheus-replicas.yml"):
+        run(require("promtool"), "check", "config", "--syntax-only", DEPLOY / "compose" / name)
     run(require("amtool"), "check-config", ROOT / "mixin/alertmanager.yml")
 
 
-def test_compose_mounts_what_exists_and_publishes_on_loopback_only() -> None:
+@pytest.mark.parametrize("files", [("compose.yaml",), ("compose.yaml", "replicas.yaml")])
+def test_compose_mounts_what_exists_and_publishes_on_loopback_only(files: tuple[str, ...]) -> None:
     """What a service mounts is in the repository, no port is open to the network, every root is read-only."""
-    compose = yaml.safe_load((DEPLOY / "compose/compose.yaml").read_text())
+    compose: dict[str, Any] = {"services": {}, "volumes": {}, "secrets": {}}
+    for file in files:
+        for part, named in yaml.safe_load((DEPLOY / "compose" / file).read_text()).items():
+            for name, found in named.items() if part in compose else ():
+                compose[part][name] = {**compose[part].get(name, {}), **(found or {})}
     for name, service in compose["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name

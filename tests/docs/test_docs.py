@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from exporter.exposed import COLLECTOR_FAMILIES, page_families
-from exporter.telemetry import PROCESS_FAMILIES
+from exporter.telemetry import PROCESS_FAMILIES, SHARING_FAMILIES
 from mixin.render import evaluate
 from tests.support.components import require
 from tests.support.paths import ROOT
@@ -43,7 +43,7 @@ def queries(text: str) -> list[str]:
 def known_names() -> set[str]:
     """Every sample name that the exporter may show, and what the rules record."""
     names = {*RECORDS, *TARGET_METRICS}
-    for family in (*page_families(), *COLLECTOR_FAMILIES, *PROCESS_FAMILIES):
+    for family in (*page_families(), *COLLECTOR_FAMILIES, *PROCESS_FAMILIES, *SHARING_FAMILIES):
         histogram = [family.name + suffix for suffix in ("_bucket", "_sum", "_count")]
         names |= set(histogram) if family.kind == "histogram" else {family.name}
     return names
