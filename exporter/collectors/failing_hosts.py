@@ -22,8 +22,8 @@ from exporter.metrics.family import HOST_LABELS, Family, Labels
 from exporter.model import Host
 
 RUNS_KEPT = 16
-"""A retry is told from a new run by these newest runs of a streak; an older run is retried too rarely to remember
-it."""
+"""A retry is told from a new run by these newest runs of a streak. Of an older one that is retried it is enough to know
+that it had been read since the streak began: the host is among its failures then, or did not take part."""
 MOST_HOSTS = 100_000
 """Failing hosts of a collector and scope, and hosts whose success is remembered."""
 MOST_UNTRACKED = 1000
@@ -35,13 +35,15 @@ SMALL = 4096
 
 
 class HostResult(msgspec.Struct, frozen=True, gc=False):
-    """The newest result of one host in one run. `end` in unix seconds; `labels` of a failure, None for a success."""
+    """The newest result of one host in one run. `end` in unix seconds; `labels` of a failure, None for a success;
+    `read_before`: end of the same run when its results were last read, None the first time."""
 
     host: Host
     run: int
     group: str
     end: float
     labels: Labels | None
+    read_before: float | None = None
 
 
 class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -406,12 +408,14 @@ def _extend(streak: Streak | None, result: HostResult, labels: Labels) -> Streak
     if streak is None:
         return Streak(result.host, result.end, result.end, 1, labels, result.group, ((result.run, result.end),))
     ends = dict(streak.runs)
-    known = result.run in ends
+    known = result.run in ends or (
+        len(ends) == RUNS_KEPT and result.read_before is not None and result.read_before >= streak.since
+    )
     ends[result.run] = max(result.end, ends.get(result.run, result.end))
     newest = (result.end, result.run) >= (streak.last, streak.run)
-    named = bool(result.host.bk_host_id) or not streak.host.bk_host_id
+    has_id, had_id = bool(result.host.bk_host_id), bool(streak.host.bk_host_id)
     return Streak(
-        result.host if newest and named else streak.host,
+        result.host if has_id > had_id or (newest and has_id == had_id) else streak.host,
         min(streak.since, result.end),
         max(streak.last, result.end),
         streak.count + (not known),

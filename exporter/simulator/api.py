@@ -57,6 +57,10 @@ MESSAGES = {
 }  # fmt: skip
 
 
+class Unavailable(Exception):
+    """A proxy says that JOB cannot answer for now."""
+
+
 class Refused(Exception):
     """JOB says no. `action`: the IAM action that is missing."""
 
@@ -99,6 +103,8 @@ class _Job:
             data = operation(call)
         except Refused as refused:
             return self._refusal(refused, call, request_id)
+        except Unavailable:
+            return Answer(b"<html>503 Service Unavailable</html>", 503, content_type="text/html")
         if call.dialect == "v4":
             return Answer({"data": _without_nulls(data), "job_request_id": request_id})
         return Answer({"code": 0, "result": True, "job_request_id": request_id, "data": data})
@@ -144,6 +150,8 @@ class _Job:
         world = self.platform.job
         if one := parameters.number("job_instance_id", 0):
             row = world.find(scope, one)
+            if row and row.oddity.look_up_refused:
+                raise Refused(BAD_REQUEST)
             return [row] if row else []
         status, mode, kind = (parameters.optional(name) for name in ("status", "launch_mode", "type"))
         if (status is not None and status not in JOB_STATUSES) or (mode is not None and mode not in LAUNCH_MODES):
@@ -156,7 +164,7 @@ class _Job:
         return [
             row
             for row in world.between(scope, begin, end)
-            if (status is None or row.status == status)
+            if (status is None or (row.status == status and not row.oddity.look_up_refused))
             and (mode is None or row.launch_mode == mode)
             and (kind is None or row.task_type == kind)
             and name in row.name
@@ -180,6 +188,10 @@ class _Job:
             raise Refused(NO_INSTANCE)
         if scope in self.platform.denied_history:
             raise Refused(NO_PERMISSION, call.user, action="view_history", scope=scope)
+        if row.oddity.status_refused == "for good":
+            raise Refused(BAD_REQUEST)
+        if row.oddity.status_refused == "for now":
+            raise Unavailable
         shown = parameters.flag("return_execute_object_result" if v4 else "return_ip_result")
         results = _v4_results if v4 else _v3_results
         return {

@@ -31,6 +31,7 @@ from aiohttp import web
 
 from exporter.model import Scope
 from exporter.simulator.faults import Fault
+from exporter.simulator.ledger import Exporter
 from exporter.simulator.nodeman_api import world_of
 from exporter.simulator.nodeman_ledger import NodemanLedger
 from exporter.simulator.platform import Platform
@@ -47,8 +48,7 @@ def add_routes(app: web.Application, platform: Platform) -> None:
                 _scope(query),
                 int(query.get("since_ms", 0)),
                 int(query["until_ms"]) if "until_ms" in query else None,
-                host_results=query.get("host_results", "failed"),
-                dialect=query.get("dialect", "v4"),
+                Exporter(host_results=query.get("host_results", "failed"), dialect=query.get("dialect", "v4")),
             )
         except (KeyError, ValueError) as error:
             return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)

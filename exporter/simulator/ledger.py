@@ -4,11 +4,14 @@ The world writes an entry when something happens; `truth` folds the entries by t
 the events alone. It shares no code with the exporter but the vocabulary, so that both being wrong alike is unlikely.
 
 It assumes that every run is seen. Runs that begin *and* end between two looks of an exporter merge into one there, and
-are two here: let at least one poll pass between two ends of the same execution before comparing.
+are two here: let at least one poll pass between two ends of the same execution before comparing. An exporter asks a few
+times for steps that go on running after their execution has ended: until it has stopped doing so, `Truth.pending` is
+not 0, and nothing can be compared.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,6 +36,12 @@ HostResults = Literal["failed", "all", "none"]
 SCRIPT_STEP = 1
 SUCCESS = 3
 FAILED_STEP = frozenset({4, 9})
+RUNNING_STEP = frozenset({2, 10})
+RUNNING_HOST = 7
+DAY_MS = 86_400_000
+FUTURE_MS = 300_000
+"""A time further ahead than this is none."""
+Refusal = Literal["", "for good", "for now"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +65,16 @@ class Attempt:
     end_ms: int | None
     results: tuple[HostResult, ...]
 
+    @property
+    def running(self) -> bool:
+        """Whether it still ran, on the platform, when the execution had ended."""
+        return self.status in RUNNING_STEP or any(result.code == RUNNING_HOST for result in self.results)
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The execution has become this. `attempts` where it has ended. `gone`: the platform forgot it."""
+    """The execution has become this, with times as the platform shows them. `attempts` where it has ended. `gone`: the
+    platform forgot it."""
 
     at_ms: int
     status: int
@@ -67,6 +82,8 @@ class Change:
     end_ms: int | None = None
     attempts: tuple[Attempt, ...] = ()
     gone: bool = False
+    without_hosts: bool = False
+    """The API gives no host results."""
 
     @property
     def ended(self) -> bool:
@@ -75,7 +92,9 @@ class Change:
 
 @dataclass(slots=True)
 class Record:
-    """All that happened to one execution, in the order of time. `known_ms`: when it could first be listed."""
+    """All that happened to one execution, in the order of time. `known_ms`: when it could first be listed.
+    `status_refused`: whether the platform gives its status. `look_up_refused`: it is shown by its creation only, not by
+    its id or status."""
 
     id: int
     scope: Scope
@@ -85,6 +104,8 @@ class Record:
     launch_mode: int
     create_ms: int
     known_ms: int
+    status_refused: Refusal = ""
+    look_up_refused: bool = False
     changes: list[Change] = field(default_factory=list)
 
     @property
@@ -111,7 +132,9 @@ class Truth:
     step_failures[step_type]; exit_codes[exit_code] (all of them, not the first 64); unfinished[task_type, status];
     oldest_unfinished[status] and last_finished[outcome] in unix seconds, the latter over the whole history, of which
     an exporter knows no success from before the lookback of its baseline;
-    durations[task_type] = (count, sum of seconds); hosts_failing[code, reason].
+    durations and waits[task_type] = (count, sum of seconds); hosts_failing[code, reason]; watched_finished[job_name,
+    outcome], watched_since[job_name] in unix seconds; watched_duration[job_name] = (end of the execution, seconds).
+    truncated: executions without all of their host results; pending: those of which that is not decided yet.
     """
 
     created: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -122,6 +145,13 @@ class Truth:
     oldest_unfinished: dict[str, float] = field(default_factory=dict)
     last_finished: dict[str, float] = field(default_factory=dict)
     durations: dict[str, tuple[int, float]] = field(default_factory=dict)
+    waits: dict[str, tuple[int, float]] = field(default_factory=dict)
+    watched_unfinished: Counter[str] = field(default_factory=Counter)
+    watched_since: dict[str, float] = field(default_factory=dict)
+    watched_finished: dict[tuple[str, str], float] = field(default_factory=dict)
+    watched_duration: dict[str, tuple[float, float]] = field(default_factory=dict)
+    truncated: int = 0
+    pending: int = 0
     step_failures: Counter[str] = field(default_factory=Counter)
     host_results: int = 0
     host_failures: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -144,6 +174,8 @@ class Truth:
             "oldest_unfinished": self.oldest_unfinished,
             "last_finished": self.last_finished,
             "durations": {name: {"count": count, "sum": total} for name, (count, total) in self.durations.items()},
+            "waits": {name: {"count": count, "sum": total} for name, (count, total) in self.waits.items()},
+            "truncated": self.truncated,
             "step_failures": dict(self.step_failures),
             "host_results": self.host_results,
             "host_failures": rows(self.host_failures, "code", "reason"),
@@ -160,13 +192,34 @@ class Truth:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Exporter:
+    """What the truth depends on besides what happened: how the exporter is configured. Durations in seconds.
+
+    `dialect` v3 (the ESB too): no IPv6 addresses, and no host results of an execution with a container in it. `watch`:
+    job_name → name of the executions. `asks_again`: for how long, at most, steps are asked for that still run.
+    """
+
+    host_results: HostResults = "failed"
+    dialect: Literal["v4", "v3"] = "v4"
+    failing_host_ttl: float = 49 * 3600
+    lookback: float = 600
+    max_unfinished_age: float = 7 * 86400
+    watch: Mapping[str, str] = field(default_factory=dict)
+    asks_again: float = 300
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One end of an execution."""
+    """One end of an execution; `again`: another look at the steps of the same end."""
 
     record: Record
     at_ms: int
     change: Change
+    again: bool = False
+
+
+DEFAULT = Exporter()
 
 
 class Ledger:
@@ -199,16 +252,12 @@ class Ledger:
         scope: Scope,
         since_ms: int,
         until_ms: int,
-        *,
-        host_results: HostResults = "failed",
-        dialect: Literal["v4", "v3"] = "v4",
-        failing_host_ttl: float = 49 * 3600,
+        exporter: Exporter = DEFAULT,
     ) -> Truth:
         """What an exporter must show at `until_ms` whose baseline was taken at `since_ms`.
 
         What had ended by the baseline counts nothing; what was unfinished then is not in `created` but counts when it
-        ends. `dialect` v3 (the ESB too): no IPv6 addresses, and no host results of an execution with a container in it.
-        Raises ValueError when part of it has been forgotten.
+        ends. Raises ValueError when part of it has been forgotten.
         """
         if since_ms < self.begins_ms:
             raise ValueError(f"the ledger begins at {self.begins_ms} ms")
@@ -220,12 +269,12 @@ class Ledger:
                 continue
             if record.known_ms > since_ms:
                 truth.created[_task_type(record), LAUNCH_MODES.get(record.launch_mode, UNKNOWN)] += 1
-            baseline[record.id] = _follow(record, since_ms, until_ms, truth, runs)
+            baseline[id(record)] = _Follower(record, since_ms, until_ms, exporter, truth, runs).follow()
         runs.sort(key=lambda run: (run.at_ms, run.record.id))
-        if dialect == "v3":
+        if exporter.dialect == "v3":
             runs = [replace(run, change=_as_v3(run.change)) for run in runs]
-        streaks = _examine(runs, baseline, host_results, truth)
-        _show_failing(streaks, until_ms, failing_host_ttl, truth)
+        streaks = _examine(runs, baseline, exporter, until_ms, truth)
+        _show_failing(streaks, until_ms, exporter.failing_host_ttl, truth)
         return truth
 
 
@@ -233,7 +282,8 @@ def _as_v3(change: Change) -> Change:
     """What the v3 API can tell of it."""
     results = [result for attempt in change.attempts for result in attempt.results]
     if any(result.host is None for result in results):
-        return replace(change, attempts=tuple(replace(attempt, results=()) for attempt in change.attempts))
+        attempts = tuple(replace(attempt, results=()) for attempt in change.attempts)
+        return replace(change, attempts=attempts, without_hosts=True)
 
     def seen(result: HostResult) -> HostResult:
         host = result.host
@@ -253,54 +303,132 @@ def _task_type(record: Record) -> str:
     return TASK_TYPES.get(record.task_type, UNKNOWN)
 
 
-def _follow(record: Record, since_ms: int, until_ms: int, truth: Truth, runs: list[_Run]) -> set[tuple[int, int]]:
-    """Fold the changes of one execution into `truth`, append its new runs to `runs`.
+def _known(time_ms: int | None, now_ms: int) -> int | None:
+    """A time of the platform, unless it is none: 0, negative, or far in the future."""
+    return time_ms if time_ms is not None and 0 < time_ms <= now_ms + FUTURE_MS else None
 
-    Returns the attempts (step, execute_count) of runs that had ended before the baseline.
-    """
-    old_attempts: set[tuple[int, int]] = set()
-    run_end: int | None = None
-    ended = timed = False
-    last: Change | None = None
-    for change in record.changes:
-        at = max(change.at_ms, record.known_ms)
-        if at > until_ms:
-            break
-        new = at > since_ms
-        last = change
+
+class _Follower:
+    """Folds the changes of one execution into a truth, and appends its new runs to `runs`."""
+
+    def __init__(
+        self, record: Record, since_ms: int, until_ms: int, exporter: Exporter, truth: Truth, runs: list[_Run]
+    ) -> None:
+        self.record = record
+        self.until_ms = until_ms
+        self.exporter = exporter
+        self.truth = truth
+        self.runs = runs
+        visible_until = record.create_ms + exporter.lookback * 1000 if record.look_up_refused else math.inf
+        seen = [
+            (at, change)
+            for change in record.changes
+            if (at := max(change.at_ms, record.known_ms)) <= min(until_ms, visible_until)
+        ]
+        self.before = [change for at, change in seen if at <= since_ms]
+        self.news = [(at, change) for at, change in seen if at > since_ms]
+        self.task_type = _task_type(record)
+        self.ended = self.timed = self.started = False
+        self.end_ms: int | None = None
+        self.last: Change | None = None
+
+    def follow(self) -> set[tuple[int, int]]:
+        """Returns the attempts (step, execute_count) of a run that had ended before the baseline."""
+        old = self._take_baseline()
+        for at, change in self.news:
+            self._take(at, change)
+        self._show_unfinished()
+        return old
+
+    def _take_baseline(self) -> set[tuple[int, int]]:
+        """Of what had happened by the baseline only the outcome can be known."""
+        for change in self.before:
+            self._mark_finished(change, self._end(change), first=False)
+        if not self.before:
+            return set()
+        last = self.last = self.before[-1]
+        self.started = self._start(last) is not None
+        self.ended = self.timed = last.ended
+        self.end_ms = self._end(last)
+        return {(attempt.step_id, attempt.execute_count) for attempt in last.attempts} if last.ended else set()
+
+    def _take(self, at_ms: int, change: Change) -> None:
+        truth, record = self.truth, self.record
+        self.last = change
         if change.gone:
-            truth.lost += new and not ended
-            continue
+            truth.lost += not self.ended
+            return
+        self._observe_wait(change)
         if not change.ended:
-            truth.reopened += new and ended
-            ended = False
-            continue
-        if ended and run_end is not None and change.end_ms != run_end:
-            truth.reopened += new
-            ended = False
-        if not ended:
-            if new:
-                mode = LAUNCH_MODES.get(record.launch_mode, UNKNOWN)
-                truth.finished[_task_type(record), mode, job_status_slug(change.status)] += 1
-                runs.append(_Run(record, at, change))
-            else:
-                old_attempts.update((attempt.step_id, attempt.execute_count) for attempt in change.attempts)
-                timed = True
-        ended, run_end = True, change.end_ms
-        if not timed and change.end_ms is not None:
-            timed = True
-            if change.start_ms is not None and change.end_ms >= change.start_ms:
-                count, total = truth.durations.get(_task_type(record), (0, 0.0))
-                seconds = (change.end_ms - change.start_ms) / 1000
-                truth.durations[_task_type(record)] = (count + 1, total + seconds)
+            truth.reopened += self.ended
+            self.ended = False
+            return
+        end = self._end(change)
+        again = self.ended
+        if self.ended and None not in (self.end_ms, end) and end != self.end_ms:
+            truth.reopened += 1
+            again = False
+        if not again:
+            mode = LAUNCH_MODES.get(record.launch_mode, UNKNOWN)
+            truth.finished[self.task_type, mode, job_status_slug(change.status)] += 1
+        self.runs.append(_Run(record, at_ms, change, again))
+        self._mark_finished(change, end, first=not self.timed)
+        if not self.timed and end is not None:
+            self.timed = True
+            start = self._start(change)
+            if start is not None and end >= start:
+                _observe(truth.durations, self.task_type, (end - start) / 1000)
+        self.ended, self.end_ms = True, end if end is not None else self.end_ms
+
+    def _observe_wait(self, change: Change) -> None:
+        start = self._start(change)
+        if start is None or self.started or self.timed or self.ended:
+            return
+        self.started = True
+        if start >= self.record.create_ms:
+            _observe(self.truth.waits, self.task_type, (start - self.record.create_ms) / 1000)
+
+    def _mark_finished(self, change: Change, end: int | None, *, first: bool) -> None:
         outcome = job_outcome(change.status, change.end_ms is not None)
-        if outcome is not None and change.end_ms is not None:
-            truth.last_finished[outcome] = max(truth.last_finished.get(outcome, 0.0), change.end_ms / 1000)
-    if last is not None and not last.gone and not ended:
+        if outcome is None or end is None:
+            return
+        truth = self.truth
+        truth.last_finished[outcome] = max(truth.last_finished.get(outcome, 0.0), end / 1000)
+        start = self._start(change)
+        for job in self._watched():
+            truth.watched_finished[job, outcome] = max(truth.watched_finished.get((job, outcome), 0.0), end / 1000)
+            if first and start is not None and start <= end and end / 1000 >= truth.watched_duration.get(job, (0,))[0]:
+                truth.watched_duration[job] = (end / 1000, (end - start) / 1000)
+
+    def _show_unfinished(self) -> None:
+        last, record, truth = self.last, self.record, self.truth
+        if last is None or last.gone or self.ended:
+            return
+        if self.until_ms - record.create_ms > self.exporter.max_unfinished_age * 1000:
+            truth.lost += 1
+            return
         slug, created = job_status_slug(last.status), record.create_ms / 1000
-        truth.unfinished[_task_type(record), slug] += 1
+        truth.unfinished[self.task_type, slug] += 1
         truth.oldest_unfinished[slug] = min(truth.oldest_unfinished.get(slug, created), created)
-    return old_attempts
+        since = (self._start(last) or record.create_ms) / 1000
+        for job in self._watched():
+            truth.watched_unfinished[job] += 1
+            truth.watched_since[job] = min(truth.watched_since.get(job, since), since)
+
+    def _watched(self) -> list[str]:
+        return [job for job, name in self.exporter.watch.items() if name == self.record.name]
+
+    def _start(self, change: Change) -> int | None:
+        start = _known(change.start_ms, change.at_ms)
+        return start if start is not None and start >= self.record.create_ms - DAY_MS else None
+
+    def _end(self, change: Change) -> int | None:
+        return _known(change.end_ms, change.at_ms)
+
+
+def _observe(histogram: dict[str, tuple[int, float]], task_type: str, seconds: float) -> None:
+    count, total = histogram.get(task_type, (0, 0.0))
+    histogram[task_type] = (count + 1, total + seconds)
 
 
 @dataclass(slots=True)
@@ -323,7 +451,7 @@ def _failed(code: int) -> bool:
 
 
 class _Streaks:
-    """Per host the results of the executions in which it was seen."""
+    """Per host the results of the executions in which it was seen. One address is one host, with or without its id."""
 
     def __init__(self) -> None:
         self.results: dict[str, dict[int, _News]] = {}
@@ -332,16 +460,21 @@ class _Streaks:
         """How many hosts fail now, by the plan of their newest failure."""
 
     def note(self, record: Record, host: Host, code: int, end_ms: int) -> None:
-        seen = self.results.setdefault(host.identity, {})
-        before = seen.get(record.id)
+        identity = _identity(host)
+        seen = self.results.setdefault(identity, {})
+        before = seen.get(id(record))
         if before is not None and end_ms < before.end_ms:
             return
-        first = before.first_ms if before is not None and before.failed else end_ms
-        news = seen[record.id] = _News(host, end_ms, code, record.plan, first)
-        newest = self._newest.get(host.identity)
+        first = end_ms
+        if before is not None and before.failed:
+            first = before.first_ms
+            if not host.bk_host_id and before.end_ms > self._cleared(identity):
+                host = before.host
+        news = seen[id(record)] = _News(host, end_ms, code, record.plan, first)
+        newest = self._newest.get(identity)
         if newest is not None and news.end_ms < newest.end_ms:
             return
-        self._newest[host.identity] = news
+        self._newest[identity] = news
         if newest is not None and newest.failed:
             self._plans[newest.plan] -= 1
         if news.failed:
@@ -363,33 +496,70 @@ class _Streaks:
 
     def since(self, identity: str) -> int:
         """The first failure of the present streak, which may lie in an earlier run of one of its executions."""
-        streak = self.streak(identity)
-        cleared = max((news.end_ms for news in self.results[identity].values() if not news.failed), default=-1)
+        streak, cleared = self.streak(identity), self._cleared(identity)
         return min(news.first_ms if news.first_ms > cleared else news.end_ms for news in streak)
+
+    def _cleared(self, identity: str) -> int:
+        """The newest success of the host."""
+        return max((news.end_ms for news in self.results[identity].values() if not news.failed), default=-1)
+
+
+def _identity(host: Host) -> str:
+    return host.address or host.bk_host_id
 
 
 def _examine(
-    runs: Iterable[_Run], baseline: dict[int, set[tuple[int, int]]], host_results: HostResults, truth: Truth
+    runs: Iterable[_Run],
+    baseline: dict[int, set[tuple[int, int]]],
+    exporter: Exporter,
+    until_ms: int,
+    truth: Truth,
 ) -> _Streaks:
     """Fold the host results of the runs, in the order of time, as far as an exporter asks for them."""
     streaks = _Streaks()
     counted: dict[int, set[tuple[int, int]]] = baseline
+    running: dict[int, _Run] = {}
+    """Runs whose steps still ran when they were first asked for, by record."""
+
+    def take(run: _Run, *, last: bool) -> None:
+        known = counted[id(run.record)]
+        for attempt in run.change.attempts:
+            key = (attempt.step_id, attempt.execute_count)
+            if _counts(run, exporter) and key not in known and (last or not attempt.running):
+                known.add(key)
+                _count(attempt, truth)
+
     for run in runs:
         record, change = run.record, run.change
-        failure = job_outcome(change.status, change.end_ms is not None) == "failure"
-        counts = host_results == "all" or (host_results == "failed" and failure)
-        clears = host_results == "failed" and change.status == SUCCESS and streaks.fails(record.plan)
-        if counts:
-            for attempt in change.attempts:
-                key = (attempt.step_id, attempt.execute_count)
-                if key in counted[record.id]:
-                    continue
-                counted[record.id].add(key)
-                _count(attempt, truth)
-        if counts or clears:
-            for host, code, end_ms in _host_results(change):
-                streaks.note(record, host, code, end_ms)
+        if run.again:
+            if running.pop(id(record), None) is None:
+                continue
+        elif not _counts(run, exporter) and not (
+            exporter.host_results == "failed" and change.status == SUCCESS and streaks.fails(record.plan)
+        ):
+            continue
+        elif record.status_refused:
+            truth.truncated += 1
+            continue
+        elif change.without_hosts:
+            truth.truncated += 1
+        take(run, last=False)
+        for host, code, end_ms in _host_results(change):
+            streaks.note(record, host, code, end_ms)
+        if any(attempt.running for attempt in change.attempts):
+            running[id(record)] = run
+    for run in running.values():
+        if until_ms < run.at_ms + exporter.asks_again * 1000:
+            truth.pending += 1
+        else:
+            truth.truncated += 1
+            take(run, last=True)
     return streaks
+
+
+def _counts(run: _Run, exporter: Exporter) -> bool:
+    outcome = job_outcome(run.change.status, run.change.end_ms is not None)
+    return exporter.host_results == "all" or (exporter.host_results == "failed" and outcome == "failure")
 
 
 def _count(attempt: Attempt, truth: Truth) -> None:
@@ -413,9 +583,9 @@ def _host_results(change: Change) -> Iterator[tuple[Host, int, int]]:
         for result in attempt.results:
             if result.host is None or result.code in HOST_WAITING:
                 continue
-            ends = (result.end_ms, attempt.end_ms, change.end_ms, change.at_ms)
+            ends = (result.end_ms, attempt.end_ms, _known(change.end_ms, change.at_ms), change.at_ms)
             end = next(end for end in ends if end is not None)
-            last[result.host.identity] = (result.host, result.code, end)
+            last[_identity(result.host)] = (result.host, result.code, end)
     return (news for news in last.values() if news[1] != HOST_ALREADY_SUCCEEDED)
 
 
@@ -426,5 +596,6 @@ def _show_failing(streaks: _Streaks, until_ms: int, ttl: float, truth: Truth) ->
             continue
         newest = streak[0]
         reason = host_reason(newest.code)
-        truth.failing[newest.host] = Failing(newest.code, reason, streaks.since(identity) / 1000, len(streak))
+        host = next((news.host for news in streak if news.host.bk_host_id), newest.host)
+        truth.failing[host] = Failing(newest.code, reason, streaks.since(identity) / 1000, len(streak))
         truth.hosts_failing[str(newest.code), reason] += 1

@@ -7,12 +7,15 @@ and then retried, some wait for an approval, a few are aborted.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from exporter.model import Scope
-from exporter.simulator.world import JobWorld, Outcome, StepScript, Target, target
+from exporter.simulator.world import NOTHING_ODD, JobWorld, Oddity, Outcome, StepScript, Target, target
 
 HOSTS = 24
 AGENT_ABNORMAL, GSE_AGENT_ABNORMAL, AGENT_MISSING = 1, 310, 18
@@ -166,14 +169,7 @@ class Business:
     def run(
         self, name: str, task_type: int, launch_mode: int, steps: Sequence[StepScript], *, outcome: int | None = None
     ) -> None:
-        # Now and then a row is committed later than others that were created after it.
-        late = int(self.random.uniform(0, 1500)) if self.random.random() < 0.02 else 0
-        number = self.world.start(
-            self.scope, name=name, operator=self.random.choice(("admin", "ops01", "ops02")), task_type=task_type,
-            launch_mode=launch_mode, plan_id=self.plan_ids.get(name), steps=steps, outcome=outcome,
-            pending_for=self.seconds(0, 2),
-            visible_from=self.world.time + late,
-        )  # fmt: skip
+        number = self.start(name, task_type, launch_mode, steps, outcome=outcome)
         length = sum(step.duration + (step.rolling_wait or 0) for step in steps)
         if self.random.random() < 0.03:
             self.soon(length / 2, lambda: self.abort(number))
@@ -181,6 +177,26 @@ class Business:
             any(code not in (9, 3) for step in steps for code in step.results.values()) and self.random.random() < 0.15
         ):
             self.soon(length + self.seconds(20, 180), lambda: self.retry(number))
+
+    def start(
+        self,
+        name: str,
+        task_type: int,
+        launch_mode: int,
+        steps: Sequence[StepScript],
+        *,
+        outcome: int | None = None,
+        oddity: Oddity = NOTHING_ODD,
+        reused_id: int | None = None,
+    ) -> int:
+        # Now and then a row is committed later than others that were created after it.
+        late = int(self.random.uniform(0, 1500)) if self.random.random() < 0.02 else 0
+        return self.world.start(
+            self.scope, name=name, operator=self.random.choice(("admin", "ops01", "ops02")), task_type=task_type,
+            launch_mode=launch_mode, plan_id=self.plan_ids.get(name), steps=steps, outcome=outcome,
+            pending_for=self.seconds(0, 2),
+            visible_from=self.world.time + late, oddity=oddity, reused_id=reused_id,
+        )  # fmt: skip
 
     def soon(self, seconds: float, event: Callable[[], None]) -> None:
         self.world.at(self.world.time + int(seconds * 1000), event)
@@ -197,6 +213,93 @@ class Business:
         step = next(step for step in row.steps if step.status == 4)
         results = {result.target: self.outcome(row.name, result.target) for result in step.results}
         self.world.retry(number, duration=self.seconds(2, 20), results=results)
+
+
+class OddBusiness(Business):
+    """A business on a platform that is odd in every way that is known, as often as there is work.
+
+    `patient` and `long` are seconds that the exporter under test needs, whatever the speed of the world: for some polls
+    to pass, and until it no longer lists an execution by its creation.
+    """
+
+    def __init__(self, world: JobWorld, scope: Scope, *, patient: float, long: float) -> None:
+        super().__init__(world, scope)
+        self.patient = patient
+        self.long = long
+        self.plain: list[int] = []
+        """The newest executions about which nothing is odd, and that nobody retries."""
+
+    def run(
+        self, name: str, task_type: int, launch_mode: int, steps: Sequence[StepScript], *, outcome: int | None = None
+    ) -> None:
+        steps = [self.without_some_ids(step) for step in steps]
+        length = sum(step.duration + (step.rolling_wait or 0) for step in steps)
+        failed = any(code not in (9, 3) for step in steps for code in step.results.values())
+        start = functools.partial(self.start, name, task_type, launch_mode)
+        chance = self.random.random()
+        if chance < 0.03:
+            start(steps, outcome=outcome, oddity=Oddity(status_refused="for good"))
+        elif chance < 0.04:
+            start(steps, outcome=outcome, oddity=Oddity(status_refused="for now"))
+        elif chance < 0.055:
+            # It runs until nobody lists it by its creation any more.
+            slow = dataclasses.replace(steps[0], duration=self.long * self.random.uniform(1.5, 4))
+            start([slow, *steps[1:]], outcome=outcome, oddity=Oddity(look_up_refused=True))
+        elif chance < 0.09:
+            start(steps, outcome=outcome, oddity=self.odd_times())
+        elif chance < 0.13:
+            # It ends before its last step does; only very few never settle.
+            late = math.inf if chance < 0.094 else self.random.uniform(1, self.patient / 4)
+            start([*steps[:-1], dataclasses.replace(steps[-1], settles_late=late)], outcome=outcome)
+        elif chance < 0.16 and len(self.plain) > 50:
+            start(steps, outcome=outcome, reused_id=self.plain.pop(self.random.randrange(len(self.plain) - 20)))
+        elif chance < 0.20:
+            number = start(steps)
+            self.soon(length / 2, lambda: self.abort(number))
+            self.soon(length + self.long * self.random.uniform(1.1, 1.6), lambda: self.resume(number))
+        elif failed and chance < 0.24:
+            number = start(steps, outcome=outcome)
+            self.soon(length + self.patient, lambda: self.ignore(number))
+        else:
+            number = start(steps, outcome=outcome)
+            if failed and self.random.random() < 0.2:
+                self.soon(length + self.patient + self.seconds(20, 180), lambda: self.retry(number))
+            else:
+                self.plain = [*self.plain[-200:], number]
+
+    def without_some_ids(self, step: StepScript) -> StepScript:
+        """The same step, with some of its hosts shown without their ids."""
+        results = {
+            dataclasses.replace(host, bk_host_id=None) if host.ip and self.random.random() < 0.1 else host: outcome
+            for host, outcome in step.results.items()
+        }
+        return dataclasses.replace(step, results=results)
+
+    def odd_times(self) -> Oddity:
+        day = 86_400.0
+        return self.random.choice(
+            (
+                Oddity(start_time=0),
+                Oddity(start_time=self.world.time - int(400 * day * 1000)),
+                Oddity(start_time=self.world.time + int(400 * day * 1000)),
+                Oddity(start_time=self.world.time + (200 * 1000)),
+                Oddity(end_time_late=self.patient / 4),
+                Oddity(end_time_late=self.patient / 4, zero_end=True),
+                Oddity(end_time_ahead=400 * day),
+            )
+        )
+
+    def resume(self, number: int) -> None:
+        """Take up again what was stopped or refused."""
+        row = self.world.find(self.scope, number)
+        if row is not None and row.status in (11, 13):
+            self.world.retry(number, duration=self.patient / 4)
+
+    def ignore(self, number: int) -> None:
+        """The status becomes that of an ignored error, with the end that it had."""
+        row = self.world.find(self.scope, number)
+        if row is not None and row.status == 4:
+            self.world.set_status(number, 6, end_time=row.end_time)
 
 
 def populate(world: JobWorld, *, history: float) -> None:

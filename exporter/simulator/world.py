@@ -16,10 +16,19 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from exporter.model import HOST_ALREADY_SUCCEEDED, HOST_SUCCESS, HOST_WAITING, Host, Scope, job_outcome
-from exporter.simulator.ledger import Attempt, Change, HostResult, HostResults, Ledger, Record, Truth
+from exporter.simulator.ledger import (
+    DEFAULT,
+    Attempt,
+    Change,
+    Exporter,
+    HostResult,
+    Ledger,
+    Record,
+    Refusal,
+    Truth,
+)
 
 PENDING, RUNNING, SUCCESS, FAILED, IGNORED, WAITING_USER, STOPPING, STOPPED, ABANDONED, ROLLING_WAITING = (
     1, 2, 3, 4, 6, 7, 10, 11, 14, 15,
@@ -109,6 +118,27 @@ class Step:
     planned: Mapping[Target, Outcome] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Oddity:
+    """What the platform gets wrong about one execution.
+
+    `start_time`: shown instead of the true start, ms. `end_time_late`: the end is written so many seconds later than
+    the status; until then it is null, or 0 with `zero_end`. `end_time_ahead`: seconds by which the end lies in the
+    future. `status_refused`: its status cannot be asked for. `look_up_refused`: it is listed by its creation only;
+    asked for by its id it is refused, and lists of one status leave it out.
+    """
+
+    start_time: int | None = None
+    end_time_late: float = 0.0
+    zero_end: bool = False
+    end_time_ahead: float = 0.0
+    status_refused: Refusal = ""
+    look_up_refused: bool = False
+
+
+NOTHING_ODD = Oddity()
+
+
 @dataclass(slots=True)
 class Execution:
     """A job instance, as the platform stores it."""
@@ -126,7 +156,7 @@ class Execution:
     steps: list[Step]
     outcome: int | None
     stopping_for: float
-    end_time_late: float
+    oddity: Oddity
     status: int = PENDING
     start_time: int | None = None
     end_time: int | None = None
@@ -236,21 +266,11 @@ class JobWorld:
         return row if row and row.scope == scope and not row.gone and row.visible_from <= self.time else None
 
     def truth(
-        self,
-        scope: Scope,
-        since_ms: int = 0,
-        until_ms: int | None = None,
-        *,
-        host_results: HostResults = "failed",
-        dialect: Literal["v4", "v3"] = "v4",
-        failing_host_ttl: float = 49 * 3600,
+        self, scope: Scope, since_ms: int = 0, until_ms: int | None = None, exporter: Exporter = DEFAULT
     ) -> Truth:
         """`Ledger.truth`, until now by default."""
         self.advance()
-        until = self.time if until_ms is None else until_ms
-        return self.ledger.truth(
-            scope, since_ms, until, host_results=host_results, dialect=dialect, failing_host_ttl=failing_host_ttl
-        )
+        return self.ledger.truth(scope, since_ms, self.time if until_ms is None else until_ms, exporter)
 
     # What happens
 
@@ -269,15 +289,14 @@ class JobWorld:
         pending_for: float = 0.0,
         outcome: int | None = None,
         stopping_for: float = 2.0,
-        end_time_late: float = 0.0,
+        oddity: Oddity = NOTHING_ODD,
         reused_id: int | None = None,
     ) -> int:
         """Start an execution now, or at `create_time` in the past or future; returns its id.
 
         `visible_from`: the list knows it only from then on, by default from its creation, but not before this call.
         `outcome`: the terminal status, by default failed when a step failed, else success; 14 (abandoned) never starts,
-        11 (stopped) passes through stopping. `end_time_late`: the end time is written so much later than the status.
-        `reused_id`: the id of an earlier execution, which is gone from now on.
+        11 (stopped) passes through stopping. `reused_id`: the id of an earlier execution, which is gone from now on.
         """
         self.advance()
         created = self.time if create_time is None else create_time
@@ -293,11 +312,16 @@ class JobWorld:
         execution = Execution(
             number, scope, name, operator, task_type, launch_mode, plan, plan + 500_000 if plan > 0 else -1,
             created, visible, [self._step(script, created, task_type) for script in steps],
-            outcome, stopping_for, end_time_late,
+            outcome, stopping_for, oddity,
         )  # fmt: skip
         self._executions[number] = execution
         bisect.insort(self._history.setdefault(scope, []), (created, number))
-        self.ledger.created(Record(number, scope, name, plan, task_type, launch_mode, created, visible))
+        self.ledger.created(
+            Record(
+                number, scope, name, plan, task_type, launch_mode, created, visible,
+                oddity.status_refused, oddity.look_up_refused,
+            )
+        )  # fmt: skip
         self._enter(execution, PENDING, at=created)
         self._later(execution, created + pending_for * 1000, functools.partial(self._begin, execution))
         self.advance()
@@ -433,7 +457,7 @@ class JobWorld:
         if row.outcome == ABANDONED:
             self._finish(row, ABANDONED)
             return
-        row.start_time = self.time
+        row.start_time = self.time if row.oddity.start_time is None else row.oddity.start_time
         self._enter(row, RUNNING)
         script = row.steps[0].script
         self._enter_step(row, 0, script.results, script.duration)
@@ -528,12 +552,13 @@ class JobWorld:
             self._enter(row, STOPPING)
             self._later(row, end + row.stopping_for * 1000, functools.partial(self._stopped, row))
             return
-        if row.end_time_late:
-            row.end_time = None
+        odd = row.oddity
+        if odd.end_time_late:
+            row.end_time = 0 if odd.zero_end else None
             self._enter(row, status)
-            self._later(row, end + row.end_time_late * 1000, functools.partial(self._write_end_time, row, end))
+            self._later(row, end + odd.end_time_late * 1000, functools.partial(self._write_end_time, row, end))
             return
-        row.end_time = end
+        row.end_time = end + int(odd.end_time_ahead * 1000)
         self._enter(row, status)
 
     def _write_end_time(self, row: Execution, end: int) -> None:

@@ -253,6 +253,16 @@ def test_groups_are_those_of_the_newest_failures_with_the_beginning_of_their_old
     assert hosts.groups() == {"plan:2": 10.0}
 
 
+def test_4_1_8_a_retry_of_a_run_that_is_no_longer_kept_does_not_lengthen_a_streak() -> None:
+    """Twenty others have failed on the host since; it is told from a new run by having been read in the streak."""
+    hosts = fold([failed(A, number, 10.0 + number) for number in range(20)])
+    again = msgspec.structs.replace(failed(A, 0, 50.0), read_before=12.0)
+    retried = hosts.fold([again], now=0.0, ttl=math.inf, settled=0.0)
+    assert (retried.streaks["101"].count, retried.streaks["101"].last) == (20, 50.0)
+    earlier = msgspec.structs.replace(failed(A, 99, 50.0), read_before=9.0)
+    assert hosts.fold([earlier], now=0.0, ttl=math.inf, settled=0.0).streaks["101"].count == 21
+
+
 def test_a_long_streak_keeps_its_beginning_and_its_length_but_not_every_run() -> None:
     """A host that fails for years costs no more state than one that failed sixteen times."""
     hosts = FailingHosts()

@@ -15,11 +15,11 @@ import pytest
 
 from exporter.model import Host, Scope
 from exporter.simulator.faults import FAULTS, Fault, parse_faults
-from exporter.simulator.ledger import Failing
+from exporter.simulator.ledger import Exporter, Failing
 from exporter.simulator.nodeman_api import world_of
 from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer, create_platform, sample_config
-from exporter.simulator.world import JobWorld, Outcome, StepScript, Target, target
+from exporter.simulator.world import JobWorld, Oddity, Outcome, StepScript, Target, target
 from tests.support.paths import FIXTURES
 
 START = 1_795_000_000.0
@@ -596,7 +596,7 @@ def test_a_retry_can_end_before_anybody_looks(world: JobWorld, now: Time) -> Non
 
 def test_end_time_written_late(world: JobWorld, now: Time) -> None:
     """The status may be final before the end time is there; when it comes it is the true one."""
-    number = world.start(BIZ, steps=[StepScript(duration=1)], end_time_late=5)
+    number = world.start(BIZ, steps=[StepScript(duration=1)], oddity=Oddity(end_time_late=5))
     now.at += 2
     row = world.find(BIZ, number)
     assert row is not None
@@ -689,8 +689,8 @@ def test_truth_of_streaks(world: JobWorld, now: Time) -> None:
     run(2, 9)
     [failing] = world.truth(BIZ).failing.values()
     assert (failing.consecutive, failing.since) == (2, START + 1)
-    assert world.truth(BIZ, host_results="all").failing == {}
-    assert world.truth(BIZ, host_results="none").failing == {}
+    assert world.truth(BIZ, exporter=Exporter(host_results="all")).failing == {}
+    assert world.truth(BIZ, exporter=Exporter(host_results="none")).failing == {}
     run(1, 9)
     assert world.truth(BIZ).failing == {}
     run(1, 310)
@@ -707,7 +707,7 @@ def test_truth_as_v3_tells_it(world: JobWorld, now: Time) -> None:
     world.start(BIZ, steps=[StepScript(results={H1: (104, 2), Target(9, container=5): 9}, duration=1)])
     now.at += 5
     assert set(world.truth(BIZ).failing) == {Host("7", "301", "fd00:0:0:0:0:0:0:3"), Host("0", "101", "10.0.0.1")}
-    truth = world.truth(BIZ, dialect="v3")
+    truth = world.truth(BIZ, exporter=Exporter(dialect="v3"))
     assert set(truth.failing) == {Host("7", "301", "")}
     assert (truth.host_results, truth.exit_codes, truth.step_failures) == (1, {"1": 1}, {"script": 2})
 
@@ -719,7 +719,7 @@ def test_F13_F18_truth_of_odd_things(world: JobWorld, now: Time) -> None:
     assert world.truth(BIZ).unfinished == {("script", "unknown"): 1}
     world.set_status(odd, 12, end_time=now.ms)
     assert world.truth(BIZ).finished == {("script", "api", "unknown"): 1}
-    world.start(BIZ, launch_mode=9, steps=[StepScript(duration=1)], end_time_late=5)
+    world.start(BIZ, launch_mode=9, steps=[StepScript(duration=1)], oddity=Oddity(end_time_late=5))
     lost = world.start(BIZ, steps=[StepScript(duration=math.inf)])
     now.at += 20
     world.vanish(lost)

@@ -126,7 +126,7 @@ class JobCollector:
         watermark = ms(state.watermark or 0.0)
         if now - watermark > ms(self.config.max_catchup):
             # History is given up by the platform's clock only, and its first answer tells that.
-            await self._api.list(self.scope, watermark, watermark + 1, deadline=deadline, length=1)
+            await self._api.list(self.scope, now, now + 1, deadline=deadline, length=1)
             now = self._now()
         floor = now - ms(self.config.max_catchup)
         gap = max(0.0, (floor - watermark) / 1000)
@@ -151,8 +151,8 @@ class JobCollector:
         return await self._examine(state, records, deadline, started)
 
     async def _follow(self, state: JobState, records: JobRecords, seen: Set[int], deadline: Deadline) -> JobRecords:
-        """Look again at executions that the window does not show, `seen` being those it does: unfinished ones always,
-        those that may run again from time to time."""
+        """Look again at executions that the window does not show, `seen` being those it does: unfinished ones and those
+        whose end time is awaited always, those that may run again from time to time."""
         now, window = records.now, ms(self.config.reopen_window)
         slack = ms(self.interval)
         check = now - state.checked + slack > window / CHECKS
@@ -163,7 +163,11 @@ class JobCollector:
             id: known
             for id, known in state.executions.items()
             if id not in seen
-            and (not known.counted or (known.may_run_again and (check or id in of_failing_hosts)))
+            and (
+                not known.counted
+                or known.end_awaited is not None
+                or (known.may_run_again and (check or id in of_failing_hosts))
+            )
             and not self._look_ups.rests(id)
         }
         found = await self._find_together(state, wanted, deadline)
@@ -250,7 +254,7 @@ class JobCollector:
                     deferred.add(id)
                     continue
                 examined[id], incomplete = answer
-                if incomplete is not None:
+                if incomplete is not None and id not in unsettled:
                     refused[id] = incomplete
             failed.update((id, FailedCall.of(error, f"execution {id}", WITHOUT_HOSTS)) for id, error in refused.items())
 
@@ -290,7 +294,7 @@ class JobCollector:
         size = sum(len(step.results) for id, _ in runs for step in examined[id].steps)
 
         def work() -> FailingHosts:
-            results = [result for id, of in runs for result in host_results(examined[id], id, of, now)]
+            results = (result for id, of in runs for result in host_results(examined[id], id, of, now))
             return hosts.fold(results, now=now / 1000, ttl=self.config.failing_host_ttl, settled=0.0)
 
         return await fold(size, work)

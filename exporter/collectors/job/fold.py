@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 
 import msgspec
@@ -12,6 +12,7 @@ from exporter.blueking.job import Execution, ExecutionStatus, Step
 from exporter.collectors.base import GAP, TRUNCATED, FinishedRun, Observed
 from exporter.collectors.failing_hosts import FailingHosts, HostResult
 from exporter.collectors.job.state import (
+    END_AWAITED,
     JobRecords,
     JobState,
     Odd,
@@ -223,6 +224,8 @@ class Fold:
             self._observe_duration(row)
         self._mark_finished(row, first=not timed)
         tracked = _tracked(row, known, counted=True, timed=timed or row.end_time is not None)
+        if row.end_time is None:
+            tracked = msgspec.structs.replace(tracked, end_awaited=self.records.now + END_AWAITED)
         answer, before = self.records.examined.get(row.id), len(self.hosts)
         if answer is not None:
             tracked = self._fold_steps(row.id, tracked, answer)
@@ -245,7 +248,13 @@ class Fold:
         end = row.end_time if known.end_time is None else known.end_time
         timed = known.timed or end is not None
         self.executions[row.id] = _without_name(
-            msgspec.structs.replace(known, status=row.status, end_time=end, timed=timed)
+            msgspec.structs.replace(
+                known,
+                status=row.status,
+                end_time=end,
+                timed=timed,
+                end_awaited=known.end_awaited if end is None else None,
+            )
         )
 
     def _observe_wait(self, row: Execution) -> None:
@@ -307,25 +316,28 @@ class Fold:
         What is still running is left for a later poll; the last one that asks counts what it has until then.
         """
         steps = dict(known.steps or {})
-        last = known.unsettled >= ASKED_AGAIN or id in self.records.unexamined
+        last = known.unsettled >= ASKED_AGAIN
         running = False
         for step in answer.steps:
-            if is_running(step):
+            results = Counter((result.status, result.exit_code) for result in step.results)
+            if step.status in STEP_RUNNING or any(status == HOST_RUNNING for status, _ in results):
                 running = True
                 if not last:
                     continue
             elif job_outcome(step.status, step.end_time is not None) is None:
                 continue  # it waits, or has not begun
             if selects(self.config.host_results, known.outcome) and _is_new(step, known):
-                self._count_step(step, id)
+                self._count_step(step, results, id)
                 steps[step.id] = step.execute_count
         self.hosts += host_results(answer, id, known, self.records.now)
-        if running and last and id not in self.records.unexamined:
+        if running and last:
             self.tally.inc(TRUNCATED)
         unsettled = known.unsettled + 1 if running and not last else 0
-        return msgspec.structs.replace(known, steps=steps, unsettled=unsettled)
+        examined_end = known.examined_end if unsettled else known.end_time
+        return msgspec.structs.replace(known, steps=steps, unsettled=unsettled, examined_end=examined_end)
 
-    def _count_step(self, step: Step, id: int) -> None:
+    def _count_step(self, step: Step, results: Mapping[tuple[int, int | None], int], id: int) -> None:
+        """Count a step; `results`: how many of its targets have which status and exit code."""
         step_type = STEP_TYPES.get(step.step_type, UNKNOWN)
         if step_type == UNKNOWN:
             self.unknown.append(("job.step.type", number_text(step.step_type)))
@@ -333,17 +345,17 @@ class Fold:
             self.unknown.append(("job.step.status", number_text(step.status)))
         if job_outcome(step.status, step.end_time is not None) == "failure":
             self.tally.inc(STEP_FAILURES, (step_type,))
-        for result in step.results:
-            if result.status not in HOST_WAITING:
-                self.tally.inc(HOST_RESULTS)
-            if not is_failure(result.status):
+        for (status, exit_code), number in results.items():
+            if status not in HOST_WAITING:
+                self.tally.inc(HOST_RESULTS, by=number)
+            if not is_failure(status):
                 continue
-            code, reason = code_labels(result.status)
+            code, reason = code_labels(status)
             if reason == UNKNOWN_CODE:
                 self.unknown.append(("job.host.status", code))
-            self.tally.inc(HOST_FAILURES, (code, reason), exemplar=id)
-            if step_type == "script" and result.exit_code is not None:
-                self.tally.inc(EXIT_CODES, (number_text(result.exit_code),))
+            self.tally.inc(HOST_FAILURES, (code, reason), by=number, exemplar=id)
+            if step_type == "script" and exit_code is not None:
+                self.tally.inc(EXIT_CODES, (number_text(exit_code),), by=number)
 
     # What is kept
 
@@ -373,7 +385,10 @@ class Fold:
                 known = msgspec.structs.replace(known, counted=True, timed=True, start_time=None)
             recent = now - (known.end_time or known.create_time) < reopen
             retried = known.may_run_again and (recent or id in runs_of_failing_hosts)
-            if not known.counted or known.unsettled or retried or known.create_time >= begin:
+            if known.end_awaited is not None and known.end_awaited <= now:
+                known = msgspec.structs.replace(known, end_awaited=None)
+            waits = known.unsettled or known.end_awaited is not None
+            if not known.counted or waits or retried or known.create_time >= begin:
                 kept[id] = known
         self.executions = kept
 
@@ -394,6 +409,7 @@ def _tracked(row: Execution, known: Tracked | None, *, counted: bool, timed: boo
         known.baseline_end if known else None,
         known.steps if known else None,
         None if counted else start,
+        examined_end=known.examined_end if known else None,
     )
 
 
@@ -409,43 +425,36 @@ def _is_new(step: Step, known: Tracked) -> bool:
     return known.baseline_end is None or step.end_time is None or step.end_time > known.baseline_end
 
 
-def is_running(step: Step) -> bool:
-    """Whether the results of a step will still change although its execution has ended."""
-    return step.status in STEP_RUNNING or any(result.status == HOST_RUNNING for result in step.results)
+def host_results(answer: ExecutionStatus, id: int, of: Execution | Tracked, now: int) -> Iterator[HostResult]:
+    """The result of each host of an execution in the last step that it takes part in. `now`: platform's time, ms.
 
-
-def host_results(answer: ExecutionStatus, id: int, of: Execution | Tracked, now: int) -> list[HostResult]:
-    """The result of each host of an execution in the last step that it takes part in. `now`: platform's time, ms."""
-    newest: dict[str, HostResult] = {}
-    neither: set[str] = set()
-    ids: dict[str, str] | None = None
+    There may be very many: they are read one after another, and of a single step none is remembered.
+    """
     execution_group, labels = group(of.plan_id, of.name), _LabelsOfCode()
-    for step in answer.steps:
+    read_before = seconds(of.examined_end) if isinstance(of, Tracked) else None
+    steps = [step for step in answer.steps if len(step.results)]
+    seen: set[str] = set()
+    addresses: set[str] = set()
+    """Of hosts that came with their id: one without it is the same host."""
+    for step in reversed(steps):
         ends = (known_time(end, now) for end in (step.end_time, of.end_time, now))
         otherwise = next(end for end in ends if end is not None)
-        for result in step.results:
+        for result in reversed(step.results):
             status = result.status
             host = None if status in HOST_WAITING else result.host
             if host is None:
                 continue
-            identity = host.identity
-            if ids is None and not host.bk_host_id:
-                ids = {known.host.address: known.host.bk_host_id for known in newest.values()}
-            if ids is not None:
-                # One host may come with its id in one step and without it in another.
+            if len(steps) > 1:
+                identity, address = host.identity, host.address
+                if identity in seen or address in (seen if host.bk_host_id else addresses):
+                    continue
+                seen.add(identity)
                 if host.bk_host_id:
-                    ids[host.address] = identity
-                    newest.pop(host.address, None)
-                else:
-                    identity = ids.get(host.address) or identity
-            if status == HOST_ALREADY_SUCCEEDED:
-                neither.add(identity)
-            else:
-                neither.discard(identity)
-            end = known_time(result.end_time, now)
-            end = otherwise if end is None else end
-            newest[identity] = HostResult(host, id, execution_group, end / 1000, labels[status])
-    return [result for identity, result in newest.items() if identity not in neither]
+                    addresses.add(address)
+            if status != HOST_ALREADY_SUCCEEDED:
+                end = known_time(result.end_time, now)
+                end = otherwise if end is None else end
+                yield HostResult(host, id, execution_group, end / 1000, labels[status], read_before)
 
 
 class _LabelsOfCode(dict[int, Labels | None]):

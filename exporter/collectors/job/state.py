@@ -28,6 +28,8 @@ def seconds(value: int | None) -> float | None:
 
 AHEAD = ms(DOUBTED)
 """A time further ahead of the known clock than that clock may be wrong lies in the future."""
+END_AWAITED = 300_000
+"""ms for which an end time may come later than the status."""
 EARLY_START = 86_400_000
 """A start so long before the creation, or longer, is no time."""
 RESUMABLE = frozenset({11, 13})
@@ -44,6 +46,8 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     end. `baseline_end`: steps that ended up to then are not counted. `steps`: step → execute_count whose results have
     been counted; None while none of its runs was to be examined. `start_time`: only of one that is not `counted`.
     `unsettled`: how many times its steps and hosts have been asked for while one of them was still running.
+    `examined_end`: end of the newest run whose hosts have all been read. `end_awaited`: until when an end time is
+    looked for that was not there when the run was counted.
     """
 
     create_time: int
@@ -59,6 +63,8 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     steps: dict[int, int] | None = None
     start_time: int | None = None
     unsettled: int = 0
+    examined_end: int | None = None
+    end_awaited: int | None = None
 
     @property
     def outcome(self) -> Outcome | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
 
 from exporter.collectors.job.state import JobState
 from exporter.model import Scope
@@ -484,6 +485,20 @@ async def test_F52_one_call_for_many_that_is_refused_becomes_one_call_each(tmp_p
         assert one.counted_calls(mark)[LIST] > 40
         await asyncio.sleep(300)
         assert finished(await one.poll(), "success") == 40
+
+
+@pytest.mark.parametrize("api", ["v4", "v3"])
+async def test_4_1_4_pages_that_are_too_large_become_smaller_ones(tmp_path: Path, api: str) -> None:
+    """Names so long that no full page fits into `max_response_bytes`: fewer rows are asked for, and all are counted."""
+    async with daemon(tmp_path, api=api) as one:
+        blueking = yaml.safe_load(one.file.read_text())["blueking"]
+        one.change(blueking={**blueking, "max_response_bytes": "64KiB"})
+        await one.start()
+        for number in range(300):
+            begin(one, duration=1, name=f"{number} " + "x" * 500, create_time=one.ms - 5000 + number * 10)
+        page = await one.poll(2)
+        assert (page.own("success"), created(page), finished(page)) == (1, 300, 300)
+        assert page.own("truncated_total") == 0
 
 
 @pytest.mark.parametrize("api", ["v3", "esb"])
@@ -1375,6 +1390,28 @@ async def test_F68_zero_and_less_are_no_times(tmp_path: Path) -> None:
         assert (finished(page, "failed"), page.get("executions_reopened_total")) == (1, 0)
         assert page.by("execution_duration_seconds_count", "task_type") == {("script",): 1}
         assert page.get("last_finished_timestamp_seconds", outcome="failure") == pytest.approx(one.now(), abs=70)
+
+
+@pytest.mark.parametrize("late", [0, None])
+async def test_F18_an_end_that_is_written_late_is_found_beyond_lookback_too(tmp_path: Path, late: int | None) -> None:
+    """A long execution ends without an end time, which comes a minute later: it gives the duration. One that never
+    comes is looked for no longer than five minutes."""
+    async with daemon(tmp_path, state=MEMORY, job={"lookback": "1m"}) as one:
+        await one.start()
+        long, never = (begin(one, duration=1000) for _ in range(2))
+        await asyncio.sleep(200)
+        for number in (long, never):
+            one.world.set_status(number, 3, end_time=late)
+        page = await one.poll()
+        assert (finished(page, "success"), page.by("execution_duration_seconds_count", "task_type")) == (2, {})
+        await asyncio.sleep(60)
+        one.world.set_status(long, 3, end_time=one.ms)
+        page = await one.poll()
+        assert page.get("execution_duration_seconds_sum", task_type="script") == pytest.approx(260, abs=35)
+        await asyncio.sleep(300)
+        mark = one.loop.time()
+        page = await one.poll(3)
+        assert (finished(page), one.counted_calls(mark)[LIST]) == (2, 3)
 
 
 async def test_F68_odd_times_are_named_and_measure_nothing(tmp_path: Path) -> None:
