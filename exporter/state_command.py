@@ -19,6 +19,8 @@ from exporter.collectors.calls import gather_bounded
 from exporter.collectors.failing_hosts import Streak
 from exporter.config.schema import Config
 from exporter.config.yaml import clean
+from exporter.discovery import STATE as DISCOVERED
+from exporter.discovery import DiscoveryState
 from exporter.errors import ExporterError
 from exporter.metrics.family import Labels
 from exporter.metrics.render import label_text, number
@@ -29,7 +31,7 @@ Say = Callable[[str], None]
 
 TOGETHER = 100
 """States that are committed at once."""
-_COLLECTORS = {collector.name: collector for collector in COLLECTORS}
+_TYPES = {collector.name: collector.state_type for collector in COLLECTORS} | {DISCOVERED.collector: DiscoveryState}
 _LABELS = {family.name: family.labels for collector in COLLECTORS for family in collector.families}
 _COLUMNS = ("collector", "scope", "last success", "watermark", "series", "tracked", "failing hosts", "bytes")
 
@@ -75,21 +77,27 @@ async def _list(config: Config, selection: Selection, say: Say) -> None:
     async with _opened(config, read_only=True) as store:
         for key, _ in await _selected(store, selection):
             payload = await _payload(store, key)
-            state = _decoded(key, payload)
-            if isinstance(state, str):
-                told = [state, "", "", "", ""]
-            else:
-                told = [
-                    _time(state.last_success),
-                    _time(state.watermark),
-                    str(sum(map(len, (state.counts.counters | state.counts.histograms).values()))),
-                    str(sum(len(tracked) for tracked in _tracked(state).values())),
-                    str(len(_failing(state))),
-                ]
-            rows.append((key.collector, str(key.scope), *told, str(len(payload))))  # type: ignore[arg-type]
+            rows.append((key.collector, str(key.scope), *_summary(_decoded(key, payload)), str(len(payload))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _summary(state: CollectorState | DiscoveryState | str) -> tuple[str, str, str, str, str]:
+    """The columns between the key and the bytes."""
+    if isinstance(state, str):
+        return state, "", "", "", ""
+    if isinstance(state, DiscoveryState):
+        return _time(state.last_success), "", "", str(len(state.found)), ""
+    series = (state.counts.counters | state.counts.histograms).values()
+    tracked = _tracked(state).values()
+    return (
+        _time(state.last_success),
+        _time(state.watermark),
+        str(sum(map(len, series))),
+        str(sum(map(len, tracked))),
+        str(len(_failing(state))),
+    )
 
 
 async def _show(config: Config, selection: Selection, say: Say) -> None:
@@ -132,7 +140,7 @@ def _read(lines: Iterable[bytes]) -> Iterator[Exported]:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ExporterError(f"line {place}: {error}; nothing was imported") from None
         state = _decoded(one.key, one.payload)
-        if isinstance(state, str) and one.collector in _COLLECTORS:
+        if isinstance(state, str) and one.collector in _TYPES:
             raise ExporterError(f"line {place}: {one.key}: {state}; nothing was imported")
         first = seen.setdefault(one.key, place)
         if first != place:
@@ -174,20 +182,25 @@ async def _payload(store: Store, key: Key) -> bytes:
     return stored.payload
 
 
-def _decoded(key: Key, payload: bytes) -> CollectorState | str:
+def _decoded(key: Key, payload: bytes) -> CollectorState | DiscoveryState | str:
     """The state, or why it cannot be read."""
-    collector = _COLLECTORS.get(key.collector)
-    if collector is None:
+    type_ = _TYPES.get(key.collector)
+    if type_ is None:
         return "of a collector that this version does not know"
     try:
-        return cast(CollectorState, msgspec.msgpack.decode(payload, type=collector.state_type))
+        return cast(CollectorState | DiscoveryState, msgspec.msgpack.decode(payload, type=type_))
     except msgspec.DecodeError as error:
         return f"cannot be read: {error}"
 
 
-def _described(state: CollectorState | str) -> Iterator[str]:
+def _described(state: CollectorState | DiscoveryState | str) -> Iterator[str]:
     if isinstance(state, str):
         yield state
+        return
+    if isinstance(state, DiscoveryState):
+        yield f"last success  {_time(state.last_success)}"
+        for found in state.found:
+            yield f"found {found.scope} {clean(found.name, 200)}, missing in {found.missing} lists in a row"
         return
     yield f"last success  {_time(state.last_success)}"
     yield f"watermark     {_time(state.watermark)}"

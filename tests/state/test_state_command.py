@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from exporter.discovery import DiscoveryState, FoundScope
 from exporter.metrics.negotiate import Format
+from exporter.model import Scope
 from exporter.simulator.world import StepScript, target
 from tests.support.process import BIZ, Daemon, Simulated, command, configuration, samples, total
 
@@ -215,3 +218,21 @@ def test_beside_a_running_daemon_states_are_only_read(tmp_path: Path, simulated:
         said(tmp_path, "import", input=f"{line}\n")
         running.start()
         assert total(running.wait_success(), "blueking_job_executions_finished_total") == 1
+
+
+def test_the_scopes_that_discovery_found_are_told_and_carried(folder: Path, tmp_path: Path) -> None:
+    """Their state has no counters, and is exported and imported like the others."""
+    state = DiscoveryState((FoundScope(Scope("biz", "3"), "Shop"), FoundScope(Scope("biz_set", "9"), "All", 2)), 1.8e9)
+    with sqlite3.connect(folder / "state.db") as db:
+        db.execute("INSERT INTO state VALUES ('discovery', 'biz', '0', ?, 1.8e9)", (msgspec.msgpack.encode(state),))
+    db.close()
+    (line,) = [line for line in said(folder, "list") if line.startswith("discovery ")]
+    assert line.split()[:4] == ["discovery", "biz/0", "2027-01-15T08:00:00Z", "2"]
+    assert said(folder, "show", "--collector=discovery")[2:] == [
+        "  last success  2027-01-15T08:00:00Z",
+        "  found biz/3 Shop, missing in 0 lists in a row",
+        "  found biz_set/9 All, missing in 2 lists in a row",
+    ]
+    lines = said(folder, "export")
+    said(folder, "import", f"--state.url=sqlite:{tmp_path}/other.db", input="\n".join(lines))
+    assert rows(tmp_path / "other.db") == rows(folder / "state.db")
