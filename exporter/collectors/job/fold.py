@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import lru_cache
 
 import msgspec
@@ -29,6 +30,7 @@ from exporter.collectors.job.state import (
     transition,
 )
 from exporter.config.schema import JobConfig
+from exporter.metrics.bounds import MOST_VALUES, OTHER
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Labels
 from exporter.model import (
@@ -76,7 +78,9 @@ class Fold:
         self.executions = dict(state.executions) if state else {}
         self.last_finished = dict(state.last_finished) if state else {}
         self.watched = dict(state.watched) if state else {}
-        self.hosts: list[HostResult] = []
+        self.hosts: list[Iterator[HostResult]] = []
+        self.failed_hosts: dict[int, Counter[str]] = {}
+        """By execution and code; complete when `hosts` have been read."""
         self.finished: list[FinishedRun] = []
         self.reused: list[int] = []
         self.unknown: list[Odd] = list(records.odd)
@@ -94,7 +98,10 @@ class Fold:
             self._give_up(id, self.executions.pop(id))
         hosts = (state.hosts if state else FailingHosts()).without_runs(self.reused)
         hosts = hosts.fold(
-            self.hosts, now=records.now / 1000, ttl=self.config.failing_host_ttl, settled=self._settled() / 1000
+            itertools.chain.from_iterable(self.hosts),
+            now=records.now / 1000,
+            ttl=self.config.failing_host_ttl,
+            settled=self._settled() / 1000,
         )
         self._forget(hosts.runs())
         self._count_unread()
@@ -196,7 +203,7 @@ class Fold:
     def _count_deferred(self, id: int, known: Tracked) -> None:
         self.tally.inc(FINISHED, _finished_labels(known.task_type, known.launch_mode, known.status))
         self.tally.inc(TRUNCATED)
-        self._note_finished(id, known, ())
+        self._note_finished(id, known)
 
     def _give_up(self, id: int, known: Tracked) -> None:
         """The platform no longer knows this execution."""
@@ -226,17 +233,17 @@ class Fold:
         tracked = _tracked(row, known, counted=True, timed=timed or row.end_time is not None)
         if row.end_time is None:
             tracked = msgspec.structs.replace(tracked, end_awaited=self.records.now + END_AWAITED)
-        answer, before = self.records.examined.get(row.id), len(self.hosts)
+        answer = self.records.examined.get(row.id)
         if answer is not None:
             tracked = self._fold_steps(row.id, tracked, answer)
         elif row.id in self.records.unexamined:
             tracked = msgspec.structs.replace(tracked, steps=tracked.steps or {})
         self.executions[row.id] = _without_name(tracked)
-        self._note_finished(row.id, row, self.hosts[before:])
+        self._note_finished(row.id, row)
 
-    def _note_finished(self, id: int, run: Execution | Tracked, results: Sequence[HostResult]) -> None:
+    def _note_finished(self, id: int, run: Execution | Tracked) -> None:
         failed = job_outcome(run.status, run.end_time is not None) == "failure"
-        hosts = Counter(result.labels[0] for result in results if result.labels) if failed else {}
+        hosts = self.failed_hosts.get(id, Counter()) if failed else {}
         start, end = seconds(run.start_time), seconds(run.end_time)
         self.finished.append(FinishedRun(id, run.name, job_status_slug(run.status), failed, start, end, hosts))
 
@@ -329,12 +336,25 @@ class Fold:
             if selects(self.config.host_results, known.outcome) and _is_new(step, known):
                 self._count_step(step, results, id)
                 steps[step.id] = step.execute_count
-        self.hosts += host_results(answer, id, known, self.records.now)
+        self.hosts.append(self._noting_codes(id, host_results(answer, id, known, self.records.now)))
         if running and last:
             self.tally.inc(TRUNCATED)
         unsettled = known.unsettled + 1 if running and not last else 0
         examined_end = known.examined_end if unsettled else known.end_time
         return msgspec.structs.replace(known, steps=steps, unsettled=unsettled, examined_end=examined_end)
+
+    def _noting_codes(self, id: int, results: Iterable[HostResult]) -> Iterator[HostResult]:
+        """The results, which are counted by code in `failed_hosts` as they are read."""
+        codes = self.failed_hosts[id] = Counter()
+
+        def noted() -> Iterator[HostResult]:
+            for result in results:
+                if result.labels:
+                    code = result.labels[0]
+                    codes[code if code in codes or len(codes) < MOST_VALUES else OTHER] += 1
+                yield result
+
+        return noted()
 
     def _count_step(self, step: Step, results: Mapping[tuple[int, int | None], int], id: int) -> None:
         """Count a step; `results`: how many of its targets have which status and exit code."""
