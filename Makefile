@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 DEMO   := .venv-demo
 SOURCE := exporter tests scripts deploy mixin
 
-.PHONY: demo test coverage check format docs soak fuzz bench image-test release pythons findings fresh clean
+.PHONY: demo test coverage check format docs soak fuzz replicas-test bench image-test release pythons findings fresh clean
 
 demo: $(DEMO)/.ready  ## a simulated BlueKing and the exporter watching it
 	$(DEMO)/bin/python -m exporter demo $(ARGS)
@@ -41,6 +41,9 @@ soak: $(READY) components  ## kill -9, restarts and reloads for a long time, com
 fuzz: $(READY)  ## a minute for each target, with atheris where it installs; ARGS="decoders --seconds=600"
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3,<4'
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+replicas-test: $(READY) components  ## everything that can happen to three replicas and their store (10 min)
+	$(BIN)/python -m pytest -m slow tests/replicas $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m bench $(ARGS)
