@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from exporter import __version__, log, systemd
 from exporter.clock import Clock
 from exporter.config.load import Loaded
@@ -33,7 +31,6 @@ from exporter.poller import Services
 from exporter.reload import Configuration, Options
 from exporter.shard import pod_name
 from exporter.state.base import Store, open_store
-from exporter.state.memory import MemoryStore
 from exporter.status import FailureFilter, FailureFinder, Failures, Status, process_status
 from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
@@ -64,8 +61,7 @@ class App:
         self.store: Store = shared or open_store(loaded.config.state, shard)
         services = Services(self.store, self.page, self.telemetry, self.clock)
         self.fleet = Fleet(services, shares_rate=shared is not None)
-        # Replicas ask CMDB each for itself: only one of them could commit what it lists.
-        self.discoverer = Discoverer(msgspec.structs.replace(services, store=MemoryStore()) if shared else services)
+        self.discoverer = Discoverer(services, shared)
         self.fleet.others.append(self.discoverer)
         self.sharing = _share(shared, self.fleet, self.telemetry) if shared else None
         self.web = WebConfig(loaded.config.server.web_config_file, self._web_file_followed)
@@ -93,7 +89,8 @@ class App:
                 stack.callback(socket.close)
             await stack.enter_async_context(self.fleet)
             # Connections queue until the state is loaded.
-            await self.discoverer.load()
+            if not self.sharing:  # else it reads what another replica has found, when the store answers
+                await self.discoverer.load()
             assigned = self.sharing.assigned if self.sharing else self._in_shard
             await self.fleet.apply(config, found=self.discoverer.scopes, assigned=assigned)
             gc.freeze()  # pollers stay: walking over thousands of them would make every full collection slow

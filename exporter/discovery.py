@@ -9,7 +9,8 @@ row that do not contain it. An error or an empty list retires nothing: an empty 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
+from typing import Protocol
 
 import msgspec
 
@@ -22,7 +23,10 @@ from exporter.errors import ApiError, StateError
 from exporter.fleet import Fleet
 from exporter.model import Key, Scope, name_matches
 from exporter.poller import Services
+from exporter.state.base import Stored
 
+READ = 5.0
+"""Seconds between two looks at what another replica has found."""
 STATE = Key("discovery", Scope("biz", "0"))
 """The key of the state; no business has the id 0."""
 
@@ -110,18 +114,31 @@ async def ask(config: Config, client: Client, deadline: Deadline) -> list[list[N
     return lists
 
 
+class SharedStore(Protocol):
+    """A store on which several processes share the work: the one that holds `STATE` asks CMDB, the others read it."""
+
+    @property
+    def held(self) -> Set[Key]: ...
+
+    async def read(self, key: Key) -> Stored | None: ...
+
+
 class Discoverer:
     """Keeps what was found, and adds it to configurations."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, shared: SharedStore | None = None) -> None:
         self.key = STATE
         self._services = services
+        self._shared = shared
+        self._follows = shared is not None
         self._committing = asyncio.Lock()
         self._state = DiscoveryState()
 
     async def load(self) -> None:
         """Take up what was found before. Raises StateError; a damaged state is forgotten, and its scopes found anew."""
-        stored = await self._services.store.load(STATE)
+        await self._take_up(await (self._shared.read(STATE) if self._shared else self._services.store.load(STATE)))
+
+    async def _take_up(self, stored: Stored | None) -> None:
         if stored is not None:
             try:
                 self._state = msgspec.msgpack.decode(stored.payload, type=DiscoveryState)
@@ -146,19 +163,36 @@ class Discoverer:
         clock, asked = self._services.clock, float("-inf")
         while True:
             config, client = fleet.config, fleet.client
-            if (
+            if self._shared and STATE not in self._shared.held:
+                self._follows, asked = True, float("-inf")
+                await self._follow(fleet)
+            elif (
                 config
                 and client
                 and config.discovery.enabled
                 and clock.monotonic() >= asked + config.discovery.interval
             ):
                 asked = clock.monotonic()
+                if self._follows:
+                    await self._follow(fleet)  # what the former owner has committed last
+                    self._follows = False
                 if await self.refresh(config, client):
                     try:
                         await fleet.apply(found=self.scopes)
                     except StateError as error:
                         self._failed("state", str(error))
-            await asyncio.sleep(1)
+            await asyncio.sleep(READ if self._follows else 1)
+
+    async def _follow(self, fleet: Fleet) -> None:
+        """Poll what the replica that asks CMDB has found."""
+        before = self._state
+        try:
+            await self.load()
+            if self._state != before:
+                await fleet.apply(found=self.scopes)
+                self._log_changes(before, self._state)
+        except StateError as error:
+            log.get().debug("discovery_not_read", message=str(error))  # heartbeats tell of it
 
     async def refresh(self, config: Config, client: Client) -> bool:
         """Ask CMDB and commit what it lists. False, and nothing has changed, when that fails."""

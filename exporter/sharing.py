@@ -32,6 +32,8 @@ class Sharing:
         self._polled: Set[Key] = frozenset()
         self._polled_scopes: Set[Scope] = frozenset()
         self._enabled: Mapping[Key, ScopeConfig] = {}
+        self._others = {one.key for one in fleet.others}
+        self._keys: tuple[Key, ...] = ()
         self._scopes: tuple[Scope, ...] = ()
         self._mine: Set[Scope] = frozenset()
         self._wanted: Set[Key] = frozenset()
@@ -81,7 +83,9 @@ class Sharing:
         store = self._store
         self._telemetry.lease(store.valid, store.remaining)
         self._telemetry.replicas([member.phase for member in store.members()])
-        self._telemetry.scopes(owned=len(self._fleet.scopes), configured=len(self._scopes))
+        self._telemetry.scopes(
+            owned=len(self._fleet.scopes), configured=len(set(self._scopes) - {key.scope for key in self._others})
+        )
 
     def replicas(self) -> tuple[ReplicaStatus, ...]:
         """All that are alive, as this one sees them."""
@@ -96,7 +100,8 @@ class Sharing:
             return
         if fleet.enabled is not self._enabled:
             self._enabled = fleet.enabled
-            self._scopes = tuple(dict.fromkeys(key.scope for key in fleet.enabled))
+            self._keys = (*fleet.enabled, *(self._others if fleet.config.discovery.enabled else ()))
+            self._scopes = tuple(dict.fromkeys(key.scope for key in self._keys))
             self._mine = frozenset()
             store.configure(fleet.config.sha256)
         mine = await store.assigned(self._scopes)
@@ -104,7 +109,7 @@ class Sharing:
             return
         if mine is not self._mine:
             self._mine = mine
-            self._wanted = frozenset(key for key in fleet.enabled if key.scope in mine)
+            self._wanted = frozenset(key for key in self._keys if key.scope in mine)
         give = sorted(store.held - self._wanted, key=lambda key: key.scope)[:RELEASED_PER_BEAT]
         await self._poll(store.held - set(give))
         await store.release(give)
@@ -114,6 +119,7 @@ class Sharing:
 
     async def _poll(self, keys: Set[Key]) -> None:
         """Run the pollers of exactly these keys."""
+        keys = keys - self._others
         self._polled, self._polled_scopes = keys, {key.scope for key in keys}
         if self._fleet.pollers.keys() != keys:
             await self._fleet.apply()

@@ -176,6 +176,11 @@ class RedisStore:
         hold = self._hold(key)
         return None if hold.payload is None else Stored(hold.payload, hold.current)
 
+    async def read(self, key: Key) -> Stored | None:
+        """What its owner has committed last, whoever that is."""
+        ((payload,),) = await self._client.run(("HMGET", self._keys.name(key), "p"))
+        return None if payload is None else Stored(payload)
+
     def ensure(self, key: Key) -> None:
         self._hold(key)
         if not self.valid:
