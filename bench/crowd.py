@@ -46,8 +46,8 @@ class Crowd:
         begin, end = (int(request.query[f"create_time_{name}"]) for name in ("start", "end"))
         found = begin <= at <= end and request.query.get("status", "4") == "4"
         row = {
-            "job_instance_id": 20_000_000_000 + scope, "job_plan_id": 1001, "name": "crowd", "launch_mode": 1, "status": 4,
-            "type": 0, "create_time": at, "start_time": at, "end_time": at + 1000,
+            "job_instance_id": 20_000_000_000 + scope, "job_plan_id": 1001, "name": "crowd", "launch_mode": 1,
+            "status": 4, "type": 0, "create_time": at, "start_time": at, "end_time": at + 1000,
         }  # fmt: skip
         return web.json_response({"data": {"job_instance_list": [row] if found else []}})
 

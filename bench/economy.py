@@ -21,7 +21,7 @@ from exporter.poller import Poller, Services
 from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer
 from exporter.simulator.world import StepScript, target
-from exporter.state.base import open_store
+from exporter.state.memory import MemoryStore
 from exporter.telemetry import Telemetry
 
 INTERVAL = 30.0
@@ -90,7 +90,7 @@ async def _measure() -> list[Row]:
             settings["blueking"]["requests_per_second"] = 10_000
             file.write_text(json.dumps(settings))
             loaded = load(file).config
-            store = open_store("memory:")
+            store = MemoryStore()
             async with Client(loaded.blueking, clock, telemetry, log.get()) as client:
                 services = Services(store, Page(page_families()), telemetry, clock)
                 (poller,) = pollers(loaded, client, services)

@@ -25,7 +25,7 @@ from exporter.fleet import pollers
 from exporter.metrics.page import Page
 from exporter.model import Scope
 from exporter.poller import Poller, Services
-from exporter.state.base import open_store
+from exporter.state.sqlite import SQLiteStore
 from exporter.telemetry import Telemetry
 
 BEAT = 0.002
@@ -55,7 +55,7 @@ async def run(url: str, folder: Path, sizes: list[int]) -> list[dict[str, object
     file.write_text(json.dumps(settings))
     loaded = load(file).config
     clock, telemetry = Clock(), Telemetry()
-    store = open_store(f"sqlite:{folder}/stalls.db")
+    store = SQLiteStore(folder / "stalls.db")
     await store.open()
     page = Page(page_families())
     found: list[dict[str, object]] = []
