@@ -4,6 +4,7 @@ Where things are, from the outside in:
 
     cli          one table of flags, one of commands; exit codes
     once probe demo healthcheck reference state_command     one command each, beside the daemon
+    verify       one command: poll, read the same again, compare
     app          the daemon: start, signals, stop
     reload       the configuration while the daemon runs: reload, files that are followed
     sharing      scopes shared by several replicas on Redis     shard      static shards without Redis

@@ -141,6 +141,15 @@ def _speed(text: str) -> float:
     raise ValueError(f'want a number from 0.001 to 1000, not "{text}"')
 
 
+def _duration(text: str) -> float:
+    from exporter.config.values import Duration, InvalidValue
+
+    try:
+        return Duration().parse(text, Path())
+    except InvalidValue as error:
+        raise ValueError(f'{error}, not "{text}"') from None
+
+
 def _language(text: str) -> str:
     if text not in ("en", "zh"):
         raise ValueError(f'want en or zh, not "{text}"')
@@ -193,6 +202,11 @@ OUTPUT = (
     Flag("output", "FILE.prom", "file to replace atomically (default: standard output)", read=Path),
     Flag("no-constants", "", "leave out what the files of all exporters repeat, for several in one folder"),
 )
+WINDOW = (
+    Flag("for", "DURATION", "how long to poll before everything is read again (default: 10m)", read=_duration,
+         default=600.0),
+    Flag("record", "DIR", "write each answer once per shape, without names, addresses, ids and secrets", read=Path),
+)  # fmt: skip
 KEY = (
     Flag("collector", "NAME", "only the states of this collector"),
     Flag("scope", "TYPE/ID", "only the states of this scope, such as biz/2", read=_scope),
@@ -297,6 +311,27 @@ def _probe(given: Given) -> int:
     return 0 if asyncio.run(probe()) else 1
 
 
+def _verify(given: Given) -> int:
+    import asyncio
+
+    from exporter import log
+    from exporter.verify.command import verify
+
+    loaded = _load(given)
+    log.configure(loaded.config.log.level if given["log.level"] else "error", loaded.config.log.format)
+
+    async def run() -> bool:
+        equal = True
+        async for line, good in verify(loaded.config, given["for"], given["record"]):
+            print(line, flush=True)
+            equal &= good
+        return equal
+
+    equal = asyncio.run(run())
+    print("equal" if equal else "different")
+    return 0 if equal else 1
+
+
 def _once(given: Given) -> int:
     import asyncio
 
@@ -393,6 +428,10 @@ COMMANDS = (
     Command("run", "run the daemon (the default)", _run, (*CONFIG, *WEB, *SYSTEMD, *STATE, *LOG)),
     Command("check", "validate the configuration, without any network", _check, (*CONFIG, *WEB, *STATE, *LOG)),
     Command("probe", "ask each scope and collector once: reachable, permitted, cost", _probe, (*CONFIG, *LOG)),
+    Command(
+        "verify", "poll for a time, read the same again, and name every difference", _verify,
+        (*CONFIG, *WINDOW, *LOG),
+    ),
     Command(
         "once", "one complete poll of everything, as text exposition", _once, (*CONFIG, *OUTPUT, *STATE, *LOG),
     ),

@@ -142,6 +142,7 @@ class ResponseDecoder(Generic[W, T]):
     """
 
     def __init__(self, wire: type[W], build: Callable[[W], T], *, strict: bool = True) -> None:
+        self.wire = wire
         self._decoder: msgspec.json.Decoder[_Answer[W]] = msgspec.json.Decoder(_Answer[wire], strict=strict)  # type: ignore[valid-type]
         self._build = build
 

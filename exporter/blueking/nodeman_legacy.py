@@ -55,9 +55,7 @@ class NodemanLegacyApi:
     def __init__(self, client: ScopeClient, platform: LegacyPlatform, zone: datetime.timezone) -> None:
         self._client = client
         self._url = f"{platform.url}/api/c/compapi/v2/nodeman/get_task_info/"
-        self._decoders: Sequence[ResponseDecoder[Any, LegacyTask]] = (
-            ResponseDecoder(_Task, lambda data: _task(data, zone), strict=False),
-        )
+        self._decoders = get_task_info_decoders(zone)
 
     async def get_task_info(self, bk_biz_id: int, job_id: int, *, deadline: Deadline) -> LegacyTask:
         """A task of a business with all its hosts; the platform has no paging here."""
@@ -92,6 +90,11 @@ class _Task(Struct):
     status_count: dict[str, Int | None] | None = None
     os_count: dict[str, Int | None] | None = None
     hosts: list[_Row] | Empty | None = None
+
+
+def get_task_info_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, LegacyTask]]:
+    """The decoders of an answer of get_task_info."""
+    return (ResponseDecoder(_Task, lambda data: _task(data, zone), strict=False),)
 
 
 def _task(data: _Task, zone: datetime.timezone) -> LegacyTask:

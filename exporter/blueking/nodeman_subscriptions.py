@@ -112,6 +112,9 @@ class _TargetHost(Struct, Generic[When], gc=False):
     sub_steps: list[_SubStep[When]] | Empty | None = None
 
 
+TARGET_HOSTS = list[_TargetHost[Any]]
+"""The wire type of `target_hosts` of a step, which is decoded by itself."""
+
 _Hosts: TypeAlias = "msgspec.json.Decoder[list[_TargetHost[Any]] | Empty | None]"
 _USUAL_HOSTS: _Hosts = msgspec.json.Decoder(list[_TargetHost[datetime.datetime]] | Empty | None)
 _ODD_HOSTS: _Hosts = msgspec.json.Decoder(list[_TargetHost[Time]] | Empty | None, strict=False)

@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 MIXIN = evaluate()
 ALERTS = [rule["alert"] for group in MIXIN["prometheusAlerts"]["groups"] for rule in group["rules"]]
 RECORDS = [rule["record"] for group in MIXIN["prometheusRules"]["groups"] for rule in group["rules"]]
-PAGES = ["cookbook.md", "connect.md", *(f"runbooks/{alert}.md" for alert in ALERTS)]
+PAGES = ["cookbook.md", "connect.md", "verify.md", *(f"runbooks/{alert}.md" for alert in ALERTS)]
 SECTIONS = {
     "en": ["Meaning", "Impact", "Diagnosis", "Mitigation"],
     "zh": ["含义", "影响", "诊断", "处理"],

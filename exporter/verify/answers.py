@@ -1,0 +1,256 @@
+"""Every answer of the platform as it arrives: which of its members nobody reads, and a copy for a bug report.
+
+Of such a copy the shape is of interest: the paths of its members and the types of their values. What could tell
+something of the site is replaced, the same value always by the same: texts by `text-1`, ids by 1, 2, 3, addresses by
+ones of documentation and test networks; times are moved together. Kept are member names, words of the platform
+(statuses, job types, codes), counts, durations, true, false and null.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from exporter.blueking.envelope import SUCCESS, Reply
+from exporter.blueking.transport import OnHeaders, Request, Transport
+from exporter.errors import ExporterError, Problem
+from exporter.log import redact
+from exporter.verify.members import Members, is_documented, names, read_members, vocabulary
+
+LARGE = 256 * 1024
+"""Bytes: a larger answer is looked at in a thread."""
+
+_WORDS = names(
+    "status task_status job_type action actions step_type op_type err_code code code_name os_type node_type step_code "
+    "bk_scope_type type launch_mode task_type"
+)
+"""Members whose texts are words of the platform."""
+_WORD = re.compile(r"[A-Za-z_]{1,40}|[0-9]{1,7}")
+_COUNTS = names(
+    "status task_status type task_type launch_mode error_code exit_code execute_count total total_time cost_time start "
+    "length index code node_id"
+)
+"""Members whose numbers are counts, durations, codes."""
+_COUNTED_BY_NAME = frozenset({"status_counter", "status_count", "os_count", "statistics"})
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_BEGIN = 1_577_836_800
+"""Unix seconds, the beginning of 2020: where the first time of all copies is moved to."""
+
+
+class Answers:
+    """A transport that looks at each answer of another one. `unread`: members that nobody reads, by API. `files`:
+    copies that were written; `problem`: why writing them has ended early.
+
+    `record`: a folder for copies, which is empty or does not exist yet. Raises ExporterError when it cannot be used.
+    """
+
+    def __init__(self, transport: Transport, record: Path | None = None) -> None:
+        self.unread: dict[str, set[str]] = {}
+        self.files = 0
+        self.problem = ""
+        self._transport = transport
+        self._record = record
+        self._redactor = Redactor()
+        self._shapes: dict[str, set[object]] = {}
+        if record is not None:
+            try:
+                record.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if any(record.iterdir()):
+                    raise ExporterError(f"{record} is not empty")
+            except OSError as error:
+                raise ExporterError(f"cannot record into {record}: {error.strerror}") from error
+
+    @property
+    def undocumented(self) -> list[tuple[str, str]]:
+        """(API, path) of members that nobody reads and no document names."""
+        return [(api, path) for api, path in self._unread() if not is_documented(api, path)]
+
+    @property
+    def documented(self) -> list[tuple[str, str]]:
+        """(API, path) of members that nobody reads although a document names them."""
+        return [(api, path) for api, path in self._unread() if is_documented(api, path)]
+
+    def _unread(self) -> Iterator[tuple[str, str]]:
+        for api, paths in sorted(self.unread.items()):
+            yield from ((api, path) for path in sorted(paths))
+
+    async def open(self) -> None:
+        await self._transport.open()
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def refresh_tls(self) -> list[Problem]:
+        return await self._transport.refresh_tls()
+
+    async def send(self, request: Request, seconds: float, on_headers: OnHeaders) -> Reply:
+        reply = await self._transport.send(request, seconds, on_headers)
+        if len(reply.body) > LARGE:
+            await asyncio.to_thread(self._look, request, reply)
+        else:
+            self._look(request, reply)
+        return reply
+
+    def _look(self, request: Request, reply: Reply) -> None:
+        api = api_of(request.url)
+        try:
+            body = json.loads(bytes(reply.body).decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            body = None
+        try:
+            members = read_members(api)
+            if members is not None and 200 <= reply.status < 300 and _is_success(body):
+                self.unread.setdefault(api, set()).update(members.unread(body))
+            if self._record is not None:
+                self._keep(self._record, api, request.method, reply, body)
+        except RecursionError:
+            pass  # nothing that BlueKing sends is nested so deep
+
+    def _keep(self, folder: Path, api: str, method: str, reply: Reply, body: object) -> None:
+        shape = (reply.status, frozenset(_shape(body)))
+        shapes = self._shapes.setdefault(api, set())
+        if shape in shapes:
+            return
+        shapes.add(shape)
+        copy: dict[str, object] = {
+            "api": api,
+            "method": method,
+            "status": reply.status,
+            "body": f"{len(reply.body)} bytes that are no JSON"
+            if body is None
+            else self._redactor.copy(body, read_members(api)),
+        }
+        file = folder / f"{api}-{len(shapes)}.json"
+        try:
+            file.write_text(json.dumps(copy, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            self.problem, self._record = f"cannot write {file}: {error.strerror}", None
+        else:
+            self.files += 1
+
+
+def api_of(url: str) -> str:
+    """The vendor's name of the operation behind an address."""
+    words = [part for part in url.split("?")[0].split("/") if re.fullmatch(r"[a-z_]+", part)]
+    last = words[-1] if words else "unknown"
+    return "job_details" if last == "details" else last
+
+
+def _is_success(body: object) -> bool:
+    if not isinstance(body, dict) or body.get("result") is False or body.get("error") is not None:
+        return False
+    code = body.get("code")
+    return ("" if code is None else str(code)) in SUCCESS
+
+
+def _shape(value: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """The path of each member in `value` with the type of its value."""
+    yield path, "number" if type(value) in (int, float) else type(value).__name__
+    if isinstance(value, dict):
+        for name, member in value.items():
+            yield from _shape(member, f"{path}.{name}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _shape(item, f"{path}[]")
+
+
+class Redactor:
+    """Copies JSON values without what could tell something of the site; see above."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, int]] = {}
+        self._moved: int | None = None
+
+    def copy(self, value: Any, members: Members | None = None, name: str = "", parent: str = "") -> Any:
+        """The copy of the value of the member `name` of `parent`, of which `members` are read. Of a list those items
+        that show something new."""
+        match value:
+            case None | bool():
+                return value
+            case dict():
+                read = members.by_name if members is not None and not members.everything else None
+                return {
+                    self._name(key, name, known=read is not None): self.copy(
+                        member, read.get(key) if read else None, key, name
+                    )
+                    for key, member in value.items()
+                }
+            case list():
+                return [self.copy(item, members, name, parent) for item in _different(value)]
+            case str():
+                return self._text(value, name)
+            case _:
+                return self._number(value, name, parent)
+
+    def _name(self, name: str, parent: str, *, known: bool) -> str:
+        """A member name; in an object that is not known (`known`) it may be data."""
+        if name in vocabulary():
+            return name
+        if (known and _NAME.fullmatch(name)) or (parent in _COUNTED_BY_NAME and _WORD.fullmatch(name)):
+            return name if redact(name) == name else f"member-{self._number_of('name', name)}"
+        return f"member-{self._number_of('name', name)}"
+
+    def _text(self, text: str, name: str) -> str:
+        if not text:
+            return text
+        if name in _WORDS and _WORD.fullmatch(text) and redact(text) == text:
+            return text
+        if (moved := self._moved_time(text)) is not None:
+            return moved
+        if text.isascii() and text.isdecimal():
+            return text if text == "0" else str(self._number_of("id", text))
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return f"text-{self._number_of('text', text)}"
+        number = self._number_of("address", text)
+        if address.version == 6:
+            return str(ipaddress.IPv6Address("2001:db8::") + number)
+        return str(ipaddress.IPv4Address("198.18.0.0") + number % 2**17)
+
+    def _number(self, number: int | float, name: str, parent: str) -> int | float:
+        if name in _COUNTS or name.endswith("_count") or parent in _COUNTED_BY_NAME or number in (0, -1):
+            return number
+        if name.endswith("_time") and number > 10**9:
+            scale = 1000 if number > 10**11 else 1
+            return number - self._move(int(number // scale)) * scale
+        return self._number_of("id", str(number))
+
+    def _moved_time(self, text: str) -> str | None:
+        if len(text) < 19:
+            return None
+        try:
+            time = datetime.datetime.fromisoformat(text[:19])
+            seconds = int(time.replace(tzinfo=datetime.UTC).timestamp())
+            moved = time - datetime.timedelta(seconds=self._move(seconds))
+        except (ValueError, OverflowError):
+            return None
+        if not re.fullmatch(r"[.\d]*(Z|[+-]\d\d:?\d\d)?", text[19:]):
+            return None
+        return f"{moved:%Y-%m-%d}{text[10]}{moved:%H:%M:%S}{text[19:]}"
+
+    def _move(self, seconds: int) -> int:
+        """Seconds by which all times are moved back; `seconds`: the first time, if this is it."""
+        if self._moved is None:
+            self._moved = seconds - _BEGIN
+        return self._moved
+
+    def _number_of(self, kind: str, value: str) -> int:
+        known = self._known.setdefault(kind, {})
+        return known.setdefault(value, len(known) + 1)
+
+
+def _different(items: list[Any]) -> Iterator[Any]:
+    """The first item, and each that has a member or type that those before it have not."""
+    seen: set[tuple[str, str]] = set()
+    for number, item in enumerate(items):
+        shape = set(_shape(item))
+        if not number or not shape <= seen:
+            yield item
+        seen |= shape

@@ -1,0 +1,230 @@
+"""Poll as the daemon does for a time, read the same again, count that plainly, and name every difference.
+
+The daemon's polls and the reading cannot happen at the same moment. So each (collector, scope) is polled, read again
+and polled once more: where nothing has moved between the two polls, the plain count must be exactly what they show,
+otherwise it must lie between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from exporter import log
+from exporter.blueking.client import Client
+from exporter.blueking.pacing import Deadline
+from exporter.blueking.transport import HttpTransport
+from exporter.clock import Clock
+from exporter.collectors import COLLECTORS
+from exporter.collectors.base import TRUNCATED, Collector, FinishedRun, Records
+from exporter.config.schema import Config
+from exporter.discovery import ask, scope_configs
+from exporter.errors import ApiError, ExporterError
+from exporter.exposed import page_families
+from exporter.fleet import platforms
+from exporter.metrics.bounds import OTHER
+from exporter.metrics.family import Labels
+from exporter.metrics.page import Page
+from exporter.poller import Observation, Poller, Services, Settings
+from exporter.state.memory import MemoryStore
+from exporter.telemetry import Telemetry
+from exporter.verify.answers import Answers
+from exporter.verify.count import Reader, Recount, Recounted, Samples, recount
+
+ROUNDS = 5
+"""How many times a key is read again while something moves between the two polls around it."""
+SHOWN = 20
+"""Ids that are listed for one kind of difference."""
+
+Line = tuple[str, bool]
+"""A line to print, and whether it is good news."""
+
+
+class VerifiedPoller(Poller):
+    """A poller that keeps what is needed to verify it. `finished`: the runs that it has counted, by id; `unknown`:
+    (field, value) that are in no table."""
+
+    def __init__(self, collector: Collector, settings: Settings, services: Services, recount: Recount | None) -> None:
+        super().__init__(collector, settings, services)
+        self.recount = recount
+        self.finished: dict[int, list[FinishedRun]] = {}
+        self.unknown: set[tuple[str, str]] = set()
+
+    async def observe(self, records: Records) -> Observation:
+        observation = await super().observe(records)
+        if self.recount is not None:
+            self.recount.note(records)
+        self.unknown.update(observation.observed.unknown)
+        for run in observation.observed.finished:
+            self.finished.setdefault(run.id, []).append(run)
+        return observation
+
+    async def catch_up(self) -> bool:
+        """Poll until there is no history left to read; whether that was complete."""
+        while await self.poll():
+            pass
+        return self.success is True
+
+    def samples(self) -> Samples:
+        """What it has counted, without the hold of new series."""
+        shown = Samples()
+        if self.state is None:
+            return shown
+        for name, counters in self.state.counts.counters.items():
+            shown[name] = {labels: count.value for labels, count in counters.items()}
+        for name, spreads in self.state.counts.histograms.items():
+            shown[f"{name}_count"] = {labels: float(sum(spread.counts)) for labels, spread in spreads.items()}
+            shown[f"{name}_sum"] = {labels: spread.sum for labels, spread in spreads.items()}
+        for name, gauges in self.report.samples.items():
+            shown[name] = dict(gauges)
+        return shown
+
+
+async def verify(
+    config: Config, seconds: float, record: Path | None = None, clock: Clock | None = None
+) -> AsyncGenerator[Line, None]:
+    """The lines to print, after `seconds` of polling. Nothing is stored; BlueKing is only read.
+
+    `record`: a folder for a copy of each answer. Raises `ExporterError` when that cannot be used, `ConfigError`.
+    """
+    clock = clock or Clock()
+    answers = Answers(HttpTransport(config.blueking), record)
+    services = Services(MemoryStore(), Page(page_families(), config.max_series), Telemetry(), clock)
+    async with Client(config.blueking, clock, services.telemetry, log.get(), answers) as client:
+        try:
+            config = await _discover(config, client, clock)
+        except ApiError as error:
+            yield f"FAIL  discovery: {error}", False
+            return
+        unused: dict[str, list[str]] = {}
+        pollers = _pollers(config, client, services)
+        await _poll(pollers, seconds)
+        for poller in pollers:
+            for line in await _verify(poller):
+                yield line
+    for api, path in answers.documented:
+        unused.setdefault(f"{api}: {path.rpartition('.')[0]}", []).append(path.rpartition(".")[2])
+    for where, names in unused.items():
+        yield f"note  {where}: documented, and not used: {', '.join(names)}", True
+    for api, path in answers.undocumented:
+        yield f"FAIL  {api}: {path} is in no document, and not used", False
+    if answers.problem:
+        raise ExporterError(answers.problem)
+    if record is not None:
+        yield f"note  {answers.files} answers recorded in {record}; read them before you send them", True
+
+
+async def _discover(config: Config, client: Client, clock: Clock) -> Config:
+    """The configuration with the scopes that are found now. Raises `ApiError`."""
+    if not config.discovery.enabled:
+        return config
+    lists = await ask(config, client, Deadline(2 * config.blueking.request_timeout, clock))
+    found = scope_configs(config, [one for scopes in lists for one in scopes])
+    return msgspec.structs.replace(config, scopes=(*config.scopes, *found))
+
+
+def _pollers(config: Config, client: Client, services: Services) -> list[VerifiedPoller]:
+    settings, clock = Settings.of(config), services.clock
+    reader = Reader(clock, 2 * config.blueking.request_timeout)
+    made: list[VerifiedPoller] = []
+    for one in config.scopes:
+        apis = platforms(client, one)
+        for kind in COLLECTORS:
+            if (collector := kind.build(one, apis, clock)) is not None:
+                plain = recount(kind.name, one, apis, reader, clock)
+                made.append(VerifiedPoller(collector, settings, services, plain))
+    return made
+
+
+async def _poll(pollers: Sequence[VerifiedPoller], seconds: float) -> None:
+    """Let them run until all have polled once, and then for so long."""
+    tasks = [asyncio.create_task(poller.run(), name=f"poll {poller.key}") for poller in pollers]
+    try:
+        for poller in pollers:
+            await poller.attempted.wait()
+        await asyncio.sleep(seconds)
+    finally:
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _verify(poller: VerifiedPoller) -> list[Line]:
+    """The findings about one (collector, scope)."""
+    if poller.recount is None:
+        return [(f"note  {poller.key}: polled, there is no plain count to compare with", True)]
+    for _ in range(ROUNDS):
+        if not await poller.catch_up():
+            return [(f"FAIL  {poller.key}: {poller.reason}; {poller.message}", False)]
+        before, finished = poller.samples(), {id: len(runs) for id, runs in poller.finished.items()}
+        try:
+            told = await poller.recount.read(poller.finished)
+        except ApiError as error:
+            return [(f"FAIL  {poller.key}: cannot be read again: {error.reason}; {error}", False)]
+        if not await poller.catch_up():
+            return [(f"FAIL  {poller.key}: {poller.reason}; {poller.message}", False)]
+        after = poller.samples()
+        if all(before.get(name) == after.get(name) for name in told.samples):
+            break
+    wrong = [*_differences(poller, before, told, after), *_runs(poller, told, finished)]
+    wrong += [f"{field} has the unknown value {value}" for field, value in sorted(poller.unknown | told.unknown)]
+    lines: list[Line] = [(f"DIFF  {poller.key}: {text}", False) for text in wrong]
+    moving = any(before.get(name) != after.get(name) for name in told.samples)
+    notes = [*told.notes, *(["it never stood still: compared with what it was before and after"] if moving else [])]
+    retried = sum(len(runs) > 1 for runs in poller.finished.values())
+    notes += [f"{retried} runs were retried; earlier ones are as the polls saw them"] if retried else []
+    if truncated := after.get(TRUNCATED, {}).get((), 0.0):
+        notes.append(f"{truncated:.0f} things could not be read while polling, see {TRUNCATED}")
+    lines += [(f"note  {poller.key}: {text}", True) for text in notes]
+    if not wrong:
+        series = sum(map(len, told.samples.values()))
+        lines.insert(0, (f"ok    {poller.key}: {series} values equal, {len(poller.finished)} runs finished", True))
+    return lines
+
+
+def _differences(
+    poller: VerifiedPoller, before: Mapping[str, Mapping[Labels, float]], told: Recounted, after: Samples
+) -> Iterator[str]:
+    names = {family.name: family.labels for family in poller.collector.families}
+    for name, expected in told.samples.items():
+        old, new = before.get(name, {}), after.get(name, {})
+        if any(OTHER in labels for labels in new):
+            # Labels that the page had no room for are shown as one.
+            old, expected, new = _sum(old), _sum(expected), _sum(new)
+        for labels in sorted({*old, *expected, *new}):
+            value = expected.get(labels, 0.0)
+            low, high = sorted((old.get(labels, 0.0), new.get(labels, 0.0)))
+            within = value <= high or math.isclose(value, high, rel_tol=1e-9)
+            within &= name in told.at_least or value >= low or math.isclose(value, low, rel_tol=1e-9)
+            if not within:
+                polled = f"{high:g}" if low == high else f"{low:g} to {high:g}"
+                family = name.removesuffix("_count").removesuffix("_sum") if name not in names else name
+                pairs = ",".join(f'{label}="{one}"' for label, one in zip(names[family], labels, strict=False))
+                yield f"{name}{{{pairs}}}: counted {polled} while polling, {value:g} when read again"
+
+
+def _sum(values: Mapping[Labels, float]) -> dict[Labels, float]:
+    return {(): sum(values.values(), 0.0)}
+
+
+def _runs(poller: VerifiedPoller, told: Recounted, before: Mapping[int, int]) -> Iterator[str]:
+    """Runs whose newest end was counted otherwise. `before`: how many were counted before they were read again."""
+    assert poller.recount is not None
+    what, counted = poller.recount.what, poller.finished
+    missing = sorted(id for id in told.runs if id not in counted)
+    gone = sorted(id for id in told.gone if id in before)
+    other = [
+        f"{id} (counted as {counted[id][-1].status}, is {status})"
+        for id, status in sorted(told.runs.items())
+        if id in counted and before.get(id) == len(counted[id]) and counted[id][-1].status != status
+    ]
+    for text, ids in (("ended and not counted", missing), ("counted and not shown any more", gone), ("changed", other)):
+        if ids:
+            more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+            yield f"{what}s {text}: {', '.join(map(str, ids[:SHOWN]))}{more}"

@@ -1,0 +1,195 @@
+"""The members of BlueKing's answers: those that a decoder reads, and those that the vendor documents beside them.
+
+A member is named by its path, as in `data.job_instance_list[].status`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from exporter.blueking.envelope import ResponseDecoder
+from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
+from exporter.blueking.nodeman_jobs import job_details_decoders, job_list_decoders
+from exporter.blueking.nodeman_legacy import get_task_info_decoders
+from exporter.blueking.nodeman_subscriptions import TARGET_HOSTS, task_result_decoders
+
+
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+ENVELOPE = names("result code data error message permission job_request_id request_id")
+"""Members of an envelope that exporter.blueking.envelope reads."""
+ENVELOPE_DOCUMENTED = names("errors trace_id")
+
+_ROW = "job_template_id operator total_time bk_biz_id"
+_TIMES = "create_time total_time"
+_RESULT = "tag error_code start_time total_time"
+_STEP = "id node_name pipeline_id extra_info create_time start_time finish_time status step_code"
+_NODE = "pipeline_id create_time start_time finish_time status node_name"
+_SUB_STEP = "pipeline_id index create_time log ex_data inputs"
+_CMDB_HOST = "bk_biz_name bk_cloud_name bk_supplier_account bk_host_name"
+_KIND = "created_by job_type_display cost_time"
+
+_DOCUMENTED: Mapping[str, Mapping[str, str]] = {
+    "get_job_instance_list": {
+        "data": "start length",
+        "data.job_instance_list[]": _ROW,
+        "data.data[]": _ROW,
+    },
+    "get_job_instance_status": {
+        "data": "finished",
+        "data.job_instance": f"name {_TIMES} start_time bk_biz_id",
+        "data.step_instance_list[]": f"name {_TIMES} start_time",
+        "data.step_instance_list[].step_ip_result_list[]": _RESULT,
+        "data.step_instance_list[].step_execute_object_result_list[]": _RESULT,
+        "data.step_instance_list[].step_execute_object_result_list[].execute_object": "container",
+        "data.step_instance_list[].step_execute_object_result_list[].execute_object.host": (
+            "bk_cloud_name bk_agent_id alive"
+        ),
+    },
+    "job_list": {
+        "data.list[]": (
+            f"{_KIND} from_system global_params bk_biz_scope_display error_hosts is_auto_trigger type step_type "
+            "op_type op_type_display step_type_display policy_name"
+        ),
+    },
+    "job_details": {
+        "data": f"{_KIND} ip_filter_list meta",
+        "data.list[]": (
+            "bk_cloud_name bk_biz_name job_id op_type op_type_display cost_time is_manual ap_id current_version "
+            "target_version suppressed_by_id"
+        ),
+    },
+    "task_result": {
+        f"data{rows}[]{path}": names
+        for rows in (".list", "")
+        for path, names in (
+            ("", "create_time pipeline_id"),
+            (".instance_info.host", _CMDB_HOST),
+            (".instance_info.service", "id name bk_module_id"),
+            (".steps[]", _STEP),
+            (".steps[].target_hosts[]", _NODE),
+            (".steps[].target_hosts[].sub_steps[]", _SUB_STEP),
+        )
+    },
+    "get_task_info": {
+        "data": "creator bk_supplier_account bk_supplier_id bk_cloud_id global_params job_type_desc op_target",
+        "data.hosts[]": "job_id err_code_desc",
+        "data.hosts[].host": "id bk_biz_id outer_ip node_type os_type has_cygwin",
+    },
+}  # fmt: skip
+"""What nobody reads, by the path of the object that has it: from the vendor's API documents and public source."""
+
+
+_OTHER = (
+    "details actions id name type system_id system_name related_resource_types instances type_name code_name apply_url "
+    "info count bk_biz_set_id bk_biz_set_name"
+)
+"""Members of errors and of the lists of CMDB."""
+
+
+class Members:
+    """The members of an object that are read, by name. `everything`: the value is read as a whole, or its members are
+    named by data."""
+
+    def __init__(self, *, everything: bool = False) -> None:
+        self.by_name: dict[str, Members] = {}
+        self.everything = everything
+
+    def merge(self, other: Members) -> Members:
+        """Add what another decoder of the same place reads."""
+        self.everything |= other.everything
+        for name, members in other.by_name.items():
+            self.by_name.setdefault(name, Members()).merge(members)
+        return self
+
+    def unread(self, value: object, path: str = "") -> Iterator[str]:
+        """The paths of the members of `value` that nobody reads, each as often as it is there."""
+        if isinstance(value, list):
+            for item in value:
+                yield from self.unread(item, f"{path}[]")
+        elif isinstance(value, dict) and not self.everything:
+            for name, member in value.items():
+                at = f"{path}.{name}" if path else name
+                known = self.by_name.get(name)
+                if known is None:
+                    yield at
+                else:
+                    yield from known.unread(member, at)
+
+
+@functools.cache
+def vocabulary() -> frozenset[str]:
+    """Every member name that is read or documented anywhere."""
+    found = {*ENVELOPE, *ENVELOPE_DOCUMENTED, *names(_OTHER)}
+    for api, objects in _DOCUMENTED.items():
+        found.update(*map(names, objects.values()))
+        waiting = [read_members(api)]
+        while waiting:
+            if (members := waiting.pop()) is not None:
+                found |= members.by_name.keys()
+                waiting += members.by_name.values()
+    return frozenset(found)
+
+
+def is_documented(api: str, path: str) -> bool:
+    """Whether a document names this member, which nobody reads, of an answer of `api`."""
+    parent, _, name = path.rpartition(".")
+    if not parent:
+        return name in ENVELOPE_DOCUMENTED
+    return name in names(_DOCUMENTED[api].get(parent, ""))
+
+
+@functools.cache
+def read_members(api: str) -> Members | None:
+    """What the decoders of `api` read of a successful answer; None for an API whose members are not checked."""
+    zone = datetime.UTC
+    decoders: Mapping[str, Sequence[ResponseDecoder[Any, Any]]] = {
+        "get_job_instance_list": (*LIST_V4, *LIST_V3),
+        "get_job_instance_status": STATUS,
+        "job_list": job_list_decoders(zone),
+        "job_details": job_details_decoders(zone),
+        "task_result": task_result_decoders(zone, lambda instance: True),
+        "get_task_info": get_task_info_decoders(zone),
+    }
+    if api not in decoders:
+        return None
+    answer = Members()
+    answer.by_name = {name: Members(everything=True) for name in ENVELOPE}
+    answer.by_name["data"] = data = Members()
+    for decoder in decoders[api]:
+        data.merge(_members(msgspec.inspect.type_info(decoder.wire)))
+    if api == "task_result":
+        hosts = _members(msgspec.inspect.type_info(TARGET_HOSTS))
+        for rows in (data.by_name["list"], data):
+            rows.by_name["steps"].by_name["target_hosts"] = hosts
+    return answer
+
+
+def _members(wire: msgspec.inspect.Type) -> Members:
+    match wire:
+        case msgspec.inspect.StructType():
+            members = Members()
+            for field in wire.fields:
+                members.by_name.setdefault(field.encode_name, Members()).merge(_members(field.type))
+            return members
+        case msgspec.inspect.UnionType():
+            members = Members()
+            for one in wire.types:
+                members.merge(_members(one))
+            return members
+        case msgspec.inspect.CollectionType():
+            return _members(wire.item_type)
+        case msgspec.inspect.Metadata():
+            return _members(wire.type)
+        case msgspec.inspect.DictType() | msgspec.inspect.AnyType() | msgspec.inspect.RawType():
+            return Members(everything=True)
+        case _:
+            return Members()

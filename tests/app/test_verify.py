@@ -1,0 +1,538 @@
+"""`verify`: what was counted is what the platform shows when it is read again, and nothing is read past.
+
+Hours of polling pass in virtual time. Between the exporter and the simulated platform stands a `Mirror`, which shows
+answers other than they are where a test says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from exporter.clock import Clock
+from exporter.config.load import load
+from exporter.simulator import nodeman_api
+from exporter.simulator.server import SimulatorServer, create_platform, sample_config
+from exporter.simulator.world import StepScript, target
+from exporter.verify.answers import Redactor
+from exporter.verify.command import verify
+from exporter.verify.members import is_documented, read_members
+from tests.support.daemon import BIZ, EPOCH, LIST, STATUS, Daemon, daemon
+from tests.support.nodeman import FOREIGN, HOSTS, Nodeman, watched
+from tests.support.paths import FIXTURES
+from tests.support.process import Simulated, command, configuration
+
+pytestmark = pytest.mark.looptime(noop_cycles=2)
+
+SECRET, NAME, IP, ID = "canary-s3cret-value", "canary-name", "10.254.3.77", 987_654_321
+FINISHED = "blueking_job_executions_finished_total"
+
+Change = Callable[[str, Any], None]
+"""Gets the path of a request and the answer as JSON, which it may change."""
+
+
+@contextlib.asynccontextmanager
+async def mirror(url: str, change: Change, ids: Mapping[str, int] | None = None) -> AsyncIterator[str]:
+    """A server that passes everything on to `url`, and its answers through `change`; yields its own URL. `ids`: the
+    true ids of executions that are asked for under these."""
+    async with aiohttp.ClientSession() as session:
+
+        async def serve(request: web.BaseRequest) -> web.StreamResponse:
+            headers = {name: value for name, value in request.headers.items() if name.startswith(("X-", "Content-T"))}
+            address = url + request.path_qs
+            for shown, true in (ids or {}).items():
+                address = address.replace(shown, str(true))
+            sent = session.request(
+                request.method, address, headers=headers, data=await request.read(), allow_redirects=False
+            )
+            async with sent as answer:
+                body, date = await answer.json(content_type=None), answer.headers["Date"]
+            change(request.path, body)
+            return web.json_response(body, status=answer.status, headers={"Date": date})
+
+        runner = web.ServerRunner(web.Server(serve, access_log=None), shutdown_timeout=0.1)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+
+def rows(body: Any) -> list[dict[str, Any]]:
+    """The rows in an answer of JOB's list."""
+    found: list[dict[str, Any]] = body["data"]["job_instance_list"]
+    return found
+
+
+async def run(one: Daemon, seconds: float, record: Path | None = None) -> tuple[bool, list[str]]:
+    """Verify for so long; whether all is well, and the lines."""
+    clock = Clock(lambda: EPOCH + one.loop.time(), one.monotonic)
+    found = [line async for line in verify(load(one.file).config, seconds, record, clock)]
+    return all(good for _, good in found), [line for line, _ in found]
+
+
+def wrong(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith(("DIFF", "FAIL"))]
+
+
+def after(one: Daemon, seconds: float, event: Callable[[], object]) -> None:
+    one.world.at(one.ms + round(seconds * 1000), lambda: (event(), None)[1])
+
+
+# JOB
+
+
+@pytest.mark.parametrize("api", ["v4", "v3", "esb"])
+@pytest.mark.parametrize("host_results", ["failed", "all", "none"])
+async def test_a_correct_count_is_equal(tmp_path: Path, api: str, host_results: str) -> None:
+    """Plans, scripts, failures, hosts and what still runs: every counter and the unfinished ones agree."""
+    async with daemon(tmp_path, api=api, job={"host_results": host_results}) as one:
+
+        def start(**arguments: Any) -> None:
+            steps = [StepScript(1, 20.0, {target(1): (104, 3), target(2): 310, target(3): 9})]
+            one.world.start(BIZ, steps=steps, **arguments)
+
+        start(name="before")
+        await asyncio.sleep(60)
+        for number in range(12):
+            kinds = {"task_type": number % 2, "launch_mode": 1 + number % 3}
+            after(one, 30 + 40 * number, functools.partial(start, **kinds))
+        after(one, 500, lambda: one.world.start(BIZ, steps=[StepScript(1, 5000.0, {target(4): 9})]))
+        after(one, 400, lambda: one.world.start(BIZ, steps=[StepScript(2, 10.0, {target(5): 9, target(6): 303})]))
+        good, lines = await run(one, 600)
+    assert good, lines
+    assert re.fullmatch(r"ok    job biz/2: \d+ values equal, 13 runs finished", lines[0])
+    assert len(lines) > 1
+    assert all(line.startswith("note  get_job_instance_") for line in lines[1:]), lines
+
+
+async def test_a_retry_in_the_window_is_no_difference(tmp_path: Path) -> None:
+    """Retried twice and then succeeded; retried and failed otherwise; stopped: earlier runs cannot be read again."""
+    async with daemon(tmp_path) as one:
+        await asyncio.sleep(60)
+        ids: dict[str, int] = {}
+
+        def start(name: str, plan_id: int = -1) -> None:
+            steps = [StepScript(1, 5.0, {target(1): (104, 3), target(2): 9})]
+            ids[name] = one.world.start(BIZ, name=name, steps=steps, plan_id=plan_id)
+
+        after(one, 40, lambda: start("twice"))
+        after(one, 120, lambda: one.world.retry(ids["twice"], results={target(1): (104, 4)}))
+        after(one, 200, lambda: one.world.retry(ids["twice"]))
+        after(one, 50, lambda: start("otherwise"))
+        after(one, 150, lambda: one.world.retry(ids["otherwise"], results={target(1): 310}))
+        after(one, 60, lambda: ids.update(long=one.world.start(BIZ, steps=[StepScript(1, 900.0, {target(5): 9})])))
+        after(one, 250, lambda: one.world.stop(ids["long"]))
+        good, lines = await run(one, 600)
+    assert good, lines
+    assert "note  job biz/2: 2 runs were retried; earlier ones are as the polls saw them" in lines
+
+
+async def test_a_retry_that_is_not_noticed_yet_is_no_difference(tmp_path: Path) -> None:
+    """An execution outside of the window that runs again is looked for from time to time: nothing is wrong until then.
+    One that failed before the first poll and runs again is none either."""
+    async with daemon(tmp_path, job={"lookback": "1m"}) as one:
+        steps = [StepScript(1, 5.0, {target(1): (104, 3)})]
+        old = one.world.start(BIZ, steps=steps)
+        await asyncio.sleep(300)
+        new = 0
+
+        def start() -> None:
+            nonlocal new
+            new = one.world.start(BIZ, steps=steps)
+
+        after(one, 40, start)
+        after(one, 100, lambda: one.world.retry(old, duration=4.0))
+        after(one, 585, lambda: one.world.retry(new, duration=4.0))
+        good, lines = await run(one, 600)
+    assert good, lines
+    assert "note  job biz/2: 1 executions run again; the daemon looks for that from time to time only" in lines
+
+
+async def test_an_execution_that_was_never_listed_is_named(tmp_path: Path) -> None:
+    """It appears in the history longer after its creation than `lookback`: the polls could not count it."""
+    async with daemon(tmp_path, job={"lookback": "1m"}) as one:
+        await asyncio.sleep(60)
+        created = one.ms + 30_000
+        late = one.world.start(
+            BIZ, steps=[StepScript(1, 5.0, {target(1): (104, 3)})], create_time=created, visible_from=created + 300_000
+        )
+        good, lines = await run(one, 600)
+    assert not good
+    assert f"DIFF  job biz/2: executions ended and not counted: {late}" in lines
+    labels = 'task_type="script",launch_mode="api"'
+    assert (
+        f'DIFF  job biz/2: {FINISHED}{{{labels},status="failed"}}: counted 0 while polling, 1 when read again' in lines
+    )
+    created_total = FINISHED.replace("finished", "created")
+    assert f"DIFF  job biz/2: {created_total}{{{labels}}}: counted 0 while polling, 1 when read again" in lines
+    failures = 'blueking_job_host_failures_total{code="104",reason="script_nonzero_exit"}'
+    assert f"DIFF  job biz/2: {failures}: counted 0 while polling, 1 when read again" in lines
+
+
+async def test_a_history_that_changes_afterwards_is_named(tmp_path: Path) -> None:
+    """A success becomes a failure with the same end, and an execution is archived at once: both are named."""
+    async with daemon(tmp_path) as one:
+        await asyncio.sleep(60)
+        fine = [StepScript(1, 5.0, {target(1): 9})]
+        changed, gone = one.world.start(BIZ, steps=fine), one.world.start(BIZ, steps=fine)
+        one.world.advance()
+
+        def change() -> None:
+            row = one.world.find(BIZ, changed)
+            assert row is not None
+            one.world.set_status(changed, 4, end_time=row.end_time)
+            one.world.vanish(gone)
+
+        after(one, 599.9, change)
+        after(one, 30, lambda: one.world.start(BIZ, steps=fine))
+        # What ended within the window is counted as soon as it is listed: the baseline comes first.
+        for number in (changed, gone):
+            assert one.world.find(BIZ, number) is not None
+        good, lines = await run(one, 600)
+    assert not good
+    assert f"DIFF  job biz/2: executions changed: {changed} (counted as success, is failed)" in lines
+    assert f"DIFF  job biz/2: executions counted and not shown any more: {gone}" in lines
+
+
+async def test_lies_of_the_polls_are_named(tmp_path: Path) -> None:
+    """While polling, the list shows failures as successes; read again it does not."""
+    lying = True
+
+    def change(path: str, body: Any) -> None:
+        if lying and LIST in path:
+            for row in rows(body):
+                row["status"] = 3 if row["status"] == 4 else row["status"]
+
+    async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server, mirror(server.url, change) as url:
+        one.configure(url)
+        await asyncio.sleep(60)
+        after(one, 40, lambda: one.world.start(BIZ, steps=[StepScript(1, 5.0, {target(1): (104, 3)})]))
+
+        def stop() -> None:
+            nonlocal lying
+            lying = False
+
+        one.loop.call_later(599, stop)
+        good, lines = await run(one, 600)
+    assert not good
+    labels = 'task_type="script",launch_mode="api",status='
+    assert f'DIFF  job biz/2: {FINISHED}{{{labels}"failed"}}: counted 0 while polling, 1 when read again' in lines
+    assert f'DIFF  job biz/2: {FINISHED}{{{labels}"success"}}: counted 1 while polling, 0 when read again' in lines
+
+
+async def test_unknown_values_are_named(tmp_path: Path) -> None:
+    """A status, a type and a host code that are in no table are findings, also where the counts agree."""
+
+    def change(path: str, body: Any) -> None:
+        if LIST in path:
+            for row in rows(body):
+                row["status"] = 99 if row["status"] == 4 else row["status"]
+                row["type"] = 7
+        if STATUS in path:
+            for step in body["data"]["step_instance_list"]:
+                step["step_execute_object_result_list"][0]["status"] = 888
+
+    async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server, mirror(server.url, change) as url:
+        one.configure(url)
+        await asyncio.sleep(60)
+        after(one, 40, lambda: one.world.start(BIZ, steps=[StepScript(1, 5.0, {target(1): (104, 3)})]))
+        good, lines = await run(one, 300)
+    assert not good
+    assert wrong(lines) == [
+        "DIFF  job biz/2: job.host.status has the unknown value 888",
+        "DIFF  job biz/2: job.status has the unknown value 99",
+        "DIFF  job biz/2: job.type has the unknown value 7",
+    ]
+
+
+async def test_members_that_no_document_names_are_named(tmp_path: Path) -> None:
+    """A new member at any depth is a finding; one that is documented and not used is a note."""
+
+    def change(path: str, body: Any) -> None:
+        if LIST in path:
+            body["data"]["next_cursor"] = "x"
+            for row in rows(body):
+                row["priority"] = {"level": 1}
+
+    async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server, mirror(server.url, change) as url:
+        one.configure(url)
+        one.world.start(BIZ)
+        good, lines = await run(one, 60)
+    assert not good
+    assert wrong(lines) == [
+        "FAIL  get_job_instance_list: data.job_instance_list[].priority is in no document, and not used",
+        "FAIL  get_job_instance_list: data.next_cursor is in no document, and not used",
+    ]
+    assert any("documented, and not used: bk_biz_id" in line for line in lines if line.startswith("note"))
+
+
+async def test_a_scope_that_is_refused_fails_and_others_are_verified(tmp_path: Path) -> None:
+    """The line tells the reason; the other collectors go on."""
+    async with daemon(tmp_path) as one:
+        one.platform.denied.add(BIZ)
+        good, lines = await run(one, 60)
+    assert not good
+    assert lines[0].startswith("FAIL  job biz/2: permission; ")
+
+
+async def test_what_never_stands_still_lies_between_two_polls(tmp_path: Path) -> None:
+    """Something happens between any two calls: the plain count is compared with what was counted before and after."""
+    async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server:
+
+        def change(path: str, body: Any) -> None:
+            if LIST in path:
+                one.world.start(BIZ, steps=[StepScript(1, 0.0, {target(1): (104, 3)})])
+
+        async with mirror(server.url, change) as url:
+            one.configure(url)
+            good, lines = await run(one, 120)
+    assert good, wrong(lines)
+    assert "note  job biz/2: it never stood still: compared with what it was before and after" in lines
+
+
+# NodeMan
+
+
+async def test_nodeman_is_verified(tmp_path: Path) -> None:
+    """Jobs, their failed hosts, a retry, a subscription and a task of 1.x are equal."""
+    settings: dict[str, Any] = {"job": {}, "subscription": {"subscription_ids": [1]}, "task": {"job_ids": [181]}}
+    async with watched(tmp_path, scopes=(BIZ,), **settings) as one:
+        policy = one.nodeman.start_subscription(
+            "MAIN_RESTART_PLUGIN", {HOSTS[0]: None, HOSTS[1]: "gse_operate_proc"}, duration=20
+        )
+        task = one.nodeman.start_legacy_task(2, "INSTALL_PAGENT", {HOSTS[2]: "SSH_LOGIN_TIMEOUT", HOSTS[3]: None})
+        one.set("nodeman_subscription", subscription_ids=[policy.id])
+        one.set("nodeman_task", job_ids=[task.id])
+        plan_nodeman(one)
+        good, lines = await run(one, 900)
+    assert good, wrong(lines)
+    assert [line.split(":")[0] for line in lines[:1]] == ["ok    nodeman_job biz/2"]
+    assert sum(line.startswith("ok ") for line in lines) == 3
+    assert any(line.startswith("ok    nodeman_job biz/2: ") and line.endswith(" 3 runs finished") for line in lines)
+
+
+def plan_nodeman(one: Nodeman) -> None:
+    """A job before the window, one that runs through its begin, one in it with failures, one that is retried."""
+    jobs: dict[str, Any] = {}
+    begin = one.nodeman.now()
+    one.failing_on("INSTALL_AGENT", HOSTS[4], duration=0.0)
+    one.nodeman.start_job("UPGRADE_AGENT", {HOSTS[5]: None, HOSTS[6]: None}, duration=120)
+    hosts = {HOSTS[0]: "install", HOSTS[1]: None, FOREIGN[0]: "install"}
+    one.nodeman.plan(begin + 100, lambda: jobs.update(new=one.nodeman.start_job("INSTALL_AGENT", hosts, duration=60)))
+    one.nodeman.plan(begin + 200, lambda: jobs.update(retried=one.failing_on("RESTART_AGENT", HOSTS[2], duration=30)))
+    one.nodeman.plan(begin + 500, lambda: (one.nodeman.retry(jobs["retried"], duration=30), None)[1])
+
+
+async def test_nodeman_differences_are_named(tmp_path: Path) -> None:
+    """A failed host that the details name otherwise later, a counter that moves by itself, an unknown status."""
+    lying = True
+
+    def change(path: str, body: Any) -> None:
+        if "job_list" in path:
+            for row in body["data"]["list"]:
+                if lying and row["status"] == "FAILED":
+                    row["status"], row["statistics"] = "SUCCESS", {**row["statistics"], "failed_count": 0}
+                if row["job_type"] == "UPGRADE_AGENT":
+                    row["status"] = "FROZEN"
+
+    async with contextlib.AsyncExitStack() as stack:
+        one = await stack.enter_async_context(watched(tmp_path, scopes=(BIZ,), job={}))
+        server = await stack.enter_async_context(SimulatorServer(one.platform))
+        one.configure(await stack.enter_async_context(mirror(server.url, change)), job={})
+        begin = one.nodeman.now()
+        jobs: list[Any] = []
+        start = one.nodeman.start_job
+        one.nodeman.plan(begin + 50, lambda: jobs.append(start("INSTALL_AGENT", {HOSTS[0]: "install"}, duration=30)))
+        one.nodeman.plan(begin + 60, lambda: jobs.append(start("UPGRADE_AGENT", {HOSTS[1]: None}, duration=30)))
+
+        def stop() -> None:
+            nonlocal lying
+            lying = False
+
+        one.loop.call_later(599, stop)
+        good, lines = await run(one, 600)
+    assert not good
+    assert any("nodeman_job.status has the unknown value frozen" in line for line in lines)
+    finished = 'blueking_nodeman_jobs_finished_total{job_type="INSTALL_AGENT",status='
+    assert any(line.startswith(f'DIFF  nodeman_job biz/2: {finished}"failed"}}: counted 0 ') for line in lines), lines
+
+
+# Members
+
+
+@pytest.mark.parametrize(
+    ("api", "prefixes"),
+    [
+        (LIST, ("job_v3_list", "job_v4_list", "esb__job_v3_list")),
+        (STATUS, ("job_v3_status", "job_v4_status")),
+        ("job_list", ("nodeman_job_list",)),
+        ("job_details", ("nodeman_job_details",)),
+        ("task_result", ("nodeman_task_result",)),
+        ("get_task_info", ("nodeman_v2_get_task_info",)),
+    ],
+)
+def test_every_member_of_the_sample_answers_is_read_or_documented(api: str, prefixes: tuple[str, ...]) -> None:
+    """What is shown for `need_detail`, which is never asked for, is left out."""
+    members = read_members(api)
+    assert members is not None
+    files = [
+        file
+        for file in FIXTURES.glob("*.json")
+        if file.name.startswith(prefixes) and "error" not in file.name and "need_detail" not in file.name
+    ]
+    assert files
+    unread = {path for file in files for path in members.unread(json.loads(file.read_text()))}
+    assert unread
+    assert not [path for path in unread if not is_documented(api, path)]
+
+
+def test_members_that_are_read_are_not_called_unread() -> None:
+    """Aliases, members that are decoded by themselves, and members that data names."""
+    members = read_members("task_result")
+    assert members is not None
+    sub_step = {"node_name": "x", "step_code": None, "status": "FAILED", "start_time": None, "new": 1}
+    instance = {"task_id": 1, "steps": [{"actions": "X", "target_hosts": [{"sub_steps": [sub_step]}]}]}
+    body = {"data": {"list": [instance], "status_counter": {"ANYTHING": 1}, "total": 1}}
+    assert list(members.unread(body)) == ["data.list[].steps[].target_hosts[].sub_steps[].new"]
+
+
+# Records
+
+
+async def test_nothing_of_the_site_is_recorded(tmp_path: Path) -> None:
+    """No secret, name, address or id is left, members and types are; each shape once; the same value the same way."""
+
+    def change(path: str, body: Any) -> None:
+        if LIST in path and isinstance(body.get("data"), dict):
+            body["data"]["extra"] = {NAME: {"list": [ID, IP]}, "note": f"{NAME} at {IP} with {SECRET}"}
+            for row in rows(body):
+                row |= {"name": NAME, "operator": NAME, "job_instance_id": ID, "job_plan_id": ID + 1}
+        if STATUS in path and isinstance(body.get("data"), dict):
+            body["data"]["job_instance"] |= {"name": NAME, "job_instance_id": ID}
+            for step in body["data"]["step_instance_list"]:
+                step |= {"name": NAME, "step_instance_id": ID + 2}
+                for result in step["step_execute_object_result_list"]:
+                    result["tag"] = SECRET
+                    result["execute_object"] = {
+                        "type": 1, "resource_id": str(ID + 3),
+                        "host": {"bk_host_id": ID + 3, "bk_cloud_id": ID + 4, "ip": IP, "ipv6": "fd00:ca::7"},
+                    }  # fmt: skip
+
+    record, ids = tmp_path / "record", dict[str, int]()
+    async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server, mirror(server.url, change, ids) as url:
+        one.configure(url)
+        await asyncio.sleep(60)
+        steps = [StepScript(1, 5.0, {target(1): (104, 3)})]
+        after(one, 40, lambda: ids.update({str(ID): one.world.start(BIZ, steps=steps)}))
+        _, lines = await run(one, 120, record)
+    files = sorted(record.iterdir())
+    assert {file.name.rpartition("-")[0] for file in files} == {LIST, STATUS}
+    assert f"note  {len(files)} answers recorded in {record}; read them before you send them" in lines
+    text = "".join(file.read_text() for file in files)
+    canaries = [SECRET, NAME, IP, "fd00:ca", str(one.ms)[:7], *(str(ID + number) for number in range(5))]
+    assert not [canary for canary in canaries if canary in text]
+    status = json.loads(next(file.read_text() for file in files if STATUS in file.name))
+    data = status["body"]["data"]
+    result = data["step_instance_list"][0]["step_execute_object_result_list"][0]
+    assert (status["status"], data["job_instance"]["status"], result["status"], result["exit_code"]) == (200, 4, 104, 3)
+    assert result["execute_object"]["resource_id"] == str(result["execute_object"]["host"]["bk_host_id"])
+    assert data["job_instance"]["name"] == data["step_instance_list"][0]["name"]
+    shapes = [json.dumps(_types(json.loads(file.read_text())), sort_keys=True) for file in files]
+    assert len(set(shapes)) == len(shapes)
+
+
+def _types(value: Any) -> Any:
+    """A value with types in the place of values; of a list the set of those of its items."""
+    if isinstance(value, dict):
+        return {name: _types(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return sorted({json.dumps(_types(item), sort_keys=True) for item in value})
+    return type(value).__name__
+
+
+def test_times_are_moved_together_and_words_stay() -> None:
+    """Distances stay, in every form of a time; a word that is a secret by its value does not stay."""
+    copy = Redactor().copy(
+        {
+            "start_time": 1_795_000_000_000,
+            "end_time": 1_795_000_005_250,
+            "data": {"start_time": "2026-11-18 10:00:00+0800", "status": "PART_FAILED", "job_type": "it's a name"},
+            "status_counter": {"FAILED": 2, "total": 3},
+            "message": "boom",
+        },
+        read_members("job_details"),
+    )
+    assert copy["end_time"] - copy["start_time"] == 5250
+    assert copy["start_time"] == 1_577_836_800_000
+    assert copy["data"]["start_time"].endswith(":20+0800")
+    assert not copy["data"]["start_time"].startswith("2026")
+    assert (copy["data"]["status"], copy["data"]["job_type"]) == ("PART_FAILED", "text-1")
+    assert copy["status_counter"] == {"FAILED": 2, "total": 3}
+    assert copy["message"] == "text-2"
+
+
+# The command
+
+
+def test_the_command_says_equal_or_different(tmp_path: Path) -> None:
+    """Exit 0 and `equal`, exit 1 and `different`; nothing is stored."""
+    with Simulated(BIZ) as simulated:
+        file = tmp_path / "config.yaml"
+        file.write_text(json.dumps(configuration(simulated.url)))
+        done = command("verify", f"--config.file={file}", "--for=1s")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[0].startswith("ok    job biz/2: ")
+        assert done.stdout.splitlines()[-1] == "equal"
+        assert [each.name for each in tmp_path.iterdir()] == ["config.yaml"]
+        simulated.fault("bad_credentials")
+        done = command("verify", f"--config.file={file}", "--for=1s")
+        assert done.returncode == 1
+        assert done.stdout.splitlines()[-1] == "different"
+        assert "simulated" not in done.stdout.replace("simulated BlueKing", "")
+
+
+def test_a_folder_that_cannot_be_used_is_told_at_once(tmp_path: Path) -> None:
+    """Not after ten minutes of polling: it holds something, or a file is in its place. A wrong duration: exit 2."""
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(configuration("http://127.0.0.1:1")))
+    for folder, told in ((tmp_path, "is not empty"), (file, "cannot record into")):
+        done = command("verify", f"--config.file={file}", f"--record={folder}")
+        assert done.returncode == 1
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+    done = command("verify", f"--config.file={file}", "--for=10")
+    assert done.returncode == 2
+    assert 'want a duration like 30s, 5m, 2h or 7d, not "10"' in done.stderr
+
+
+async def test_the_traffic_of_the_demo_is_equal(tmp_path: Path) -> None:
+    """All collectors beside each other, with traffic that fails, retries and stops."""
+    loop = asyncio.get_running_loop()
+    platform = create_platform(seed=5, scopes=2, speed=3.0, now=lambda: EPOCH + loop.time())
+    nodeman_api.world_of(platform)
+    looks = 0
+
+    def monotonic() -> float:
+        nonlocal looks
+        looks += 1
+        return loop.time() + looks * 1e-9
+
+    async with SimulatorServer(platform) as server:
+        file = tmp_path / "config.yaml"
+        file.write_text(sample_config(server.url, platform))
+        clock = Clock(lambda: EPOCH + loop.time(), monotonic)
+        found = [line async for line in verify(load(file).config, 420, None, clock)]
+    assert all(good for _, good in found), [line for line, good in found if not good]
+    assert sum(line.startswith("ok ") for line, _ in found) == 9
