@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 STOP_WITHIN = 4.5
 """Seconds from the request to stop until the process ends, even while a thread hangs in the resolver or on a disk."""
 READY_AFTER = 60.0
-"""Seconds after which the daemon is ready although some poller has not ended its first poll."""
+"""Seconds after which the daemon is ready even if some poller has not ended its first poll."""
 
 
 class App:
@@ -73,7 +73,7 @@ class App:
         self._finder = FailureFinder(self.fleet)
 
     async def run(self, started: Callable[[Sequence[str]], None] = lambda addresses: None) -> None:
-        """Serve until `stop`. `started` is told the addresses as soon as they answer.
+        """Serve until `stop`. `started` is called with the addresses as soon as they answer.
 
         Raises `ConfigError` for the certificates of the client, `StateError` for the state, and `ExporterError` for an
         address that is taken; some of them in a group.
@@ -122,7 +122,7 @@ class App:
             for task in background:
                 task.cancel()
             await self.fleet.stop()
-            # Heartbeats go on meanwhile, and scrapes: what is not released yet is still shown here.
+            # Heartbeats and scrapes go on during this: scopes that are not released yet are still shown here.
             await asyncio.gather(server.drain(), self.sharing.leave() if self.sharing else asyncio.sleep(0))
             serving.cancel()
 
@@ -132,9 +132,9 @@ class App:
 
     @property
     def ready(self) -> bool:
-        """Every poller has ended a poll, or a minute has passed. A reload never takes it back, a stop does.
+        """Whether every poller has ended a poll, or a minute has passed. A reload never resets it, a stop does.
 
-        Beside other replicas this one must have had its share too.
+        With several replicas, this one must also have polled its share.
         """
         if not self._ready:
             complete = self.fleet.attempted and (self.sharing is None or self.sharing.ready)
@@ -170,14 +170,14 @@ class App:
 
     @property
     def visible(self) -> bool:
-        """Whether what this process knows of scopes may be shown: another replica may show it after a lapsed lease."""
+        """Whether this process may show its scopes: after its lease has lapsed, another replica may show them."""
         return self.sharing is None or self.sharing.valid
 
     async def _failures(self, wanted: FailureFilter) -> Failures:
         return await self._finder.find(wanted) if self.visible else Failures(visible=False)
 
     def _exposition(self, form: Format, names: frozenset[str] | None, gzip: bool) -> Exposition:
-        # Counting first: it is what finds out how many series max_series cuts.
+        # Count first: counting determines how many series max_series cuts.
         self.telemetry.series(self.page.counts())
         if self.sharing:
             self.sharing.measure()

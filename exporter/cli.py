@@ -26,7 +26,7 @@ Environ = Mapping[str, str]
 
 
 class Flag(NamedTuple):
-    """One flag and its environment variable. `key`: the key of the configuration file that it wins over.
+    """One flag and its environment variable. `key`: the key of the configuration file that it overrides.
 
     Without `metavar` it is a switch. `read` turns the text into a value; its ValueError is the message for the user.
     """
@@ -48,7 +48,7 @@ class Flag(NamedTuple):
         return ENVIRONMENT + self.attribute.upper()
 
     def add_to(self, parser: argparse._ActionsContainer) -> None:
-        """Declare the flag. It has no default there, so that a flag that is not given is told from one that is."""
+        """Declare the flag, without a default: so a flag that was given differs from one that was not."""
         kind: dict[str, Any] = {"action": "store_true", "default": None}
         if self.metavar:
             kind = {"action": "append" if self.repeatable else "store", "metavar": self.metavar, "type": self.argument}
@@ -195,7 +195,7 @@ SIMULATOR = (
     Flag("listen-address", "HOST:PORT", "default: 127.0.0.1:10072", read=_address, default="127.0.0.1:10072"),
     *SEED,
     Flag("scopes", "N", "number of businesses (default: 3)", read=_count, default=3),
-    Flag("speed", "X", "how much faster than in life things happen (default: 1)", read=_speed, default=1.0),
+    Flag("speed", "X", "how much faster than real time (default: 1)", read=_speed, default=1.0),
     Flag("faults", "LIST", "name[:probability][@api], separated by commas", read=_faults, default=""),
 )
 OUTPUT = (
@@ -263,7 +263,7 @@ def execute(arguments: list[str], environ: Environ) -> int:
 def _run(given: Given) -> int:
     import gc
 
-    # What is imported stays: looking for garbage in it would delay the start, and later every full collection.
+    # Imported objects live as long as the process: scanning them would delay the start and every full collection.
     gc.disable()
     from exporter.app import run
     from exporter.reload import Options
@@ -436,10 +436,10 @@ COMMANDS = (
         "once", "one complete poll of everything, as text exposition", _once, (*CONFIG, *OUTPUT, *STATE, *LOG),
     ),
     Command(
-        "state", "look at what has been counted, carry it to another store, or forget a part of it", _state,
+        "state", "list, show, export, import or reset what has been counted", _state,
         (*CONFIG, *KEY, *STATE, *LOG), ("list", "show", "export", "import", "reset"),
     ),
-    Command("simulate", "a BlueKing platform made of thin air", _simulate, SIMULATOR),
+    Command("simulate", "run a simulated BlueKing platform", _simulate, SIMULATOR),
     Command("demo", "simulator and daemon in one command, over real HTTP", _demo, (*SEED, *WEB, *LOG)),
     Command("healthcheck", "exit 0 if /-/ready answers 200", _healthcheck, HEALTH),
     Command("schema", "JSON Schema of the configuration", _schema),
@@ -519,7 +519,7 @@ def _configure_log(loaded: Loaded) -> None:
 
 
 def _start(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end; an error that a task group has wrapped comes out as itself."""
+    """Run to the end. An error that a task group has wrapped in a group is raised by itself."""
     import asyncio
 
     from exporter import log

@@ -1,10 +1,10 @@
-"""Three clocks: the wall, the monotonic one, and the platform's.
+"""Three clocks: the wall clock, the monotonic clock, and the platform's clock.
 
-Time windows of BlueKing's history are laid in the platform's time, so that a wrong clock on this machine neither skips
-nor repeats history. Intervals and deadlines use the monotonic clock and never this machine's wall clock.
+Time windows of BlueKing's history use the platform's time, so that a wrong clock on this machine neither skips nor
+repeats history. Intervals and deadlines use the monotonic clock and never this machine's wall clock.
 
-The platform's clock is read from the `Date` header of its answers. One wrong header must not move a window by days:
-what contradicts the clock known so far is believed only when several answers agree on it.
+The platform's clock is read from the `Date` header of its answers. One wrong header must not move a window by days: a
+Date that contradicts the known time is accepted only when several answers agree with it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Literal
 import msgspec
 
 TOLERANCE = 2.0
-"""Seconds of difference that are put down to transport and to the whole seconds of a Date header."""
+"""Seconds of difference that are ignored: the network and the whole seconds of a Date header explain them."""
 DOUBTED = 300.0
-"""Seconds: a Date further off the clock known so far is not believed at once."""
+"""Seconds: a Date that differs more from the known platform time is not accepted at once."""
 AGREEMENT = 30.0
-"""Seconds by which doubted Dates may differ, beyond the time between them, and still agree."""
+"""Doubted Dates agree when they differ by at most this many seconds, besides the time between their answers."""
 AGREEING_ANSWERS = 3
 AGREEING_SECONDS = 60.0
 """So many answers in a row, the first and the last at least so many seconds apart, must agree on another time."""
@@ -49,7 +49,8 @@ class Clock:
         self._doubted: _Doubted | None = None
 
     def learn(self, date: float) -> Verdict:
-        """Take the time of a `Date` header (unix seconds, whole) that has just arrived, if it is to be believed."""
+        """Learn the platform's time from a `Date` header (whole unix seconds) that has just arrived, if it is
+        credible."""
         now = self.monotonic()
         offset = date + 0.5 - now
         if self._offset is None or abs(offset - self._offset) <= DOUBTED:

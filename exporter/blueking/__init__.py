@@ -1,1 +1,1 @@
-"""What BlueKing is asked and how its answers are read: one typed function per endpoint, every failure an `ApiError`."""
+"""Client of the BlueKing APIs: one typed function per endpoint. Every failure is an `ApiError`."""

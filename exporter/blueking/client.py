@@ -1,7 +1,7 @@
-"""How BlueKing is asked: who asks, how often a call is tried, and what its headers tell.
+"""Calls to BlueKing: credentials, retries, and the headers of responses.
 
-The paths of the APIs and their data stand in job.py and others, the envelopes in envelope.py, who waits for whom in
-pacing.py, HTTP and TLS in transport.py. Retries are made here and nowhere else.
+Paths and data of the APIs are in job.py and others, the envelopes in envelope.py, rate limit and queue in pacing.py,
+HTTP and TLS in transport.py. Retries are made here and nowhere else.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ Identity = Literal["app", "user", "esb"]
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """What is asked. `api` is the vendor's name of it; `params` go into the query of a GET, into the JSON body of a
-    POST, and None is left out."""
+    """One API operation. `api` is the vendor's name; `params` go into the query of a GET or the JSON body of a POST.
+    A param that is None is left out."""
 
     api: str
     system: System
@@ -57,31 +57,31 @@ LARGE = 1024 * 1024
 TRIES = 3
 RETRIED: frozenset[ApiReason] = frozenset({"timeout", "connect", "http_5xx", "rate_limited"})
 BACKOFF = 0.5
-"""Seconds: a retry waits a random time up to this, the second one up to twice that. A poll comes again by itself."""
+"""Seconds: the first retry waits a random time up to this, the second one up to twice that."""
 LIMITED_PAUSE = 2.0
 """Seconds: after a 429 that does not say how long to wait, the API pauses for a random time up to this."""
 MAX_PAUSE = 60.0
-"""Seconds: the longest pause that the platform may ask for. Gateway limits count in windows of up to a minute; what is
-longer is taken for a mistake, and the first call after the pause finds out."""
+"""Seconds: the longest pause that the platform may ask for. Gateway limits count in windows of up to a minute; a longer
+pause is treated as a mistake and shortened to this."""
 
 
 class ApiObserver(Protocol):
-    """Is told about the requests of a client; `Telemetry` makes metrics of it."""
+    """Receives events about the requests of a client; `Telemetry` turns them into metrics."""
 
     def api_request(self, api: str, code: str, seconds: float) -> None:
-        """A request ended after so long. `code` is the HTTP status, `none` when no answer came."""
+        """A request ended after `seconds`. `code` is the HTTP status, `none` when no answer came."""
 
     def api_retry(self, api: str) -> None:
         """A request is about to be repeated."""
 
     def throttled(self, seconds: float) -> None:
-        """A request waited so long for its turn, pauses of the platform included."""
+        """A request waited `seconds` before it was sent, pauses of the platform included."""
 
     def inflight(self, delta: int) -> None:
         """A request began (1) or ended (-1)."""
 
     def quota(self, api: str, remaining: float) -> None:
-        """What the gateway says is left of its quota."""
+        """The remaining quota that the gateway reports."""
 
     def skew(self, seconds: float) -> None:
         """Own wall clock minus the platform's."""
@@ -90,8 +90,8 @@ class ApiObserver(Protocol):
 class Client:
     """Asks one BlueKing; an async context manager that owns the connections.
 
-    Everything that is asked through it shares one rate limit, one number of slots and one budget for retries. Entering
-    it raises ConfigError when the TLS files cannot be used. `transport` takes the place of real connections.
+    All its calls share one rate limit, one number of slots and one retry budget. Entering it raises ConfigError when
+    the TLS files cannot be used. `transport` replaces real connections.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Client:
                     value = await self._try(call, operation, decoders, auth, deadline)
                 except ApiError as error:
                     if before is not None and error.status is None and not self._time_for(error, deadline):
-                        # What BlueKing answered tells more than that no time was left to ask again.
+                        # BlueKing's own answer says more than "no time was left for a retry".
                         raise before from None
                     before = error
                     if attempt == TRIES or error.reason not in RETRIED:
@@ -179,7 +179,7 @@ class Client:
         auth: ScopeAuth,
         deadline: Deadline,
     ) -> T:
-        """Ask once. After a failure the pause that BlueKing asks for is in force."""
+        """Try once. If it fails and BlueKing asks for a pause, that pause begins."""
         received: Mapping[str, str] = {}
 
         def on_headers(headers: Mapping[str, str]) -> None:
@@ -211,13 +211,13 @@ class Client:
             raise
 
     def _time_for(self, error: ApiError, deadline: Deadline) -> bool:
-        """Whether another try, after the pause that was asked for, fits into the deadline."""
+        """Whether another try, after the requested pause, fits into the deadline."""
         return deadline.remaining() > (error.retry_after or 0.0)
 
     async def _exchange(
         self, api: str, request: Request, seconds: float, on_headers: Callable[[Mapping[str, str]], None]
     ) -> Reply:
-        """One request and its whole response, which the observer is told of."""
+        """Send one request, read its whole response, and report it to the observer."""
         code = "none"
 
         def on_response(status: int, headers: Mapping[str, str]) -> None:
@@ -245,7 +245,7 @@ class Client:
         return request
 
     def _credentials(self, identity: Identity, scope_auth: ScopeAuth) -> tuple[dict[str, str], dict[str, str]]:
-        """The headers that tell who asks, and the members for the body or query, which an ESB may read instead.
+        """The headers with the credentials, and the same as members for body or query, which an ESB may read instead.
 
         The gateway passes on the user that X-Bkapi-Authorization names; JOB reads X-Bk-Username first where it can.
         Beside a token the gateway ignores `bk_username`, so app-type calls carry none.
@@ -269,7 +269,7 @@ class Client:
         return headers, _without_empty(members)
 
     def _reveal(self, secret: Secret | None) -> str:
-        """The present value. From now on no text shows it."""
+        """The current value of a secret. From now on it is redacted in every log line."""
         value = secret.reveal() if secret else ""
         if value and value not in self._redacted:
             self._redacted.add(value)
@@ -287,7 +287,7 @@ class Client:
             self._observer.quota(api, remaining)
 
     def _learn_time(self, api: str, date: float) -> None:
-        """Give a Date to the clock, and log what it makes of it unless that is what was known."""
+        """Pass a Date to the clock, and log its verdict unless the Date only confirms the known time."""
         off = round(date - self._clock.platform(), 1)
         match self._clock.learn(date):
             case "first" if abs(off) > TOLERANCE:
@@ -299,7 +299,7 @@ class Client:
                 self._log.warning("platform_date_believed", api=api, seconds=off, consequence="windows use it")
 
     def _asked_pause(self, reason: ApiReason, headers: Mapping[str, str]) -> float | None:
-        """Seconds for which BlueKing asks to be left alone, at most `MAX_PAUSE`; None if it does not ask."""
+        """Seconds of the pause that BlueKing asks for, at most `MAX_PAUSE`; None if it asks for none."""
         asked = headers.get("Retry-After")
         pause = _number(asked)
         if pause is None and (until := _date(asked)) is not None:
@@ -310,7 +310,7 @@ class Client:
 
 
 class ScopeClient:
-    """Asks for one scope, or for none. Cheap: what is shared belongs to the client."""
+    """Makes calls for one scope, or for no scope. Cheap to create: connections and limits belong to the `Client`."""
 
     def __init__(self, client: Client, scope: Scope | None, auth: ScopeAuth) -> None:
         self._client = client
@@ -348,7 +348,7 @@ def _number(text: str | None) -> float | None:
 
 @lru_cache(maxsize=8)
 def _date(text: str | None) -> float | None:
-    """Unix seconds of an HTTP date. All responses of one second have the same."""
+    """Unix seconds of an HTTP date. Cached, since all responses of one second have the same date."""
     try:
         return parsedate_to_datetime(text or "").timestamp()
     except (ValueError, OverflowError, OSError):

@@ -3,8 +3,9 @@
 search_business      POST URL/api/v3/biz/search/0          ESB: /api/c/compapi/v2/cc/search_business/
 list_business_set    POST URL/api/v3/findmany/biz_set      ESB: /api/c/compapi/v2/cc/list_business_set/
 
-Rights cut in silence: whoever may see nothing gets an empty list with success. Archived businesses are left out. A list
-of sets is also empty when CMDB could not ask IAM, so an empty list never says that something is gone.
+CMDB filters by permission without an error: a user without any permission gets an empty list and success. Archived
+businesses are left out. A list of sets is also empty when CMDB could not ask IAM. So an empty list never proves that
+a scope is gone.
 Sources: bk-cmdb inst_business.go, inst_business_set.go.
 """
 
@@ -67,7 +68,7 @@ class CmdbApi:
         decoders: Sequence[ResponseDecoder[Any, _Page]],
         deadline: Deadline,
     ) -> list[NamedScope]:
-        """Pages by ascending id until one is short; a list that others change meanwhile may shift a page."""
+        """Read pages by ascending id until one is not full. Changes in CMDB during the reading may shift a page."""
         found: dict[Scope, NamedScope] = {}
         total = 0
         for number in range(PAGES):
@@ -91,7 +92,7 @@ class CmdbApi:
 
 
 class _Page(Struct, frozen=True):
-    """`count`: all that match, 0 where the API does not tell; `rows`: those of this page."""
+    """`count`: number of all matches, 0 where the API does not report it; `rows`: those of this page."""
 
     count: int
     rows: int

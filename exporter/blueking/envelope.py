@@ -1,4 +1,4 @@
-"""Decode a response to a value, or to the `ApiError` that tells why there is none.
+"""Decode a response to a value, or to the `ApiError` that explains the failure.
 
 BlueKing wraps its responses in several envelopes, and failures come under HTTP 200 as well as under 4xx and 5xx:
 
@@ -40,7 +40,7 @@ class Codes(Struct, frozen=True):
     prefixes: dict[str, ApiReason]
 
     def reason(self, code: str) -> ApiReason | None:
-        """The reason that a code stands for, None if it tells nothing."""
+        """The reason that a code stands for, None for an unknown code."""
         if code in self.exact:
             return self.exact[code]
         if len(code) == 7 and code.isdecimal():
@@ -118,11 +118,11 @@ Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Empty(Struct, forbid_unknown_fields=True, gc=False):
-    """`{}`, which BlueKing sends here and there for an empty list."""
+    """`{}`, which some APIs of BlueKing send for an empty list."""
 
 
 def listed(given: list[T] | Empty | None) -> list[T]:
-    """The rows, whichever way an empty list was sent."""
+    """The rows; an empty list may also be written as `{}` or null."""
     return given if isinstance(given, list) else []
 
 

@@ -13,14 +13,14 @@ from collections.abc import AsyncIterable, Iterator
 from exporter.errors import ApiError
 
 STEP = 256 * 1024
-"""Bytes inflated before the limit is looked at again."""
+"""Bytes inflated between two checks of the limit."""
 
 
 async def read_body(chunks: AsyncIterable[bytes], encoding: str, limit: int) -> bytearray:
-    """The whole body, of which neither the bytes received nor the bytes after inflating are more than `limit`.
+    """The whole body, inflated. `limit` (bytes) holds for the received bytes and for the inflated bytes.
 
-    `encoding` is the Content-Encoding: empty, identity, gzip or deflate (with or without zlib header); anything else, a
-    list of encodings too, is refused. Raises ApiError `too_large` or `decode`.
+    `encoding` is the Content-Encoding: empty, identity, gzip or deflate (with or without zlib header). Anything else is
+    refused, also a list of encodings. Raises ApiError `too_large` or `decode`.
     """
     inflater = _inflater(encoding.strip().lower())
     body = bytearray()
@@ -56,7 +56,8 @@ def _inflater(encoding: str) -> _Inflater | None:
 
 
 class _Inflater:
-    """Inflates gzip of any number of members, or deflate; with `wbits` None the first two bytes tell which deflate."""
+    """Inflates gzip with any number of members, or deflate. `wbits` None: the first two bytes show the kind of
+    deflate."""
 
     def __init__(self, wbits: int | None) -> None:
         self._wbits = wbits
@@ -69,7 +70,7 @@ class _Inflater:
         return self._stream is None and not self._head
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What `data` inflates to, in pieces of at most `STEP` bytes."""
+        """The inflated `data`, in pieces of at most `STEP` bytes."""
         if self._wbits is None:
             self._head += data
             if len(self._head) < 2:
@@ -82,7 +83,7 @@ class _Inflater:
             if self._stream is None:
                 self._stream = zlib.decompressobj(self._wbits)
             piece = self._stream.decompress(data, STEP)
-            full = len(piece) == STEP  # more may wait inside although all input is taken
+            full = len(piece) == STEP  # there may be more output although all input has been read
             data = self._stream.unconsumed_tail
             if self._stream.eof:
                 data, full, self._stream = self._stream.unused_data, False, None

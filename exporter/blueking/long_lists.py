@@ -18,9 +18,9 @@ from msgspec import Raw
 PIECE = 256 * 1024
 """Bytes of JSON in a piece, roughly."""
 TRIES = 32
-"""Places that look like the end of a piece and are none, one after the other, before cutting is given up."""
+"""Cutting is given up after this many places in a row that look like the end of a piece and are not."""
 SPACE = 64
-"""Bytes of white space between the last row of a list and its end that are put up with."""
+"""Most bytes of white space that are accepted between the last row of a list and its end."""
 
 _BETWEEN_ROWS = re.compile(rb"\}\s*(?=,\s*\{)")
 _AFTER_LAST_ROW = re.compile(rb"\}\s*(?=\])")
@@ -60,10 +60,10 @@ class LongList:
 def cut_out(
     body: bytes | bytearray, members: Iterable[str], row: Callable[[int], bytes]
 ) -> tuple[bytes, list[LongList]] | None:
-    """The body with a single row in place of each list of objects under one of the names `members`, and these lists.
+    """Take the long lists of objects out of a body: the lists under one of the names `members`.
 
-    `row` makes that row, as JSON, for the number of the list. None when the body cannot be cut, which says nothing
-    about its being valid.
+    Returns the body with a single row in place of each list, and the lists. `row` makes that row, as JSON, from the
+    number of the list. Returns None when the body cannot be cut; it may be valid nevertheless.
     """
     names = "|".join(map(re.escape, members)).encode()
     begins = re.compile(rb'[{,]\s*"(%b)"\s*:\s*\[\s*(?=\{)' % names)
@@ -96,7 +96,8 @@ def _piece(body: bytes | bytearray, begin: int) -> tuple[bytes, int, int, bool] 
     ):
         for place in itertools.islice(places, TRIES):
             array = b"".join((b"[", body[begin : place.end()], b"]"))
-            # Anywhere but between two rows a text or a bracket is open, so what is before is no valid array.
+            # Everywhere except between two rows a string or bracket is open, so the part before it is not a valid
+            # array.
             try:
                 return array, len(_array.decode(array)), place.end(), last
             except (msgspec.DecodeError, UnicodeDecodeError):

@@ -55,8 +55,9 @@ class NodemanApi:
     ) -> JobPage:
         """Jobs that touch a business, newest first; not on the ESB. Empty filters let everything through.
 
-        The platform refuses nobody: it leaves out the jobs that the caller may not see, and of a forbidden or unknown
-        business all. A page past the end is ApiError 3800500. A job that was not asked for is ApiError `decode`.
+        The platform never refuses: it leaves out the jobs that the caller may not see; for a forbidden or unknown
+        business that is all of them. A page past the end is ApiError 3800500. A job that was not asked for is ApiError
+        `decode`.
         """
         params: dict[str, object] = {
             "bk_biz_id": None if bk_biz_id is None else [bk_biz_id],
@@ -111,11 +112,11 @@ class NodemanApi:
         pagesize: int = 0,
         with_steps: Callable[[Instance], bool] = lambda instance: False,
     ) -> TaskResult:
-        """What the newest task of a subscription did, or `task_ids`; `pagesize` 0 asks for the counter alone.
+        """Results of the newest task of a subscription, or of `task_ids`; `pagesize` 0 asks for the counter alone.
 
-        `all_tasks`: the newest result of each instance, whichever task it is of. `instance_ids`: of these instances
-        only; `but`: not of these.
-        `with_steps`: of which instances the sub-steps are read. They are nine tenths of an answer.
+        `all_tasks`: the newest result of each instance, from any task. `instance_ids`: only these instances; `but`: all
+        except these.
+        `with_steps`: the instances whose sub-steps are read. Sub-steps are nine tenths of an answer.
 
         ApiError `not_ready` (3800015) while the task is being made, `decode` for rows that were not asked for. A page
         past the end has no rows.

@@ -1,7 +1,7 @@
-"""Who waits for whom: the rate limit, the slots, pauses, and the budget for retries.
+"""When a call may start: the rate limit, the slots, pauses, and the retry budget.
 
-One rate limit and one number of slots hold for everything that this process asks. Beside them, trouble stays where it
-is (contract, section 3):
+One rate limit and one number of slots hold for all calls of this process. Besides, a failure delays only the calls that
+it concerns (contract, section 3):
 
     what happened                          who waits
     429                                    all calls of that API, as long as the platform says
@@ -53,7 +53,7 @@ class Deadline:
 
 
 class Call(msgspec.Struct, frozen=True):
-    """What is asked: an API as the vendor names it, of which system, for which scope."""
+    """One call: the vendor's name of the API, the system it belongs to, and the scope it is made for."""
 
     api: str
     system: str
@@ -64,12 +64,12 @@ PauseKey = tuple[object, ...]
 
 
 def _pause_keys(call: Call) -> tuple[PauseKey, PauseKey]:
-    """Where a pause of the call's API is registered, and one of its scope."""
+    """The keys under which a pause of the call's API and a pause of its scope are registered."""
     return (call.api,), (call.system, call.scope)
 
 
 class _Waiter:
-    """A call before its turn: it queues, or a pause keeps it from queueing."""
+    """A call that has not started: it is in the queue, or a pause keeps it out of the queue."""
 
     def __init__(self, call: Call, deadline: Deadline, arrived: float) -> None:
         self.call = call
@@ -92,7 +92,7 @@ class _Waiter:
 
 
 class _Slow:
-    """The calls in flight, and which (API, scope) are slow: the newest call of theirs timed out."""
+    """The calls in flight, and which (API, scope) are slow, that is, whose newest call timed out."""
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
@@ -101,7 +101,7 @@ class _Slow:
         self._slow_in_flight = 0
 
     def may_start(self, call: Call) -> bool:
-        """Slow calls share few slots, of which a scope has one."""
+        """Whether a slot is free. Slow calls share a few slots, and each scope may use one of them."""
         apis = self._apis.get(call.scope, ())
         if call.api not in apis:
             return True
@@ -137,9 +137,9 @@ class _Slow:
 class Gate:
     """Lets calls through: `rate` per second, evenly spaced, and at most `slots` at once.
 
-    The next one is the first in order of arrival that may go: a call that waits for the end of a pause or for a slot
-    of the slow ones holds up nobody behind it. There is no burst: a token bucket that saved up tokens would exceed the
-    rate in the very second in which all pollers start. `waited` is called with the seconds that each call waited.
+    The next call is the first in order of arrival that may start: a call that waits for the end of a pause or for a
+    slow slot does not delay the calls behind it. There is no burst: a token bucket with saved tokens would exceed
+    the rate in the second in which all pollers start. `waited` is called with the seconds that each call waited.
     """
 
     def __init__(self, rate: float, slots: int, clock: Clock, waited: Callable[[float], None]) -> None:
@@ -164,11 +164,11 @@ class Gate:
         self._dispatch()
 
     def pause_api(self, call: Call, seconds: float) -> None:
-        """Let no call of this API through for so long. Pauses overlap, they do not add up."""
+        """Let no call of this API through for `seconds`. Pauses overlap, they do not add up."""
         self._pause(_pause_keys(call)[0], seconds, "rate_limited")
 
     def pause_scope(self, call: Call, seconds: float, reason: ApiReason) -> None:
-        """Let no call for this scope to this system through for so long."""
+        """Let no call for this scope to this system through for `seconds`."""
         self._pause(_pause_keys(call)[1], seconds, reason)
 
     @asynccontextmanager
@@ -207,7 +207,7 @@ class Gate:
             self._end(call, timed_out)
 
     def _dispatch(self) -> None:
-        """Give its turn to every call that may go now, and come back when the next one may."""
+        """Start every call that may start now, and set a timer for the next one."""
         while self._free and self._waiting:
             now = self._clock.monotonic()
             if now < self._next:
@@ -216,7 +216,8 @@ class Gate:
             waiter = next((one for one in self._waiting if self._may_start(one)), None)
             if waiter is None:
                 break
-            # Where a call has waited for `_next`, the loop may be late; those behind it must not be later still.
+            # If a call has waited for `_next`, the event loop may be late; the calls behind it must not add to the
+            # delay.
             due = max(self._next, now - self._spacing / 2) if self._awaited else now
             self._next, self._awaited = due + self._spacing, False
             self._free -= 1
@@ -269,7 +270,7 @@ class Gate:
                 self._look_at_pauses(waiter)
 
     def _look_at_pauses(self, waiter: _Waiter) -> None:
-        """Let a call wait or queue, as the pauses say, or fail it when one outlasts its deadline."""
+        """Pause or queue a call according to the pauses; fail it when a pause is longer than its deadline allows."""
         until, reason = max(
             (self._pauses[key] for key in _pause_keys(waiter.call) if key in self._pauses),
             default=(float("-inf"), "rate_limited"),
@@ -282,11 +283,11 @@ class Gate:
 
 
 class RetryBudget:
-    """How many calls may be tried again: a share of the first tries within ten minutes, but always `LEAST`.
+    """How many calls may be retried: a share of the first tries within ten minutes, but always `LEAST`.
 
-    Retries go where they help most. A poll that fails at its first call has lost nothing and comes again by itself, so
-    it may use half of the share; the more calls of a poll have succeeded, the more of it. Without this order no poll of
-    many calls would be complete while half of all requests fail.
+    Retries go where they help most. A poll that fails at its first call loses nothing and runs again by itself, so it
+    may use half of the share. The more calls of a poll have succeeded, the more of the share it may use. Without this
+    order, no poll of many calls would be complete while half of all requests fail.
     """
 
     WINDOW = 600.0
@@ -324,7 +325,7 @@ class RetryBudget:
 
 
 class _Bucket(msgspec.Struct):
-    """What happened in the ten seconds from `start` on."""
+    """Calls and retries in the ten seconds from `start` on."""
 
     start: float
     calls: int = 0

@@ -108,7 +108,7 @@ _CODES = frozenset(_OF_AGENT.values()) | frozenset(_OF_PLUGIN.values()) | {"upda
 
 _PASSES = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 _STATUS_OF_PLUGIN = ("更新插件部署状态为", "updateplugindeploymentstatusis")
-"""Keys of the names that end in a status word."""
+"""Keys of the names whose last word is a status word."""
 _OPERATION = re.compile(r"(取消托管|托管|启动|停止|重启|重载)\s.*进程")
 """How older engines name an operation on the process of a plugin."""
 _BRACKETS = re.compile(r"[(（][^()（）]*[)）]\s*$")

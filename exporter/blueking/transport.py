@@ -294,7 +294,7 @@ def _classify(error: Exception, status: int | None, seconds: float, *, tls: bool
         return "tls", str(error)
     if isinstance(error, aiohttp.ClientConnectorError):
         where, cause = f"{error.host}:{error.port}", error.os_error
-        # A connection that is not there yet can be refused, but not reset.
+        # A connection that is not established yet can be refused, but not reset.
         if tls and isinstance(cause, ConnectionResetError | BrokenPipeError | ConnectionAbortedError):
             return "tls", f"{BROKEN_HANDSHAKE} with {where}"
         return "connect", f"cannot connect to {where}: {cause.strerror or cause}"

@@ -18,13 +18,13 @@ Number = int | float | str | None
 Time = int | float | str | None
 
 OTHER_WORD = "other"
-"""Stands for what should be a word of the platform and is none."""
+"""Replaces a value that should be a word of the platform but is not one."""
 _WORD = re.compile(r"[A-Za-z0-9_]{0,64}", re.ASCII)
 
 _MILLISECONDS = 10**11
 """Epoch numbers from here on are ms: as seconds they would lie beyond the year 5000."""
 _LATEST = 10**12
-"""Unix seconds: beyond every calendar, and small enough for a state."""
+"""Unix seconds of the latest time: later than any calendar shows, and small enough for a state."""
 
 
 def seconds(value: Time | datetime.datetime, zone: datetime.timezone, path: str) -> int | None:
@@ -53,7 +53,7 @@ def _seconds(value: Time | datetime.datetime, zone: datetime.timezone) -> int | 
 
 
 def check_rows(rows: Sequence[Any], zone: datetime.timezone, *times: str) -> None:
-    """Refuse rows that cannot be read later: each needs a status, and `times` are the members to be times.
+    """Refuse rows that cannot be read later: each needs a status, and each of its members `times` must be a time.
 
     Raises WrongShape with the path of the first one.
     """

@@ -1,4 +1,4 @@
-"""What can be watched: the literal list of collectors. Importing it has no effect."""
+"""The list of all collectors. Importing it has no side effect."""
 
 from __future__ import annotations
 

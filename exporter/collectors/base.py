@@ -31,7 +31,7 @@ TRUNCATED = "blueking_exporter_collector_truncated_total"
 
 
 class CollectorState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What every collector's state has. All of it is committed together; what is not in it does not exist.
+    """The fields of every collector's state. The whole state is committed at once; nothing else is kept.
 
     `last_success`: wall clock of the newest complete poll; `watermark`: platform time up to which everything is
     counted; both in unix seconds.
@@ -47,12 +47,13 @@ S_co = TypeVar("S_co", bound=CollectorState, covariant=True)
 
 
 WITHOUT_HOSTS = "counted without host results"
-"""Consequence of a call that failed."""
+"""A `consequence` of `FailedCall`."""
 
 
 class FailedCall(msgspec.Struct, frozen=True):
-    """A call that failed without failing the poll. `about`: what it was made for, as "job 181"; `consequence`: what the
-    poll did without its answer; `request_id`: as in `ApiError`; `configured`: whether the configuration names it."""
+    """A call that failed without failing the poll. `about`: the object it was made for, such as "job 181";
+    `consequence`: what the poll did without the answer; `request_id`: as in `ApiError`; `configured`: whether the
+    configuration names the object."""
 
     reason: str
     about: str
@@ -83,8 +84,8 @@ class FinishedRun(msgspec.Struct, frozen=True, gc=False):
 
 
 class Observed(msgspec.Struct, Generic[S_co], frozen=True):
-    """What one poll changed. `unknown`: (field, value) of words that the tables do not have, for the log and
-    `unknown_values_total`. `errors`: calls that failed without failing the poll. `more`: there is history left to read,
+    """The result of one poll. `unknown`: (field, value) of words that the tables do not contain, for the log and
+    `unknown_values_total`. `errors`: calls that failed without failing the poll. `more`: history is left to read, so
     poll again at once. `finished`: the runs that this poll has counted as finished."""
 
     state: S_co
@@ -95,8 +96,8 @@ class Observed(msgspec.Struct, Generic[S_co], frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What a trial of a collector found. `calls_per_day`: the API calls to expect. `notes`: what the answers do not
-    tell, for a person to check. `certain`: whether the scope exists and may be watched."""
+    """The result of a trial of a collector. `calls_per_day`: the API calls to expect. `notes`: what the answers cannot
+    show and a person has to check. `certain`: it is certain that the scope exists and may be watched."""
 
     calls_per_day: float
     notes: tuple[str, ...] = ()
@@ -112,11 +113,11 @@ class Platforms(msgspec.Struct, frozen=True):
 
 
 class Records(Protocol):
-    """What one `fetch` brought."""
+    """The result of one `fetch`."""
 
     @property
     def size(self) -> int:
-        """Rows in it, which is what folding it takes its time for."""
+        """Number of rows: the time to fold the records grows with it."""
 
 
 class FailedExecution(msgspec.Struct, frozen=True):
@@ -129,9 +130,9 @@ class FailedExecution(msgspec.Struct, frozen=True):
 
 
 class Collector(Protocol):
-    """One API of BlueKing watched for one scope. Instances are cheap and keep nothing that must survive.
+    """Watches one API of BlueKing for one scope. Instances are cheap and keep nothing that must survive a restart.
 
-    The types of records and state are the collector's own business: the poller hands them from one method to the next.
+    Each collector has its own types of records and state: the poller only passes them from one method to the next.
     """
 
     name: ClassVar[str]
@@ -151,10 +152,11 @@ class Collector(Protocol):
         """Everything one poll needs from the platform. Raises `ApiError`; then nothing has changed."""
 
     def observe(self, state: Any, records: Any, tally: Tally) -> Observed[Any]:
-        """The next state. `tally` counts on from `state`; its `now` is the wall clock, for `last_success`."""
+        """The next state. `tally` starts with the counts of `state`; its `now` is the wall clock, for
+        `last_success`."""
 
     async def probe(self, state: Any, deadline: Deadline) -> Trial:
-        """Ask what `fetch` did not have to ask for this state. Raises `ApiError`."""
+        """Try the calls that `fetch` did not need for this state. Raises `ApiError`."""
 
     def view(self, state: Any) -> Any:
         """What the `gauge` functions of the families read."""
@@ -176,8 +178,8 @@ MANY = 2000
 
 
 async def fold(size: int, work: Callable[[], T]) -> T:
-    """The result of `work`, which is pure Python, pure, and takes `size` rows.
+    """The result of `work`, which is pure Python without side effects and folds `size` rows.
 
-    Many are folded in a thread: there the interpreter lets the event loop in between.
+    Many rows are folded in a thread, so that the event loop can run meanwhile.
     """
     return work() if size <= MANY else await asyncio.to_thread(work)

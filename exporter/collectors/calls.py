@@ -1,4 +1,4 @@
-"""Calls of one poll: how often one id may fail it, and how many calls are under way at once."""
+"""Calls of one poll: how many polls one id may fail, and how many calls run at once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class Attempts:
     MOST = 5
     """Polls that one id may fail; then the poll goes on without it."""
     LONGEST_REST = 8
-    """Polls that go by, at most, until an id that was given up is asked for again."""
+    """Most polls that leave out an id that was given up, before it is asked for again."""
 
     def __init__(self) -> None:
         self._failed: dict[int, int] = {}
         self._resting: dict[int, tuple[int, int]] = {}
-        """Polls that are still to go by, of how many."""
+        """By id: in how many more polls it is left out, and the number it began with."""
 
     def exhausted(self, id: int, error: ApiError) -> bool:
-        """Whether to go on without `id`: at once after a refusal for good, else after `MOST` failed polls."""
+        """Whether to go on without `id`: at once after a final error, else after `MOST` failed polls."""
         return not error.transient or self._failed.get(id, 0) >= self.MOST
 
     def give_up(self, id: int, error: ApiError) -> bool:
-        """`exhausted`; where it is not, count one failed poll."""
+        """Like `exhausted`; if that is False, count one failed poll."""
         if self.exhausted(id, error):
             return True
         self.charge((id,))
@@ -65,7 +65,7 @@ class Attempts:
 
 
 async def gather_bounded(calls: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]:
-    """The results of `calls` in their order, at most `limit` under way at once. The first error ends them all."""
+    """The results of `calls` in their order; at most `limit` run at once. The first error cancels the others."""
     numbered = list(enumerate(calls))
     if not numbered:
         return []
@@ -90,6 +90,7 @@ async def gather_bounded(calls: Iterable[Coroutine[Any, Any, T]], limit: int) ->
         if first is not None:
             raise first
     finally:
-        # Raised outside the handler and forgotten here: in a circle with the group it would hold on to whole answers.
+        # Raised outside the handler and deleted here: a reference cycle with the group would keep whole answers in
+        # memory.
         first = None
     return [results[index] for index in sorted(results)]

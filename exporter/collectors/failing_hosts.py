@@ -1,4 +1,4 @@
-"""Which hosts fail now, since when and why: the streak fold that all collectors share.
+"""Which hosts fail now, since when and why: the fold of streaks that all collectors share.
 
 A host fails while its newest known result is a failure. The unit of a streak is the run of a job on the host (in JOB
 the execution): its retries extend nothing, they only bring newer results. Results may arrive in any order.
@@ -22,16 +22,17 @@ from exporter.metrics.family import HOST_LABELS, Family, Labels
 from exporter.model import Host
 
 RUNS_KEPT = 16
-"""A retry is told from a new run by these newest runs of a streak. Of an older one that is retried it is enough to know
-that it had been read since the streak began: the host is among its failures then, or did not take part."""
+"""Newest runs of a streak that are remembered, to distinguish a retry from a new run. For an older run that is
+retried it is enough to know that it had been read since the streak began: its failures include the host, or
+the host did not take part."""
 MOST_HOSTS = 100_000
 """Failing hosts of a collector and scope, and hosts whose success is remembered."""
 MOST_UNTRACKED = 1000
 """Groups for which it is known how many hosts exceeded the bound."""
 BATCH = 4096
-"""Results that are sorted, and streaks that are packed, in one go."""
+"""Results that are sorted, or streaks that are packed, in one batch."""
 SMALL = 4096
-"""Bytes that are not worth compressing."""
+"""Bytes: a shorter piece is not compressed."""
 
 
 class HostResult(msgspec.Struct, frozen=True, gc=False):
@@ -47,9 +48,8 @@ class HostResult(msgspec.Struct, frozen=True, gc=False):
 
 
 class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An unbroken row of failures of one host. `host`: as its newest failure shows it, rather with an id than without;
-    `since` and `last`: the ends of its first and newest failure; `runs`: its newest runs with the end of each, oldest
-    first."""
+    """Consecutive failures of one host. `host`: as in its newest failure, with an id if one is known; `since` and
+    `last`: the ends of its first and newest failure; `runs`: its newest runs with the end of each, oldest first."""
 
     host: Host
     since: float
@@ -66,7 +66,7 @@ class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Untracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Hosts that failed in a run and found no place. `end`: of the newest of these failures."""
+    """Hosts that failed in a run and exceed the bound. `end`: of the newest of these failures."""
 
     run: int
     end: float
@@ -74,13 +74,13 @@ class Untracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class FailingHosts(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
-    """Who fails: `MOST_HOSTS` hosts at most. What is derived from the streaks is computed when it is first asked for.
+    """The hosts that fail, at most `MOST_HOSTS`. Values derived from the streaks are computed on first use.
 
-    `cleared` remembers when hosts succeeded, so that an older failure that comes late is no news. `untracked` is what
-    exceeded the bound, by group, or by run where there are no groups.
+    `cleared` remembers when hosts succeeded, so that an older failure that arrives late is ignored. `untracked`: hosts
+    that exceed the bound, by group, or by run where there are no groups.
 
-    In a state, `rows` are the streaks and `ids` the addresses of hosts besides those that their streaks show. `listed`
-    are the streaks in a state of a build that had no `rows`.
+    In a stored state, `rows` are the streaks and `ids` the addresses of hosts that no streak shows. `listed` are the
+    streaks in a state of an older build that had no `rows`.
     """
 
     listed: dict[str, Streak] = msgspec.field(default_factory=dict, name="streaks")
@@ -117,11 +117,11 @@ class FailingHosts(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
     def fold(
         self, results: Iterable[HostResult], *, now: float, ttl: float, settled: float, most: int = MOST_HOSTS
     ) -> FailingHosts:
-        """Apply results, drop streaks whose newest failure is older than `ttl`, and successes from before `settled`,
-        the time up to which no older result can turn up any more.
+        """Apply results. Drop streaks whose newest failure is older than `ttl`, and successes before `settled`: no
+        result older than that time can arrive any more.
 
-        Results may come in any order. They are sorted in batches, so of very many those of one time should be
-        neighbours. At most `most` hosts are tracked, and as many successes remembered, the newest.
+        Results may come in any order. They are sorted in batches, so very many results should roughly be in the order
+        of time. At most `most` hosts are tracked, and at most as many successes are remembered, the newest ones.
         """
         results = iter(results)
         batch = list(itertools.islice(results, BATCH))
@@ -134,7 +134,8 @@ class FailingHosts(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         return fold.result(settled)
 
     def without_runs(self, runs: Iterable[int]) -> FailingHosts:
-        """The same hosts, whose streaks do not know these runs by their numbers any more: others are called so now."""
+        """The same hosts without these run ids in their streaks, because the platform has given the ids to other
+        runs."""
         other_numbers = {run: ~run for run in runs}
         if not other_numbers:
             return self
@@ -168,11 +169,11 @@ class FailingHosts(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         return known[1]
 
     def hosts_untracked(self) -> int:
-        """How many failing hosts exceed the bound, as far as is known."""
+        """How many failing hosts are known to exceed the bound."""
         return sum(one.hosts for one in self.untracked.values())
 
     def prepare(self) -> None:
-        """Compute what others ask for: of very many hosts it is done in a thread."""
+        """Compute the derived values now. Call it in a thread for very many hosts."""
         self.groups()
         self.runs()
         self.by_labels()
@@ -244,7 +245,8 @@ class _Fold:
             self._forget_successes()
 
     def result(self, settled: float) -> FailingHosts:
-        """Without what is older than `since`, and successes from before `settled`; the same object if it is equal."""
+        """The hosts without streaks older than `since` and successes before `settled`; the old object if it is
+        equal."""
         streaks = {identity: streak for identity, streak in self.streaks.items() if streak.last >= self.since}
         self.cleared = {identity: end for identity, end in self.cleared.items() if end >= settled}
         self._forget_successes()
@@ -258,7 +260,7 @@ class _Fold:
         return FailingHosts.of(streaks, self.cleared, addresses, untracked)
 
     def _identity(self, host: Host) -> str:
-        """What the host is kept under. What was kept under its address, without an id, becomes its own."""
+        """The identity of the host. Results kept under its address, without an id, now belong to this identity."""
         address = host.address
         if not host.bk_host_id:
             return self.addresses.get(address, address)
@@ -267,7 +269,7 @@ class _Fold:
         return host.bk_host_id
 
     def _add(self, identity: str, result: HostResult, labels: Labels) -> None:
-        """Note a failure. One of a host for which there is no place is only counted."""
+        """Add a failure. A host beyond the bound is only counted."""
         streak = self.streaks.get(identity)
         if streak is not None or len(self.streaks) < self.most:
             self.streaks[identity] = _extend(streak, result, labels)
@@ -285,7 +287,7 @@ class _Fold:
             del self.untracked[_place(result)]
 
     def _all_untracked(self) -> dict[str, Untracked]:
-        """Those of before, with those of now: a run that is tried again has no more of them than it had."""
+        """The untracked hosts of earlier folds and of this one. A retry of a run does not increase its number."""
         found = dict(self.untracked)
         for name, one in self.exceeding.items():
             before = found.get(name)
@@ -331,7 +333,7 @@ _ZLIB = 0x78
 
 
 def _packed(streaks: Mapping[str, Streak]) -> tuple[bytes, ...]:
-    """In pieces, so that neither side of it holds up other threads for long."""
+    """Pack the streaks in pieces, so that neither packing nor unpacking blocks other threads for long."""
     items = iter(streaks.items())
     pieces = []
     while some := list(itertools.islice(items, BATCH)):
@@ -368,7 +370,7 @@ def _unpacked(pieces: Iterable[bytes]) -> dict[str, Streak]:
 
 
 def _adopt(host: Host, streaks: dict[str, Streak], cleared: dict[str, float]) -> None:
-    """Make what is kept under the address of a host its own, now that its id is known."""
+    """Move what is kept under the address of a host to its id, which is known now."""
     identity = host.bk_host_id
     parts = [streak for key in (host.address, identity) if (streak := streaks.pop(key, None))]
     ends = [end for key in (host.address, identity) if (end := cleared.pop(key, None)) is not None]
@@ -379,7 +381,7 @@ def _adopt(host: Host, streaks: dict[str, Streak], cleared: dict[str, float]) ->
 
 
 def _merged(parts: Sequence[Streak], host: Host) -> Streak:
-    """One streak of failures that were taken for those of several hosts."""
+    """One streak out of several that belong to the same host."""
     newest = max(parts, key=lambda streak: (streak.last, streak.run))
     ends: dict[int, float] = {}
     for run, end in itertools.chain.from_iterable(streak.runs for streak in parts):
@@ -430,7 +432,7 @@ def _newest_runs(ends: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
 
 
 def _begin_after(streak: Streak, success: float) -> Streak:
-    """What is left of a streak when a success inside it becomes known late."""
+    """The rest of a streak after a success inside it that became known late."""
     runs = tuple(run for run in streak.runs if run[1] > success)
     return msgspec.structs.replace(streak, since=min(end for _, end in runs), count=len(runs), runs=runs)
 
