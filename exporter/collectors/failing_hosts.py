@@ -299,8 +299,13 @@ class _Fold:
         return dict(heapq.nlargest(MOST_UNTRACKED, recent, key=lambda item: (item[1].end, item[0])))
 
     def _forget_successes(self) -> None:
-        if len(self.cleared) > self.most:
-            self.cleared = dict(heapq.nlargest(self.most, self.cleared.items(), key=lambda item: (item[1], item[0])))
+        if len(self.cleared) <= self.most:
+            return
+        # Numbers alone are sorted: one call of a sort with a key holds the event loop for 100 ms, also from a thread.
+        oldest_kept = sorted(self.cleared.values())[-self.most]
+        kept = {identity: end for identity, end in self.cleared.items() if end > oldest_kept}
+        as_old = (item for item in self.cleared.items() if item[1] == oldest_kept)
+        self.cleared = kept | dict(itertools.islice(as_old, self.most - len(kept)))
 
 
 def _place(result: HostResult) -> str:
