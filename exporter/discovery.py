@@ -69,7 +69,7 @@ def selects(discovery: Discovery, one: NamedScope | FoundScope) -> bool:
 
 
 def unmatched(discovery: Discovery, scopes: Iterable[NamedScope]) -> list[tuple[str, str]]:
-    """The entries of include and exclude that name none of these scopes, each with its key; `*` may name none."""
+    """The entries of include and exclude that match none of these scopes, each with its key; `*` is never reported."""
     scopes = list(scopes)
     missing = []
     for kind, choice in (("biz", discovery.biz), ("biz_set", discovery.biz_set)):

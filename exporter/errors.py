@@ -83,7 +83,7 @@ class StateTaken(StateError):
 
 
 class StateUnreachable(StateError):
-    """The server that keeps the state does not answer, or not as it should; that may pass by itself."""
+    """The server that keeps the state does not answer, or answers wrongly; the error may pass by itself."""
 
 
 class StateNewer(StateError):
@@ -121,11 +121,11 @@ class ApiError(ExporterError):
         self.request_id = request_id
 
     def named(self, what: str) -> Self:
-        """This error, with a message that begins with what was asked for."""
+        """This error, with `what` was asked for at the beginning of its message."""
         self.args = (f"{what}: {self}",)
         return self
 
     @property
     def transient(self) -> bool:
-        """Whether asking again later may succeed without anybody changing anything."""
+        """Whether a later call may succeed although nobody has changed anything."""
         return self.reason in TRANSIENT

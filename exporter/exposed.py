@@ -152,7 +152,7 @@ def scope_key(one: ScopeConfig) -> Key:
 
 
 class PollReport(msgspec.Struct, frozen=True):
-    """What a poller knows: its state and the result of its newest poll. None means not yet.
+    """The state of a poller and the result of its newest poll. None means not known yet.
 
     `duration` is in seconds. `completed` is the monotonic time of the newest complete poll since the start, `samples`
     are those of its gauges by family. `errors` holds the failed polls and calls by reason, since the start.
@@ -171,7 +171,7 @@ class PollReport(msgspec.Struct, frozen=True):
 
     @property
     def known(self) -> CollectorState | None:
-        """The state as far as it may be shown."""
+        """The state if it may be shown, else None."""
         return self.state if self.current else None
 
 
@@ -222,13 +222,13 @@ class Exposed:
         return self._gauges.read(self._collector.families, self._collector.view(state), bounds)
 
     def show(self, report: PollReport, *, final: bool = False) -> None:
-        """Put this report on the page. Raises what rendering raises, whatever that is.
+        """Put this report on the page. Raises any exception of the rendering.
 
         `final`: the page is written once, so no series is held at 0 and no timer is set.
         """
         self._report = report
         begun = time.perf_counter()
-        # A wall clock that was set back must not hide again what has been shown.
+        # After the wall clock was set back, a series that has been shown must not be hidden again.
         self._now = math.inf if final else max(self._now, self._clock.wall())
         chunks = self._own_chunks()
         if report.known is not None:

@@ -1,4 +1,4 @@
-"""All pollers of the process: what starts, changes and stops them.
+"""All pollers of the process: they are started, changed and stopped here.
 
 config ─┐
         ├─► apply (one at a time) ─► exactly one running poller per wanted (collector, scope)
@@ -82,7 +82,7 @@ def series_limit(config: Config) -> int:
 
 
 class Saved(Protocol):
-    """A state beside those of the pollers. It is never purged, and committed again when the store has lost it."""
+    """A state that belongs to no poller. It is never purged, and is committed again when the store has lost it."""
 
     key: Key
 
@@ -209,7 +209,7 @@ class Fleet:
             await asyncio.sleep(3600)
 
     async def keep_state(self) -> None:
-        """Notice soon when the state is lost or damaged under the process, and commit it again from memory."""
+        """Check every few seconds whether the stored state is lost or damaged; if so, commit it again from memory."""
         store, telemetry = self._services.store, self._services.telemetry
         complete, resets = True, store.resets
         while True:
@@ -231,7 +231,7 @@ class Fleet:
     async def _apply(self, config: Config, assigned: Assignment) -> None:
         services, settings = self._services, Settings.of(config)
         unchanged = config is self._complete
-        # First all that can fail, without any change.
+        # First every step that can fail; none of them changes anything.
         async with AsyncExitStack() as undo:
             client = self.client
             if client is None or config.blueking != client.config:
@@ -239,7 +239,7 @@ class Fleet:
                 await undo.enter_async_context(client)
             elif not unchanged and (problems := await client.refresh_tls()):
                 raise ConfigError(problems)
-            # With several replicas the assignment changes often: what stays is not built again then.
+            # With several replicas the assignment changes often: pollers that stay are not built again.
             if unchanged:
                 new = {one.scope: one for key, one in self.enabled.items() if key not in self.pollers and assigned(key)}
             else:

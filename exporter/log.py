@@ -52,7 +52,7 @@ def get() -> Logger:
 
 
 class _Redaction:
-    """The values that must not appear in any text; the newest 256 (rotated ones leave in the end)."""
+    """The values that must not appear in any text: the newest 256, so that rotated secrets are dropped in time."""
 
     def __init__(self) -> None:
         self._values: OrderedDict[str, None] = OrderedDict()
@@ -104,7 +104,7 @@ def _escaped(char: str) -> str:
 
 
 def utc(moment: float | None) -> str | None:
-    """A point in time (unix seconds) as the log writes its own; one that no calendar has as a number."""
+    """A point in time (unix seconds) in the form of the log's own timestamps; as a number if no calendar has it."""
     if moment is None:
         return None
     try:
@@ -119,8 +119,8 @@ def utc(moment: float | None) -> str | None:
 class Repeats:
     """Holds back a warning or error that was written less than `REPEAT_PERIOD` ago; the next one says how many.
 
-    An event with `always=True` is never held back: it answers what somebody has just done. `flush()` returns one event
-    for each kind that is still held back, so that the end of a flood is logged too.
+    An event with `always=True` is never held back: it is the reply to an action of a person. `flush()` returns one
+    event for each kind that is still held back, so that the end of a flood is logged too.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic, size: int = 1024) -> None:
@@ -192,7 +192,7 @@ def _renderer(format: Format, stream: TextIO) -> Processor:
 
 
 class _Lines:
-    """Writes finished lines. When the reader of stderr has gone, lines are lost and polling goes on."""
+    """Writes finished lines. If nobody reads stderr any more, lines are lost and polling goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

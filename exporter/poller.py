@@ -37,9 +37,9 @@ from exporter.telemetry import Telemetry
 T = TypeVar("T")
 
 REFUSED: frozenset[Reason] = frozenset({"auth", "permission"})
-"""Reasons that only a person can remove. Polling often does not help, and it fills the platform's logs."""
+"""Reasons whose cause only a person can remove. Frequent polls do not help, and they fill the platform's logs."""
 BYTES_PER_ROW = 128
-"""About what a row takes in a state."""
+"""Approximate bytes of one row in an encoded state."""
 LARGE = MANY * BYTES_PER_ROW
 """Bytes of a state that is worked on in a thread."""
 LINES = 50
@@ -51,7 +51,7 @@ LONGEST_DISTANCE = 300.0
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What all pollers take from the configuration. `hold` (`counter_birth_hold`) and `request_timeout` in seconds;
+    """The settings that all pollers share. `hold` (`counter_birth_hold`) and `request_timeout` in seconds;
     `executions`: which finished runs are logged."""
 
     hold: float
@@ -76,7 +76,7 @@ class Services(msgspec.Struct, frozen=True):
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What one poll makes of the state, not committed yet.
+    """The result of one poll, not committed yet.
 
     `payload`: the encoded state. `samples`: those of its gauges by family. `full`: the page had no room for some new
     label values. `unknown`: how many values were unknown, by field.
@@ -194,7 +194,7 @@ class Poller:
 
     @property
     def circuit_open(self) -> bool:
-        """Whether polls have become rare because two or more in a row were refused."""
+        """Whether the scope is polled less often because two or more polls in a row were refused."""
         return self._refusals >= 2
 
     def _distance(self) -> int:
@@ -255,7 +255,7 @@ class Poller:
         return await self._work(partial(self._observe, records, tally), records.size)
 
     async def _work(self, work: Callable[[], T], rows: int = 0) -> T:
-        """Do what takes as long as there are rows, in the answers and in the state."""
+        """Run `work`, whose run time grows with the rows in the answers and in the state; in a thread if it is long."""
         return await fold(rows + self._size // BYTES_PER_ROW, work)
 
     def _observe(self, records: Records, tally: Tally) -> Observation:
@@ -280,12 +280,13 @@ class Poller:
         return state
 
     def take(self, observation: Observation) -> None:
-        """Go on from an observation without a commit, and show it."""
+        """Use an observation as the new state without a commit, and show it."""
         self._succeeded(observation)
         self.show()
 
     def show(self, *, final: bool = False) -> None:
-        """Put what is known on the page; `final` as in `Exposed.show`. What cannot be shown is logged and counted."""
+        """Put the state and the newest poll on the page; `final` as in `Exposed.show`. A failure is logged and
+        counted."""
         try:
             self.exposed.show(self.report, final=final)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Ask each scope and collector once, before anything is deployed: reachable, permitted, what it will cost."""
+"""Ask each scope and collector once before a deployment: is it reachable and permitted, and what will it cost?"""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ HINTS = {
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What came of one (collector, scope). `error` is empty when nothing is wrong; see `Trial` for the others."""
+    """The result for one (collector, scope). `error` is empty when nothing is wrong; see `Trial` for the other
+    fields."""
 
     key: Key
     error: str
@@ -120,7 +121,7 @@ async def _probe(poller: Poller, config: Config, clock: Clock) -> Finding:
 
 
 def explain(error: ApiError) -> str:
-    """The error with what helps to mend it: the missing permission by name, what a vague code may mean."""
+    """The error with hints for its repair: the name of the missing permission, the meanings of a vague code."""
     parts = [f"{error.api}: {error.reason}" if error.api else error.reason]
     if error.code:
         parts.append(f"code {error.code}")
@@ -135,7 +136,7 @@ def explain(error: ApiError) -> str:
 
 
 async def report(config: Config) -> AsyncGenerator[tuple[str, bool], None]:
-    """The lines to print, each with whether it is good news."""
+    """The lines to print, each with whether it reports a success."""
     series, calls, quotas = 0, 0.0, Quotas()
     async with aclosing(probe(config, quotas)) as findings:
         async for finding in findings:

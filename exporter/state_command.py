@@ -1,4 +1,4 @@
-"""The command `state`: look at what has been counted, and carry it from one store to another.
+"""The command `state`: list, show, export, import or reset what has been counted.
 
 `list`, `show` and `export` only read, so they also work beside a running daemon. `import` and `reset` need the store
 for themselves.

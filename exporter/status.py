@@ -1,4 +1,4 @@
-"""What the landing page, /failures and /api/v1 show, built from what the pollers know."""
+"""The data of the landing page, /failures and /api/v1, built from the states of the pollers."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _poller_status(poller: Poller, name: str) -> PollerStatus:
 
 
 class FailureFinder:
-    """Finds what fails now. The work is done in a thread, since tens of thousands of hosts may fail."""
+    """Finds the current failures. It works in a thread, since tens of thousands of hosts may fail."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet

@@ -174,7 +174,7 @@ PROCESS_FAMILIES = (
     ),
 )
 
-"""What every process says of itself."""
+"""Families of every process."""
 
 SHARING_FAMILIES = (
     _row(
@@ -237,7 +237,7 @@ SHARING_FAMILIES = (
         "已确认最近写入的存储副本数。",
     ),
 )
-"""What a process says of itself beside others on one store; absent elsewhere."""
+"""Families of a process that shares a store with others; absent in other processes."""
 
 
 class Telemetry:
@@ -298,7 +298,7 @@ class Telemetry:
         self._set("api_clock_skew_seconds", seconds)
 
     def unknown_values(self, field: str, times: int = 1) -> None:
-        """BlueKing sent so often something that is not in our tables; `field` is its dotted name."""
+        """Count values of BlueKing that our tables do not contain; `field` is the dotted name."""
         if field not in self._fields and len(self._fields) >= MOST_FIELDS:
             field = "other"
         else:
@@ -332,11 +332,11 @@ class Telemetry:
         self._set("exposition_bytes", nbytes)
 
     def loop_lag(self, seconds: float) -> None:
-        """Set how late the event loop ran what was due."""
+        """Set how late the event loop ran a timer."""
         self._set("event_loop_lag_seconds", seconds)
 
     async def measure_loop_lag(self, clock: Clock) -> None:
-        """Measure once a second how late the event loop runs what is due."""
+        """Measure once a second how late the event loop runs a timer."""
         while True:
             due = clock.monotonic() + PERIOD
             await asyncio.sleep(PERIOD)
@@ -390,7 +390,7 @@ class Telemetry:
     # Beside other replicas; see `StateObserver`
 
     def shared(self) -> None:
-        """This process shares its work with others: show all that is said of that."""
+        """This process shares its work with others: show the metrics about that."""
         self._unknown -= {family.name.removesuffix("_total") for family in SHARING_FAMILIES if family.kind != "gauge"}
         for cause in ("join", "dead", "released", "healed"):
             self._counters["takeovers_total"].labels(cause)

@@ -113,7 +113,7 @@ class Pages(msgspec.Struct, Generic[K, R]):
 
 
 class PageSize:
-    """The most rows to ask for in one page: fewer for an hour after an answer was too large."""
+    """Most rows per page; fewer for an hour after an answer was too large."""
 
     STEPS = (PAGE_SIZE, 100, 20, 5, 1)
     """Each divides the one before it, so that pages of a smaller size continue pages of a larger one."""
@@ -207,7 +207,7 @@ async def read_pages(
 
 
 def born_at_zero(tally: Tally) -> None:
-    """Let the counters exist that are exposed from the first poll on."""
+    """Create the counters that are exposed from the first poll on."""
     for family in (GAP, TRUNCATED):
         tally.zero(family)
 
@@ -240,8 +240,7 @@ def name_of(host: Host) -> str:
 
 
 def is_news(end: float | None, born: float) -> bool:
-    """Whether a failure that was not known before counts: not if it ended just before the baseline and was reported
-    late.
+    """Whether a new failure is counted. It is not if it ended just before the baseline and was reported late.
 
     The platform gives whole seconds. An end that lies further back is not reliable; a wrong zone gives such ends.
     """

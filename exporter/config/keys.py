@@ -1,4 +1,4 @@
-"""What a struct says about the keys of a file. One annotated field is one key:
+"""The keys of a file, derived from a struct. One annotated field is one key:
 
     interval: Annotated[Seconds, "Time between two polls of one scope."] = 30.0
 

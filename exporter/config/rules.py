@@ -173,7 +173,7 @@ def check_scopes(defaults: Reader, blueking: BlueKing, scopes: Sequence[Where]) 
 def _check_collectors(
     defaults: Reader, blueking: BlueKing, where: Where, scope: Scope, reported: set[tuple[str, str]]
 ) -> ScopeEntry:
-    """`reported`: what is wrong with the defaults and has been reported for another scope."""
+    """`reported`: problems of the defaults that have been reported for another scope."""
     entry = where.entry
     for name, platform in _PLATFORMS.items():
         config = getattr(entry.collectors, name)

@@ -1,4 +1,4 @@
-"""A value that never prints."""
+"""A secret value that is never printed."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Secret:
 
     @property
     def file(self) -> Path | None:
-        """Where the value comes from, None when it stands in the configuration."""
+        """The file with the value, None when the value is in the configuration."""
         return self._file
 
     def reveal(self) -> str:
         """The value as it is now.
 
-        A file is read again when it has changed; while it is unusable, the last good value stays.
+        A file is read again when it has changed. While it is unusable, the last good value stays in use.
         """
         if self._file is not None:
             try:

@@ -1,6 +1,6 @@
 """How many values a label may have when the platform chooses them (contract 4.1.13).
 
-Each label has its values once per state, whatever families use it: what a gauge calls `other`, a counter calls so too.
+All families of a state share the values of a label: a value that is `other` in a gauge is `other` in a counter too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Container, Mapping, Sequence
 from exporter.metrics.family import Labels
 
 PLATFORM_CHOSEN = frozenset({"code", "exit_code", "job_type", "os_type", "step", "workflow_type"})
-"""Labels with values that no table of this program limits. To declare a family with one of them bounds it."""
+"""Labels whose values no table of this program limits. A family that has one of them is bounded automatically."""
 MOST_VALUES = 64
 """Values of one such label in one state; a later one is `OTHER`."""
 OTHER = "other"
@@ -26,8 +26,8 @@ def platform_chosen(names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
 class LabelBounds:
     """Decides under which labels the series of one state are shown.
 
-    `values`: the values so far by label name, in the order in which they came. `room`: series that the page can still
-    take; negative when it has more than it should. `full`: whether a label set was refused for want of room.
+    `values`: the values so far by label name, oldest first. `room`: number of series that the page can still take;
+    negative when it has too many. `full`: whether a label set was refused because there was no room.
     """
 
     def __init__(self, values: Mapping[str, tuple[str, ...]], room: int) -> None:
@@ -59,7 +59,7 @@ class LabelBounds:
         return fitting
 
     def values(self) -> Mapping[str, tuple[str, ...]]:
-        """The values by now; the very object that was given when there are no new ones."""
+        """The values so far; the same object that was given if there is no new value."""
         grown = {
             name: tuple(known) for name, known in self._values.items() if len(known) > len(self._before.get(name, ()))
         }

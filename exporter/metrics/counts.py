@@ -139,7 +139,7 @@ class Tally:
                 self._histograms.setdefault(family, {}).setdefault(labels, self._empty(bounds))
 
     def freeze(self) -> Counts:
-        """What was there with what was added; the very same object when nothing was added."""
+        """The old counts and the additions; the same object if nothing was added."""
         values = self.bounds.values()
         if not self._counters and not self._histograms and values == self._before.values:
             return self._before
@@ -156,7 +156,7 @@ class Tally:
         return Counts(counters, histograms, values)
 
     def has(self, family: str, labels: Labels) -> bool:
-        """Whether this counter series exists by now."""
+        """Whether this counter series exists."""
         return labels in self._counters.get(family, ()) or labels in self._before.counters.get(family, ())
 
     def _bounded(self, family: str, labels: Labels, series: int, *shown: Container[Labels]) -> Labels:

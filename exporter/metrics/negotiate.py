@@ -20,8 +20,9 @@ class Format(Enum):
 def negotiate(accept: str | None, accept_encoding: str | None) -> tuple[Format, bool]:
     """The format, and whether to gzip, for these two request headers.
 
-    OpenMetrics is given to who names it, in version 1.0.0, 0.0.1 (its draft) or none, and likes nothing else better.
-    All others get the classic text, also where the header makes no sense: a browser shows it, every scraper reads it.
+    The answer is OpenMetrics if the client names it in version 1.0.0, 0.0.1 (its draft) or without a version, and
+    prefers no other format. All other clients get the classic text, also for a malformed header: browsers and
+    scrapers read it.
     """
     openmetrics, text = 0.0, 0.0
     for media, parameters, quality in _choices(accept or ""):

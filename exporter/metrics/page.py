@@ -1,4 +1,4 @@
-"""The page: what every owner shows at the moment, ready to be sent.
+"""The page: the current series of every owner, ready to be sent.
 
     Page ── per family ──► _Shelf ── some 64 kB of lines each ──► Piece
 
@@ -121,8 +121,8 @@ class Exposition:
 class Page:
     """Chunks by owner and family. `max_series` bounds the page at the cost of detail families (contract 4.4).
 
-    `on_cut(family, n)` is told how many series newly fell victim to `max_series`. Families without series are left out,
-    HELP and TYPE too. An owner is a (collector, scope), or None for what belongs to no scope.
+    `on_cut(family, n)` is called with the number of series that `max_series` has newly cut. Families without series are
+    left out, HELP and TYPE too. An owner is a (collector, scope), or None for series that belong to no scope.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class _Group:
         self.pieces: dict[Format, Piece] = {}
 
     def resize(self, by: int) -> None:
-        """A chunk comes (positive size), goes or changes: what was made of the old ones is void."""
+        """A chunk is added, removed or changed, which changes the size by `by`. Pieces made before are discarded."""
         self.size += by
         self.pieces.clear()
 
@@ -331,7 +331,7 @@ class _Shelf:
         if group is not None:
             old = group.chunks[owner]
             grown = len(chunk.text) - len(old.text)
-            # A group that would outgrow its piece sheds the chunk that grew: it goes where new ones go.
+            # If a group becomes too large for a piece, the chunk that grew moves to the group for new chunks.
             if not chunk.series or (len(group.chunks) > 1 and group.size + grown > 2 * PIECE):
                 self._count(old, -1)
                 group.resize(-len(old.text))

@@ -1,12 +1,12 @@
-"""Who is alive and what belongs to whom, without any I/O.
+"""Which replicas are alive and which keys belong to each of them, without any I/O.
 
 A replica writes its entry in the table of members at every heartbeat, with a growing number. The others see it
 change; they compare no clocks. A replica may show its scopes until `ttl` after it *sent* the newest heartbeat that was
-confirmed in time. Whoever has seen an entry unchanged for longer than that knows that its writer shows nothing any
-more. All times here are seconds of one machine's CLOCK_BOOTTIME, which counts while the machine is suspended.
+confirmed in time. If another replica has seen an entry unchanged for longer than that, the writer of the entry shows
+nothing any more. All times here are seconds of one machine's CLOCK_BOOTTIME, which also counts while it is suspended.
 
-The name of a replica holds for one unbroken lease. After a break it goes on under another name, so what was judged dead
-once stays dead, and a claim that was decided on before the break cannot take from it what it holds after.
+A replica keeps its name for one unbroken lease. After a break it uses a new name: a name that was found dead stays
+dead, and a claim that was decided before the break cannot take the keys that the replica holds after it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Phase = Literal["join", "ready", "leave"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 MARGIN = 1 / 30
-"""Share of the ttl by which two clocks may run apart within one ttl."""
+"""Share of the ttl by which two clocks may drift apart within one ttl."""
 SETTLED = 2
-"""Heartbeats for which a newcomer must have been seen ready before others give scopes to it."""
+"""A new replica must be seen ready for this many heartbeats before others give scopes to it."""
 
 
 class Assignment:
@@ -85,7 +85,7 @@ class _Seen(msgspec.Struct):
 
 
 class Watch:
-    """What one replica has seen of the others."""
+    """The observations of one replica about the others."""
 
     MOST_DEAD = 10_000
 
@@ -110,12 +110,12 @@ class Watch:
         self._began = min(self._began, received)
         for name, value in table.items():
             if name in self._dead:
-                continue  # a late packet of a replica that is gone
+                continue  # a late packet from a replica that is gone
             seen = self._seen.setdefault(name, _Seen("", received))
             if seen.value != value:
                 seen.value, seen.changed = value, received
             entry = member(name, value)
-            # Who was there before this watch began is no newcomer.
+            # A replica that existed before this watch began is not new.
             seen.ready = (SETTLED if first else seen.ready + 1) if entry and entry.phase == "ready" else 0
         for name, seen in list(self._seen.items()):
             # Nobody is removed from the table alive: it left, or another replica has waited for long enough.
@@ -129,14 +129,14 @@ class Watch:
         return name in self._seen
 
     def bury(self, name: str) -> None:
-        """Take `name` for dead, for good."""
+        """Regard `name` as dead from now on."""
         self._seen.pop(name, None)
         self._dead[name] = None
         while len(self._dead) > self.MOST_DEAD:
             del self._dead[next(iter(self._dead))]
 
     def names(self) -> list[str]:
-        """All who count as alive."""
+        """The names of all replicas that count as alive."""
         return list(self._seen)
 
     def watched(self, sent: float) -> bool:
@@ -161,6 +161,6 @@ class Watch:
         return entry is not None and entry.group != group
 
     def takers(self, group: str) -> list[Member]:
-        """Those who take scopes: ready for some heartbeats, and of the same group."""
+        """The replicas that may get scopes: ready for some heartbeats, and of the same group."""
         found = self.members()
         return [one for one in found if one.group == group and self._seen[one.name].ready >= SETTLED]

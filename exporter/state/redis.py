@@ -1,4 +1,4 @@
-"""The state of several replicas in one Redis or Valkey, each key of it polled and shown by one of them.
+"""The state of several replicas in one Redis or Valkey. Each key is polled and shown by exactly one replica.
 
     members      hash   name of a replica → its heartbeat, see leases.py
     s:KEY        hash   own, epoch      who may commit, and the fencing token of that claim; epochs only grow
@@ -63,7 +63,7 @@ that."""
 
 
 class StateObserver(ClientObserver, Protocol):
-    """What the store tells; `Telemetry` makes metrics of it."""
+    """Receives events of the store; `Telemetry` turns them into metrics."""
 
     def takeover(self, cause: Cause) -> None:
         """A key was taken."""
@@ -345,7 +345,7 @@ class RedisStore:
             log.get().warning("state_claim_failed", reason=str(error))
 
     async def _clear_doubts(self) -> None:
-        """Give back what claims without an answer may have taken: nobody would poll it."""
+        """Release the keys that claims without an answer may have taken; otherwise no replica would poll them."""
         with contextlib.suppress(StateError):
             while self._doubtful:
                 async with self._beating:
@@ -374,12 +374,12 @@ class RedisStore:
             await self.beat()
 
     async def leave(self) -> None:
-        """Tell the others that this replica is about to release all it has."""
+        """Tell the other replicas that this one is about to release all its keys."""
         self._phase = "leave"
         await self.beat()
 
     async def beat(self) -> None:
-        """Send a heartbeat now, since the others should learn something. Never raises."""
+        """Send a heartbeat now, because this replica's entry has changed. Never raises."""
         with contextlib.suppress(StateError, _Broken):
             async with self._beating:
                 if not self._broken:
@@ -428,7 +428,7 @@ class RedisStore:
         self._cautious = self._rewound
         await self._beat()
         if self._rewound and not self.valid:
-            # Those whose lease has not lapsed have the newer copies, and write them first.
+            # Replicas whose lease has not lapsed have newer copies and write them first.
             await asyncio.sleep(HEALING * self.every)
         for part in _parts(list(self._held), lambda key: len(self._held[key].payload or b"")):
             await self._reclaim(part)
@@ -517,8 +517,8 @@ class RedisStore:
         return taken, missing
 
     def _put_back(self, key: Key, hold: _Held, seen: Found) -> list[Command]:
-        """Leave what is held to whoever claims the key, at an epoch that gives way to each newer claim. As the work of
-        no server process: it may be older than what was shown."""
+        """Write back the held state for the next owner of the key, with an epoch that any newer claim exceeds. It
+        carries no run id of a server, because it may be older than what was shown."""
         if hold.payload is None:
             return []
         claim = self._claim_command(key, seen, hold.epoch)

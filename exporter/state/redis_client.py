@@ -103,13 +103,13 @@ def script(text: str, key: str, *arguments: str | bytes | int | _RunId) -> Comma
 
 
 class ClientObserver(Protocol):
-    """What the client tells about its requests; `Telemetry` makes metrics of it."""
+    """Receives events about the client's requests; `Telemetry` turns them into metrics."""
 
     def state_roundtrip(self, seconds: float) -> None:
-        """A pipeline was answered after so long."""
+        """A pipeline was answered after `seconds`."""
 
     def state_acknowledged(self, replicas: int) -> None:
-        """So many replicas of the server have the newest writes."""
+        """`replicas` of the server have the newest writes."""
 
 
 class Client(Protocol):
@@ -165,7 +165,7 @@ class _Request:
         self.commands = commands
         self.size = sum(len(part) for command in commands for part in command if isinstance(part, (str, bytes)))
         self.answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        # Whoever asked may be gone by then; an exception that nobody fetched would be logged.
+        # The caller may be gone by then; asyncio would log an exception that nobody has retrieved.
         self.answers.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
@@ -360,7 +360,7 @@ class RedisClient:
             raise StateUnreachable(message) if self._url.sentinels else StateError(message)
 
     async def _warn(self, connection: AbstractConnection) -> None:
-        """Tell of settings under which the server may lose counts. Raises StateError for one that surely does."""
+        """Log settings with which the server may lose counts. Raises StateError for a setting that surely does."""
         policy = self.info.get("maxmemory_policy", "noeviction")
         if policy.startswith("allkeys-") and self.info.get("maxmemory", "0") != "0":
             raise StateError(
@@ -425,8 +425,8 @@ class RedisClient:
         return int(fields["config-epoch"]), (fields["ip"], int(fields["port"]))
 
     def _error(self, error: Exception, who: str = "") -> StateError:
-        """What to tell of an error of redis-py. The server's own text carries no secret; the library's may hold the
-        address, which is no secret either."""
+        """The StateError for an error of redis-py. The server's own text carries no secret; the library's text may hold
+        the address, which is no secret either."""
         if isinstance(error.__cause__, RedisError):
             error = error.__cause__  # redis-py makes a ConnectionError of what goes wrong on a unix socket
         at = f"state {self._url}: {who}"

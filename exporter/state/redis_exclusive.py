@@ -1,4 +1,4 @@
-"""The state in Redis for a command that works on all of it: no replica may run meanwhile."""
+"""The state in Redis for a command that works on all keys. No replica may run at the same time."""
 
 from __future__ import annotations
 

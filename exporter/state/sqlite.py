@@ -32,7 +32,7 @@ from exporter.state.wal import ignored_commits
 
 SCHEMA = 1
 PATIENCE = 30.0
-"""Seconds that a call waits for the thread, which a disk that hangs may hold for ever."""
+"""Seconds that a call waits for the thread: a disk that hangs may block the thread for ever."""
 
 T = TypeVar("T")
 Row = tuple[str, str, str, bytes, float]
@@ -100,7 +100,8 @@ class SQLiteStore:
         await self._outcome(batch.written)
 
     def _write(self, batch: _Batch) -> None:
-        """Write `batch`, then all that was committed during the write as one batch: a slow disk is waited for once."""
+        """Write `batch`, then write all commits that came during the write as one batch, so a slow disk costs one
+        wait."""
 
         def write() -> None:
             with self._transaction() as db:
@@ -272,7 +273,7 @@ class SQLiteStore:
             db.execute("INSERT INTO shard VALUES (?, ?)", (self._shard.ordinal, self._shard.total))
 
     def _check_log(self) -> None:
-        """Report commits that SQLite would ignore without a word, before it reads the log."""
+        """Report commits that SQLite would ignore silently, before it reads the log."""
         database, wal, _ = _files(self.path)
         if not wal.exists() or not wal.stat().st_size:
             return
@@ -392,7 +393,7 @@ class _Batch:
 
 
 def _retrieve(future: asyncio.Future[T]) -> None:
-    """Look at the error of a future that nobody may be waiting for any more."""
+    """Retrieve the error of a future that nobody may await any more, so that asyncio does not log it."""
     if not future.cancelled():
         future.exception()
 

@@ -1,6 +1,6 @@
 """Check SQLite's write-ahead log, as https://www.sqlite.org/fileformat2.html#the_write_ahead_log describes it.
 
-SQLite ignores the log from the first damaged frame on, and says nothing of the commits behind it.
+SQLite ignores the log from the first damaged frame on, and does not report the commits after it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The web server: what others see over HTTP.
+"""The web server: everything that the exporter serves over HTTP.
 
 server       listeners, the path of one request, start and stop
 connection   one connection: limits on its time and memory

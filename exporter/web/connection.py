@@ -40,7 +40,8 @@ class Limits(msgspec.Struct, frozen=True):
     drain: float = 3.0
     """For running answers when the server stops."""
     write_buffer: int = 64 * 1024
-    """Bytes in the process that wait for a slow client before no more are written; the last write comes on top."""
+    """Bytes in the process that wait for a slow client. At this limit nothing more is written; one write may exceed
+    it."""
     send_buffer: int = 256 * 1024
     """Bytes in the kernel that wait for a slow client; Linux reserves twice as much."""
     receive_buffer: int = 64 * 1024

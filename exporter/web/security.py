@@ -42,11 +42,11 @@ LONGEST_PASSWORD = 72
 FAILURES_KEPT = 60.0
 """Seconds for which wrong passwords count against a client."""
 REFUSAL_PACE = 4
-"""Checks in whose time one refusal is sent while several clients wait."""
+"""While several clients wait, one refusal is sent in the time of this many checks."""
 OLDEST_EVERY = 4
-"""Every so many checks it is the turn of the one that waits for the longest time, else of the newest."""
+"""Each time after this many checks the oldest waiting check is next; otherwise the newest is."""
 _WRONG_KEPT = 256
-# A well-formed hash that no password is known for; the cost is filled in.
+# A well-formed hash whose password nobody knows; the cost is filled in.
 _DUMMY = "$2b${cost:02d}$iF/givzoYo2U/5KlER3aVuxKygz8sZN3cmlrKauEoxqOeg22ZQjjK"
 
 _VERSIONS = dict(

@@ -33,7 +33,7 @@ from exporter.web.reply import SECURITY_HEADERS, WRITE, WRITE_TLS, Reply, text, 
 from exporter.web.security import WebConfig, is_address, is_cross_site, requested_host
 
 RESERVED_FILES = 32
-"""Descriptors kept for pollers, state and logs, however many clients come."""
+"""Descriptors reserved for pollers, state and logs, for any number of clients."""
 WATCH = 1.0
 """Seconds between two looks at overdue clients."""
 TRANSIENT = frozenset(
@@ -58,7 +58,7 @@ PAGES = ("/", "/failures", *HEALTH, "/api/v1/status", "/api/v1/failures")
 
 @dataclass(frozen=True)
 class Backend:
-    """What the web server needs from the rest. None of these may block.
+    """What the web server needs from the rest of the process. None of these functions may block.
 
     `reload` returns the errors, none when the new configuration is in use.
     """
@@ -283,7 +283,7 @@ class WebServer:
         if not allowed or request.path in HEALTH:
             return True
         host = requested_host(request)
-        # A scraper may find the exporter by an address that changes; a browser that is deceived asks for a name.
+        # A scraper may use an address that changes. An attack by DNS rebinding always uses a name.
         return host in allowed or (request.path == self._settings.telemetry_path and is_address(host))
 
     async def _admits(self, request: BaseRequest, connection: Connection) -> bool:

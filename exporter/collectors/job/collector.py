@@ -1,11 +1,11 @@
 """JOB: executions counted exactly once, hosts that fail, watched jobs (get_job_instance_list, get_job_instance_status).
 
-A run is (id, end time). state.py says what a row means after what is known of its execution: `fetch`, here, decides by
-it which executions to examine; fold.py counts by it. Times are ms since the epoch as the platform gives them; on
-/metrics (metrics.py) they are seconds.
+A run is (id, end time). state.py compares a row with what is known of its execution: `fetch`, here, then decides which
+executions to examine, and fold.py counts. Times are ms since the epoch as the platform gives them; on /metrics
+(metrics.py) they are seconds.
 
-One execution never holds up its scope. Each call that is made because of one execution goes through `_ask_each`: after
-a refusal for good, or after it has failed five polls, the poll goes on without its answer.
+One execution never blocks its scope. Each call that is made because of one execution goes through `_ask_each`: after a
+final error, or after it has failed five polls, the poll goes on without its answer.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ from exporter.metrics.family import Family
 from exporter.model import JOB_STATUSES, Scope, job_outcome, job_status_slug
 
 UNFINISHED_STATUSES = (2, 1, 15, 7, 10, 2)
-"""The order in which a baseline asks for what has not ended. Running comes first and last: whatever moves from or to it
-meanwhile is seen on one side."""
+"""The order in which a baseline asks for unfinished executions. Running comes first and last, so that an execution
+whose status changes from or to running in between is still seen."""
 RETRIED_STATUSES = (4, 9, *sorted(RESUMABLE))
 """Ended statuses from which an execution may run again."""
 FAILING_CHECK = 120_000
-"""ms: at most this long until a retry that lets a failing host succeed is noticed."""
+"""ms: a retry that lets a failing host succeed is noticed at the latest after this time."""
 CHECKS = 100
 """How many times within `reopen_window` an execution that may run again is looked for."""
 CONCURRENCY = 4
-"""Calls of one poll under way at once: less than the process may have, so that a slow scope leaves room for others."""
+"""Calls of one poll that run at once: fewer than the process may have, so that a slow scope leaves room for others."""
 
 PROBED = 3
 """Executions that `probe` tries to read before it calls the status API refused."""
@@ -125,7 +125,7 @@ class JobCollector:
         now = self._now()
         watermark = ms(state.watermark or 0.0)
         if now - watermark > ms(self.config.max_catchup):
-            # History is given up by the platform's clock only, and its first answer tells that.
+            # Only the platform's clock decides which history is too old, and its first answer brings that clock.
             await self._api.list(self.scope, now, now + 1, deadline=deadline, length=1)
             now = self._now()
         floor = now - ms(self.config.max_catchup)
@@ -213,12 +213,12 @@ class JobCollector:
                 if not all(self._look_ups.exhausted(id, error) for id in ids):
                     self._look_ups.charge(ids)
                     raise
-                # Each is asked for by itself.
+                # One call for each of them.
         return found
 
     async def _examine(self, state: JobState, records: JobRecords, deadline: Deadline, started: float) -> JobRecords:
-        """Ask for the steps and hosts of what has just finished, as far as `host_results` wants them, and of what had
-        finished before while one of them was still running."""
+        """Ask for the steps and hosts of executions that have just finished, if `host_results` selects them, and of
+        executions that had finished earlier while a step or host was still running."""
         finished = [
             row
             for row in sorted(records.rows.values(), key=end_order)
@@ -304,8 +304,8 @@ class JobCollector:
     ) -> tuple[dict[int, T], dict[int, ApiError]]:
         """The answer of `ask` for each of `ids`, and the errors of those that the poll goes on without.
 
-        Raises `ApiError` while it is worth waiting for an answer. One outage is held against all that it keeps waiting,
-        or each of them would fail as many polls by itself.
+        Raises `ApiError` while it is worth waiting for an answer. One outage counts as a failed poll for every id that
+        waits; otherwise each id in turn would fail five polls.
         """
         asked = list(ids)
         answers: dict[int, T] = {}
@@ -398,8 +398,8 @@ class JobCollector:
         return Trial(calls, notes)
 
     async def _probe_status(self, state: JobState, deadline: Deadline) -> None:
-        """Ask for the status of one of the newest executions. Raises `ApiError` if none of them can be had: one alone
-        says nothing about the others."""
+        """Ask for the status of one of the newest executions. Raises `ApiError` if none of them can be read: the
+        error of one execution says nothing about the others."""
         refused: list[ApiError] = []
         for id in heapq.nlargest(PROBED, state.executions):
             try:

@@ -176,7 +176,7 @@ class Fold:
         if known is not None and known.counted and what in ("running", "again"):
             known = self._reopened(known)
         if what == "running" or row.id in self.records.deferred:
-            # Whatever ends next is not the first end, even if that was never told.
+            # The next end is not the first one, even if the platform never reported the first.
             timed = known is not None and (known.timed or known.counted)
             self.executions[row.id] = _tracked(row, known, counted=False, timed=timed)
         elif what == "none":
@@ -215,7 +215,7 @@ class Fold:
             self.tally.inc(TRUNCATED)
 
     def _reopened(self, known: Tracked) -> Tracked:
-        """The execution runs again. What had not settled by then can no longer be had."""
+        """The execution runs again. Results that were still running can no longer be read."""
         self.tally.inc(REOPENED)
         if known.unsettled:
             self.tally.inc(TRUNCATED)
@@ -380,7 +380,7 @@ class Fold:
     # What is kept
 
     def _settled(self) -> int:
-        """Results from before it are all known: one that is still to come may be as old as its execution."""
+        """All results before this time are known. A result that is still to come may be as old as its execution."""
         open_ended = (
             known.create_time
             for known in self.executions.values()
@@ -389,8 +389,8 @@ class Fold:
         return min([self.records.begin, *open_ended])
 
     def _forget(self, runs_of_failing_hosts: Set[int]) -> None:
-        """Keep what can still be listed, what has not ended or settled, and what may run again: for a time, and as long
-        as it holds a failing host."""
+        """Keep executions that can still be listed, and those that have not ended or settled. Keep those that may run
+        again for a time, and as long as a host fails because of them."""
         now, begin = self.records.now, self.records.begin
         reopen, age = ms(self.config.reopen_window), ms(self.config.max_unfinished_age)
         kept: dict[int, Tracked] = {}
@@ -399,7 +399,7 @@ class Fold:
                 kept[id] = known
                 continue
             old = now - known.create_time > age
-            # During a catch-up nobody has looked whether it has ended.
+            # During a catch-up it has not been checked whether it has ended.
             if old and not (known.counted or known.deferred or self.records.more):
                 self.tally.inc(LOST)
                 known = msgspec.structs.replace(known, counted=True, timed=True, start_time=None)
@@ -502,7 +502,7 @@ def launch_mode_slug(number: int) -> str:
     return LAUNCH_MODES.get(number, UNKNOWN)
 
 
-# The same few come again and again, and three tables and a tuple cost as much as counting.
+# The same few label sets recur, and building one costs as much as counting.
 
 
 @lru_cache(maxsize=1024)

@@ -116,7 +116,8 @@ async def read_slice(history: History, begin: int, end: int, floor: int, span: i
 
 
 def _is_last(page: ExecutionPage, read: int, history: History) -> bool:
-    # A full page is never the last, whatever total it tells; v3 tells one, and a shorter page can have successors.
+    # A full page is never the last, whatever its total; v3 sends a total, and a page that is not full may not be the
+    # last.
     return page.size < history.page_size and (page.total is None or read >= page.total)
 
 

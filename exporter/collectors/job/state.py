@@ -1,4 +1,4 @@
-"""What is known of JOB's executions, what a poll brings, and what a row means after what is known.
+"""The state of the JOB collector, the records of a poll, and what a row means for a known execution.
 
 Times are ms since the epoch as the platform gives them.
 """
@@ -36,7 +36,7 @@ RESUMABLE = frozenset({11, 13})
 """Statuses besides failures from which JOB takes an execution up again: stopped, refused by a person."""
 
 Odd = tuple[str, str]
-"""A value that cannot be used: the dotted name of its field, and the value as a text."""
+"""A value that cannot be used: the dotted name of its field, and the value as text."""
 
 
 class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -108,9 +108,9 @@ class JobState(CollectorState, frozen=True, kw_only=True):
 
 
 class JobRecords(msgspec.Struct, frozen=True):
-    """What one poll brought.
+    """The records of one poll.
 
-    `rows`: those that say something new, with known times (see `news`); `odd`: values of these that cannot be used.
+    `rows`: rows with something new, with known times (see `news`); `odd`: values in them that cannot be used.
     `examined`: status answers by id; `unexamined`: executions that ended and whose status cannot be had; `deferred`:
     those that are examined by a later poll. `gone`: tracked ids that the platform no longer knows. `checked`,
     `checked_failing`: see `JobState`.
@@ -140,9 +140,9 @@ class JobRecords(msgspec.Struct, frozen=True):
 
 
 def news(state: JobState | None, rows: Iterable[Execution], now: int) -> tuple[dict[int, Execution], tuple[Odd, ...]]:
-    """The rows that say something that is not known, with known times, and the odd times among them.
+    """The rows with something new, with known times, and the odd times in them.
 
-    Most rows of a poll say nothing new: windows overlap.
+    Most rows of a poll contain nothing new, because windows overlap.
     """
     found: dict[int, Execution] = {}
     odd: list[Odd] = []
@@ -162,7 +162,7 @@ def news(state: JobState | None, rows: Iterable[Execution], now: int) -> tuple[d
 
 
 def _may_differ(known: Tracked, row: Execution) -> bool:
-    """False for the usual row, which is exactly what is known."""
+    """Quick check: False for the usual row, which equals what is known."""
     same = known.status == row.status and known.end_time == row.end_time
     return not same or not (known.counted or (known.outcome is None and known.start_time == row.start_time))
 
@@ -177,7 +177,7 @@ def _differs(known: Tracked, row: Execution) -> bool:
 
 
 def known_times(row: Execution, now: int) -> tuple[Execution, list[Odd]]:
-    """The row with none in the place of times that are none, and those that are odd.
+    """The row with None in place of invalid times, and the odd ones among these.
 
     0 and less are no times. A start long before the creation and times in the future are no times either, and odd.
     """
@@ -194,12 +194,12 @@ def known_times(row: Execution, now: int) -> tuple[Execution, list[Odd]]:
 
 
 def known_time(value: int | None, now: int) -> int | None:
-    """A time, unless it is none: not after the epoch, or in a future that the platform cannot know of."""
+    """The time, or None if it is invalid: at or before the epoch, or in a future that the platform cannot know."""
     return value if value is not None and 0 < value <= now + AHEAD else None
 
 
 def number_text(number: int) -> str:
-    """A number for a label or the log: none that a platform can mean has more than 64 bits."""
+    """A number as text for a label or the log. A meaningful number has at most 64 bits."""
     return str(number) if -(2**63) <= number < 2**63 else "other"
 
 
@@ -222,8 +222,7 @@ def transition(known: Tracked | None, row: Execution) -> Transition:
 
 
 def group(plan_id: int, name: str) -> str:
-    """What a success must share with a failure to be worth asking for its hosts: the plan, or the name of an ad-hoc
-    run."""
+    """The plan, or the name of an ad-hoc run. A success is asked for its hosts only if its group has failing hosts."""
     return f"plan:{plan_id}" if plan_id > 0 else f"name:{name}"
 
 

@@ -158,7 +158,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         return pages.rows
 
     async def _look_up(self, state: NodemanJobState | None, records: NodemanJobRecords, deadline: Deadline) -> None:
-        """Read the known and configured jobs that are not among the rows.
+        """Read the known and configured jobs that the list does not show.
 
         An unavailable job is left as it was, as long as another one is available; its error is noted. A known job that
         no longer exists is gone.
@@ -179,7 +179,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         refused = {id: ApiError("not_found", text, api="job_list") for id in sorted(foreign)}
 
         async def look(id: int) -> None:
-            # job_list leaves out what one may not see; the details say which it is: gone, or forbidden.
+            # job_list leaves out forbidden jobs; the details show whether the job is gone or forbidden.
             try:
                 rows[id] = (await self._api.job_details(id, deadline=deadline)).job
                 records.looked.add(id)
@@ -188,7 +188,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                     records.gone.add(id)
                 elif self._attempts.give_up(id, error):
                     refused[id] = error
-                    # A counted job tells nothing more that is worth a call in every poll.
+                    # After it has been counted, a job needs no call in every poll.
                     if id in known and known[id].counted and rows and id not in self.config.job_ids:
                         records.gone.add(id)
                 else:
@@ -201,14 +201,15 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         for id, error in refused.items():
             configured = id in self.config.job_ids
             records.errors.append(FailedCall.of(error, f"job {id}", "left as it was", configured=configured))
-        # An id that does not exist is a mistake in the configuration, which must not hide that all else is well.
+        # An id that does not exist is a mistake in the configuration; it must not fail the poll of the other jobs.
         fatal = [id for id, error in refused.items() if error.reason != "not_found" or not self.config.discover]
         if fatal and not rows:
             raise refused[fatal[0]].named(f"job {fatal[0]}")
 
     async def _list(self, ids: Sequence[int], deadline: Deadline) -> dict[int, Job]:
-        """The jobs of these ids, as far as job_list can give them: an answer that is too large or cannot be decoded is
-        asked for in halves. Raises `ApiError` only for what may pass, and not for ever because of the same jobs."""
+        """The jobs of these ids that job_list can give. If an answer is too large or cannot be decoded, its ids are
+        asked for in two halves. Raises `ApiError` for transient errors only, and at most for five polls because of
+        the same jobs."""
         found: dict[int, Job] = {}
         size = self._page_size.at(0, PAGE_SIZE)
         waiting = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
@@ -376,8 +377,8 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
     async def probe(self, state: NodemanJobState, deadline: Deadline) -> Trial:
         """One call per interval, one per job with a failing host every five minutes; the details of a job as a trial.
 
-        job_list refuses nobody, so that an empty list tells nothing. Details are refused for a job that touches a
-        forbidden business, so the trial is a job that touches this business only.
+        job_list never refuses, so an empty list proves nothing. Details are refused for a job that touches a forbidden
+        business, so the trial uses a job that touches this business only.
         """
         notes: list[str] = []
         certain = True

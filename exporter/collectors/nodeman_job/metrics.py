@@ -26,7 +26,7 @@ def oldest_unfinished(view: View) -> Mapping[Labels, float]:
 
 
 def _unfinished(view: View) -> list[TrackedJob]:
-    """Without those that say they have succeeded and are not believed yet."""
+    """Unfinished jobs, without those whose success is provisional (see `provisional_since`)."""
     return [job for job in view.state.jobs.values() if not job.counted and not ended(job.status, job.end_time)]
 
 

@@ -1,4 +1,4 @@
-"""What is known of NodeMan's jobs, what a poll brings, and what a row means. Times are unix seconds.
+"""The state of the NodeMan job collector, the records of a poll, and what a row means. Times are unix seconds.
 
 A run of a job is its list of tasks: a retry appends a task. Retrying a single node appends none and shows only as a
 return to an unfinished status.
@@ -65,8 +65,8 @@ class NodemanJobState(NodemanState, frozen=True, kw_only=True):
 
 
 class MissedRun(msgspec.Struct, frozen=True):
-    """A run that ended and was retried since the last poll. `counter`: its instances by status, None if it cannot be
-    had; `failed`: the failed ones."""
+    """A run that ended and was retried since the last poll. `counter`: its instances by status, None if they cannot be
+    read; `failed`: the failed ones."""
 
     counter: dict[str, int] | None = None
     failed: tuple[Instance, ...] = ()
@@ -102,9 +102,9 @@ class NodemanJobRecords(msgspec.Struct):
 
 
 def provisional_since(known: TrackedJob | None, row: Job, now: float) -> float | None:
-    """Since when a job says that it has succeeded although it has no task and only ignored instances.
+    """Since when a job has reported success although it has no task and only ignored instances.
 
-    The platform says so of a job that somebody looks at before its task exists; the job then runs all the same.
+    The platform reports this if somebody reads the job before its task exists; the job then runs nevertheless.
     """
     told = row.statistics
     if row.status != "success" or row.task_ids or told is None or not 0 < told.ignored == told.total:

@@ -82,8 +82,8 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
         return SubscriptionRecords(now, min(begun, now), answers, (*errors, *partly))
 
     async def _ask(self, id: int, known: Subscription | None, deadline: Deadline) -> Answer:
-        """What a subscription answers; as much of it as can be had when its newest task does not exist, or its rows
-        cannot be made."""
+        """The answer of a subscription; only a part of it when its newest task does not exist or the platform cannot
+        produce its rows."""
         try:
             return await self._read(id, known, deadline)
         except ApiError as error:

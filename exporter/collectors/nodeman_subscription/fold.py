@@ -57,7 +57,7 @@ class Fold:
     def result(self) -> Observed[SubscriptionState]:
         born_at_zero(self.tally)
         before = self.state.subscriptions if self.state else {}
-        # Of one that gave no answer nothing is shown, but what happens from now on is news once it answers.
+        # Without an answer nothing is shown, but failures from now on are counted once it answers.
         subscriptions = {
             id: msgspec.structs.replace(before.get(id) or Subscription(born=self.records.watermark), counter={})
             for id in self.config.subscription_ids
@@ -127,7 +127,7 @@ class Fold:
         )
 
     def _take(self, id: int, row: Instance, action: str, before: Run | None, *, counts: bool) -> None:
-        """Count a finished run that is not known, and learn who fails and who does no longer."""
+        """Count a finished run that is not known, and update the failing hosts."""
         job_type, step = row.failure if row.status == "failed" else (row.job_type, "")
         labels = (NAME, job_type or action, step, "")
         if counts:

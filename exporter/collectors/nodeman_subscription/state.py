@@ -1,4 +1,4 @@
-"""What is known of NodeMan's subscriptions, what a poll brings, and what a row means. Times are unix seconds."""
+"""The state of the NodeMan subscription collector, the records of a poll, and what a row means. Times: unix seconds."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ class NodemanTaskCollector(NodemanCollector[TaskState, NodemanTaskConfig, Nodema
         return cls(config.scope, config.collectors.nodeman_task, platforms.nodeman_legacy, clock)
 
     async def fetch(self, state: TaskState | None, deadline: Deadline) -> TaskRecords:
-        """Every configured task. One that cannot be had for good is left out, as long as another one can. Raises
-        `ApiError`."""
+        """Read every configured task. A task with a final error is left out, as long as another task can be read.
+        Raises `ApiError`."""
         begun = self._clock.platform()
         tasks, errors = await self.ask_each(
             "task", self.config.job_ids, lambda id: self._api.get_task_info(self.biz, id, deadline=deadline)

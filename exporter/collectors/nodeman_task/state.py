@@ -1,4 +1,4 @@
-"""What is known of NodeMan 1.x tasks, and what a poll brings. Times are unix seconds."""
+"""The state of the NodeMan 1.x task collector, and the records of a poll. Times are unix seconds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TaskRecords(msgspec.Struct, frozen=True):
 
 
 def names(rows: Sequence[LegacyHost]) -> list[str]:
-    """What the rows of a task are known by: the address, and the place among those that have the same or none."""
+    """A unique name for each row of a task: the address, and a number among rows with the same address or none."""
     seen: Counter[str] = Counter()
     found = []
     for row in rows:
