@@ -327,7 +327,11 @@ def _verify(given: Given) -> int:
             equal &= good
         return equal
 
-    equal = asyncio.run(run())
+    try:
+        equal = asyncio.run(run())
+    except KeyboardInterrupt:
+        print("blueking-exporter: interrupted, nothing is verified", file=sys.stderr)
+        return 1
     print("equal" if equal else "different")
     return 0 if equal else 1
 

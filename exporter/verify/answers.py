@@ -32,6 +32,8 @@ _WORDS = names(
 )
 """Members whose texts are words of the platform."""
 _WORD = re.compile(r"[A-Za-z_]{1,40}|[0-9]{1,7}")
+_CAPITALS = re.compile(r"[A-Z_]{1,40}")
+"""Words of the platform in objects that are not known."""
 _COUNTS = names(
     "status task_status type task_type launch_mode error_code exit_code execute_count total total_time cost_time start "
     "length index code node_id"
@@ -167,9 +169,11 @@ class Redactor:
         self._known: dict[str, dict[str, int]] = {}
         self._moved: int | None = None
 
-    def copy(self, value: Any, members: Members | None = None, name: str = "", parent: str = "") -> Any:
-        """The copy of the value of the member `name` of `parent`, of which `members` are read. Of a list those items
-        that show something new."""
+    def copy(
+        self, value: Any, members: Members | None = None, name: str = "", parent: str = "", *, known: bool = True
+    ) -> Any:
+        """The copy of the value of the member `name` of `parent`, of which `members` are read; `known`: those of
+        `parent` are known. Of a list those items that show something new."""
         match value:
             case None | bool():
                 return value
@@ -177,14 +181,14 @@ class Redactor:
                 read = members.by_name if members is not None and not members.everything else None
                 return {
                     self._name(key, name, known=read is not None): self.copy(
-                        member, read.get(key) if read else None, key, name
+                        member, read.get(key) if read else None, key, name, known=read is not None
                     )
                     for key, member in value.items()
                 }
             case list():
-                return [self.copy(item, members, name, parent) for item in _different(value)]
+                return [self.copy(item, members, name, parent, known=known) for item in _different(value)]
             case str():
-                return self._text(value, name)
+                return self._text(value, name, known=known)
             case _:
                 return self._number(value, name, parent)
 
@@ -196,10 +200,11 @@ class Redactor:
             return name if redact(name) == name else f"member-{self._number_of('name', name)}"
         return f"member-{self._number_of('name', name)}"
 
-    def _text(self, text: str, name: str) -> str:
+    def _text(self, text: str, name: str, *, known: bool) -> str:
         if not text:
             return text
-        if name in _WORDS and _WORD.fullmatch(text) and redact(text) == text:
+        word = _WORD if known or name == "code" else _CAPITALS
+        if name in _WORDS and word.fullmatch(text) and redact(text) == text:
             return text
         if (moved := self._moved_time(text)) is not None:
             return moved

@@ -1,8 +1,8 @@
 """Poll as the daemon does for a time, read the same again, count that plainly, and name every difference.
 
 The daemon's polls and the reading cannot happen at the same moment. So each (collector, scope) is polled, read again
-and polled once more: where nothing has moved between the two polls, the plain count must be exactly what they show,
-otherwise it must lie between them.
+and polled once more: where nothing has moved between the two polls, the plain count must be exactly what they show.
+Otherwise it must lie between them, for what only grows; the rest cannot be compared then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from exporter.collectors.base import TRUNCATED, Collector, FinishedRun, Records
 from exporter.config.schema import Config
 from exporter.discovery import ask, scope_configs
 from exporter.errors import ApiError, ExporterError
-from exporter.exposed import page_families
+from exporter.exposed import ERRORS, page_families
 from exporter.fleet import platforms
 from exporter.metrics.bounds import OTHER
 from exporter.metrics.family import Labels
@@ -159,6 +159,8 @@ async def _verify(poller: VerifiedPoller) -> list[Line]:
     """The findings about one (collector, scope)."""
     if poller.recount is None:
         return [(f"note  {poller.key}: polled, there is no plain count to compare with", True)]
+    if poller.state is None:
+        return [(f"FAIL  {poller.key}: no poll was complete: {poller.reason}; {poller.message}", False)]
     for _ in range(ROUNDS):
         if not await poller.catch_up():
             return [(f"FAIL  {poller.key}: {poller.reason}; {poller.message}", False)]
@@ -172,13 +174,19 @@ async def _verify(poller: VerifiedPoller) -> list[Line]:
         after = poller.samples()
         if all(before.get(name) == after.get(name) for name in told.samples):
             break
+    moving = any(before.get(name) != after.get(name) for name in told.samples)
+    if moving:
+        gauges = {family.name for family in poller.collector.families if family.kind == "gauge"}
+        told.samples = Samples({name: of for name, of in told.samples.items() if name not in gauges})
+        told.notes.append("it never stood still: counters lie between two polls, gauges are not compared")
     wrong = [*_differences(poller, before, told, after), *_runs(poller, told, finished)]
     wrong += [f"{field} has the unknown value {value}" for field, value in sorted(poller.unknown | told.unknown)]
     lines: list[Line] = [(f"DIFF  {poller.key}: {text}", False) for text in wrong]
-    moving = any(before.get(name) != after.get(name) for name in told.samples)
-    notes = [*told.notes, *(["it never stood still: compared with what it was before and after"] if moving else [])]
+    notes = list(told.notes)
     retried = sum(len(runs) > 1 for runs in poller.finished.values())
     notes += [f"{retried} runs were retried; earlier ones are as the polls saw them"] if retried else []
+    for (reason,), failed in poller.report.errors.counters.get(ERRORS, {}).items():
+        notes.append(f"{failed.value:.0f} calls or polls failed with the reason {reason}; later polls made up for them")
     if truncated := after.get(TRUNCATED, {}).get((), 0.0):
         notes.append(f"{truncated:.0f} things could not be read while polling, see {TRUNCATED}")
     lines += [(f"note  {poller.key}: {text}", True) for text in notes]

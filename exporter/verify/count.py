@@ -37,6 +37,10 @@ from exporter.model import (
     job_status_slug,
 )
 
+DURATION = "blueking_job_execution_duration_seconds"
+WAIT = "blueking_job_execution_wait_seconds"
+NODEMAN_DURATION = "blueking_nodeman_job_duration_seconds"
+
 CONCURRENCY = 4
 PAGE = 500
 """Rows of a page of NodeMan."""
@@ -45,6 +49,7 @@ RUNNING_STEP = frozenset({2, 10})
 RUNNING_HOST = 7
 RESUMABLE = frozenset({11, 13})
 """Statuses of JOB besides failures from which an execution may run again: stopped, refused by a person."""
+REVOKED = "terminated"
 WEEK = 7 * 86400.0
 """Seconds after which an unfinished NodeMan job is not watched any more."""
 V3_CONTAINERS = "1240002"
@@ -60,6 +65,13 @@ class Samples(dict[str, dict[Labels, float]]):
     def add(self, name: str, labels: Labels = (), by: float = 1.0) -> None:
         of_name = self.setdefault(name, {})
         of_name[labels] = of_name.get(labels, 0.0) + by
+
+    def observe(self, name: str, labels: Labels, start: int | None, end: int | None, scale: int = 1000) -> None:
+        """Observe the time between two times, of which `scale` make a second; not if one is missing or they contradict
+        each other."""
+        if start is not None and end is not None and start <= end:
+            self.add(f"{name}_count", labels)
+            self.add(f"{name}_sum", labels, (end - start) / scale)
 
     def expect(self, *names: str) -> None:
         """Compare these samples even where there is nothing to count."""
@@ -146,6 +158,7 @@ class JobRecount:
         rows |= found
         for name in ("created", "finished"):
             told.samples.expect(f"blueking_job_executions_{name}_total")
+        told.samples.expect(f"{DURATION}_count", f"{DURATION}_sum", f"{WAIT}_count", f"{WAIT}_sum")
         counted: dict[int, Execution] = {}
         retried: set[int] = set()
         late: set[int] = set()
@@ -226,10 +239,11 @@ class JobRecount:
         for run in runs:
             samples.add("blueking_job_executions_finished_total", (task_type, mode, job_status_slug(run.status)))
         if runs and not (known is not None and _ended(known)):
-            start, end = _time(runs[0].start_time), _time(runs[0].end_time)
-            if start is not None and end is not None and start <= end:
-                samples.add("blueking_job_execution_duration_seconds_count", (task_type,))
-                samples.add("blueking_job_execution_duration_seconds_sum", (task_type,), (end - start) / 1000)
+            samples.observe(DURATION, (task_type,), _time(runs[0].start_time), _time(runs[0].end_time))
+        if known is None or (not _ended(known) and _time(known.start_time) is None):
+            starts = (_time(each.start_time) for each in (*self._seen.get(row.id, ()), row))
+            start = next((start for start in starts if start is not None), None)
+            samples.observe(WAIT, (task_type,), row.create_time, start)
 
     def _earlier(self, row: Execution) -> list[Execution]:
         """Runs that ended and were retried before the newest one, as the polls saw them."""
@@ -350,13 +364,18 @@ class NodemanJobRecount:
         told.gone = {id for id in finished if id not in rows}
         told.samples.expect("blueking_nodeman_jobs_finished_total")
         told.samples.expect("blueking_nodeman_jobs_unfinished", "blueking_nodeman_job_instances")
+        told.samples.expect(f"{NODEMAN_DURATION}_count", f"{NODEMAN_DURATION}_sum")
         new: list[Job] = []
         for id, row in sorted(rows.items()):
             is_new = id not in first and (self._floor is None or id > self._floor)
             if not (is_new or id in self._watched):
                 continue
             runs = list(finished.get(id, ()))
-            self._count(told, row, runs, is_counted=is_new or (id in first and not _job_ended(first[id])), now=now)
+            is_counted = is_new or (id in first and not _job_ended(first[id]))
+            self._count(told, row, runs, is_counted=is_counted, now=now)
+            if is_counted and (runs or _job_ended(row)) and (id not in first or first[id].end_time is None):
+                # The platform keeps the end of the first run.
+                told.samples.observe(NODEMAN_DURATION, (row.job_type,), row.start_time, row.end_time, scale=1)
             failures = row.statistics is not None and row.statistics.failed > 0
             if is_new and failures and len(runs) <= 1 and len(row.task_ids) <= 1:
                 new.append(row)
@@ -405,6 +424,9 @@ class NodemanJobRecount:
         earlier = [run.status for run in runs]
         if _job_ended(row) and (is_counted or runs):
             status = row.status if row.status in NODEMAN_STATUSES else UNKNOWN
+            if runs and runs[-1].status == REVOKED:
+                # The platform shows a revoked job as failed some time later; it has ended once.
+                status = REVOKED
             told.runs[row.id] = status
             earlier = [*earlier[:-1], status]
         for status in earlier:

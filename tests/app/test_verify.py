@@ -22,6 +22,7 @@ from aiohttp import web
 from exporter.clock import Clock
 from exporter.config.load import load
 from exporter.simulator import nodeman_api
+from exporter.simulator.faults import Fault
 from exporter.simulator.server import SimulatorServer, create_platform, sample_config
 from exporter.simulator.world import StepScript, target
 from exporter.verify.answers import Redactor
@@ -284,11 +285,11 @@ async def test_a_scope_that_is_refused_fails_and_others_are_verified(tmp_path: P
         one.platform.denied.add(BIZ)
         good, lines = await run(one, 60)
     assert not good
-    assert lines[0].startswith("FAIL  job biz/2: permission; ")
+    assert lines[0].startswith("FAIL  job biz/2: no poll was complete: permission; ")
 
 
 async def test_what_never_stands_still_lies_between_two_polls(tmp_path: Path) -> None:
-    """Something happens between any two calls: the plain count is compared with what was counted before and after."""
+    """Something happens between any two calls: counters are compared with what was counted before and after."""
     async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server:
 
         def change(path: str, body: Any) -> None:
@@ -299,7 +300,7 @@ async def test_what_never_stands_still_lies_between_two_polls(tmp_path: Path) ->
             one.configure(url)
             good, lines = await run(one, 120)
     assert good, wrong(lines)
-    assert "note  job biz/2: it never stood still: compared with what it was before and after" in lines
+    assert "note  job biz/2: it never stood still: counters lie between two polls, gauges are not compared" in lines
 
 
 # NodeMan
@@ -333,6 +334,40 @@ def plan_nodeman(one: Nodeman) -> None:
     one.nodeman.plan(begin + 100, lambda: jobs.update(new=one.nodeman.start_job("INSTALL_AGENT", hosts, duration=60)))
     one.nodeman.plan(begin + 200, lambda: jobs.update(retried=one.failing_on("RESTART_AGENT", HOSTS[2], duration=30)))
     one.nodeman.plan(begin + 500, lambda: (one.nodeman.retry(jobs["retried"], duration=30), None)[1])
+
+
+async def test_a_revoked_job_is_no_difference(tmp_path: Path) -> None:
+    """The platform says of it first that it was terminated and later that it failed; it ended once."""
+    async with watched(tmp_path, scopes=(BIZ,), job={"interval": "3s"}) as one:
+        begin = one.nodeman.now()
+        jobs: list[Any] = []
+        hosts = dict.fromkeys(HOSTS[:3])
+        one.nodeman.plan(begin + 50, lambda: jobs.append(one.nodeman.start_job("INSTALL_PROXY", hosts, duration=300)))
+        one.nodeman.plan(begin + 150, lambda: one.nodeman.revoke(jobs[0]))
+        good, lines = await run(one, 600)
+        assert jobs[0].status == "FAILED"
+    assert good, wrong(lines)
+    assert lines[0].endswith(" 1 runs finished")
+
+
+async def test_no_complete_poll_is_no_proof(tmp_path: Path) -> None:
+    """A platform that answers only when the window is over has not been verified."""
+    async with daemon(tmp_path) as one:
+        one.platform.denied.add(BIZ)
+        one.loop.call_later(599, one.platform.denied.clear)
+        good, lines = await run(one, 590)
+    assert not good
+    assert lines[0].startswith("FAIL  job biz/2: no poll was complete: permission; ")
+
+
+async def test_polls_that_failed_are_told(tmp_path: Path) -> None:
+    """Later polls counted what they missed: no difference, but a note."""
+    async with daemon(tmp_path) as one:
+        one.platform.faults.add(Fault("refused", api=LIST, every=5, times=2))
+        after(one, 40, lambda: one.world.start(BIZ, steps=[StepScript(1, 5.0, {target(1): (104, 3)})]))
+        good, lines = await run(one, 600)
+    assert good, wrong(lines)
+    assert "note  job biz/2: 2 calls or polls failed with the reason api_error; later polls made up for them" in lines
 
 
 async def test_nodeman_differences_are_named(tmp_path: Path) -> None:
