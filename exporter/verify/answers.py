@@ -46,14 +46,16 @@ _BEGIN = 1_577_836_800
 
 
 class Answers:
-    """A transport that looks at each answer of another one. `unread`: members that nobody reads, by API. `files`:
-    copies that were written; `problem`: why writing them has ended early.
+    """A transport that looks at each answer of another one. `unread`: members that nobody reads, by API;
+    `unchecked`: APIs of which no members are known. `files`: copies that were written; `problem`: why writing
+    them has ended early.
 
     `record`: a folder for copies, which is empty or does not exist yet. Raises ExporterError when it cannot be used.
     """
 
     def __init__(self, transport: Transport, record: Path | None = None) -> None:
         self.unread: dict[str, set[str]] = {}
+        self.unchecked: set[str] = set()
         self.files = 0
         self.problem = ""
         self._transport = transport
@@ -107,7 +109,9 @@ class Answers:
             body = None
         try:
             members = read_members(api)
-            if members is not None and 200 <= reply.status < 300 and _is_success(body):
+            if members is None:
+                self.unchecked.add(api)
+            elif 200 <= reply.status < 300 and _is_success(body):
                 self.unread.setdefault(api, set()).update(members.unread(body))
             if self._record is not None:
                 self._keep(self._record, api, request.method, reply, body)

@@ -111,6 +111,8 @@ async def verify(
         unused.setdefault(f"{api}: {path.rpartition('.')[0]}", []).append(path.rpartition(".")[2])
     for where, names in unused.items():
         yield f"note  {where}: documented, and not used: {', '.join(names)}", True
+    if answers.unchecked:
+        yield f"note  members are not checked in the answers of {', '.join(sorted(answers.unchecked))}", True
     for api, path in answers.undocumented:
         yield f"FAIL  {api}: {path} is in no document, and not used", False
     if answers.problem:

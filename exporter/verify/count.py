@@ -233,7 +233,8 @@ class JobRecount:
             told.unknown.add(("job.launch_mode", str(row.launch_mode)))
         if known is None:
             samples.add("blueking_job_executions_created_total", (task_type, mode))
-        if not _ended(row):
+        given_up = self._clock.platform() - row.create_time / 1000 > self._config.max_unfinished_age
+        if not _ended(row) and not given_up:
             samples.add("blueking_job_executions_unfinished", (task_type, job_status_slug(row.status)))
         runs = [*self._earlier(row), *([row] if _ended(row) and not _same_end(known, row) else [])]
         for run in runs:

@@ -11,12 +11,15 @@ import contextlib
 import functools
 import json
 import re
+import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 from aiohttp import web
 
 from exporter.clock import Clock
@@ -28,10 +31,11 @@ from exporter.simulator.world import StepScript, target
 from exporter.verify.answers import Redactor
 from exporter.verify.command import verify
 from exporter.verify.members import is_documented, read_members
+from tests.support.components import eventually
 from tests.support.daemon import BIZ, EPOCH, LIST, STATUS, Daemon, daemon
 from tests.support.nodeman import FOREIGN, HOSTS, Nodeman, watched
 from tests.support.paths import FIXTURES
-from tests.support.process import Simulated, command, configuration
+from tests.support.process import PROGRAM, Simulated, command, configuration
 
 pytestmark = pytest.mark.looptime(noop_cycles=2)
 
@@ -279,6 +283,19 @@ async def test_members_that_no_document_names_are_named(tmp_path: Path) -> None:
     assert any("documented, and not used: bk_biz_id" in line for line in lines if line.startswith("note"))
 
 
+async def test_found_scopes_are_verified(tmp_path: Path) -> None:
+    """With discovery the scopes are those of CMDB, whose answers a note names: their members are not checked."""
+    async with daemon(tmp_path) as one:
+        one.change(scopes=[], discovery={"enabled": True, "biz": {"include": ["*"]}})
+        settings = yaml.safe_load(one.file.read_text())
+        settings["blueking"]["cmdb"] = {"url": settings["blueking"]["job"]["url"].replace("bk-job", "bk-cmdb")}
+        one.file.write_text(yaml.safe_dump(settings))
+        good, lines = await run(one, 120)
+    assert good, lines
+    assert lines[0].startswith("ok    job biz/2: ")
+    assert "note  members are not checked in the answers of search" in lines
+
+
 async def test_a_scope_that_is_refused_fails_and_others_are_verified(tmp_path: Path) -> None:
     """The line tells the reason; the other collectors go on."""
     async with daemon(tmp_path) as one:
@@ -506,6 +523,7 @@ def test_times_are_moved_together_and_words_stay() -> None:
             "data": {"start_time": "2026-11-18 10:00:00+0800", "status": "PART_FAILED", "job_type": "it's a name"},
             "status_counter": {"FAILED": 2, "total": 3},
             "message": "boom",
+            "error": {"code": "NO_PERMISSION", "type": "dbserver", "dbserver": 1},
         },
         read_members("job_details"),
     )
@@ -516,6 +534,7 @@ def test_times_are_moved_together_and_words_stay() -> None:
     assert (copy["data"]["status"], copy["data"]["job_type"]) == ("PART_FAILED", "text-1")
     assert copy["status_counter"] == {"FAILED": 2, "total": 3}
     assert copy["message"] == "text-2"
+    assert copy["error"] == {"code": "NO_PERMISSION", "type": "text-3", "member-1": 1}, "what is not known may be data"
 
 
 # The command
@@ -536,6 +555,23 @@ def test_the_command_says_equal_or_different(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert done.stdout.splitlines()[-1] == "different"
         assert "simulated" not in done.stdout.replace("simulated BlueKing", "")
+
+
+def test_interrupted_it_has_not_verified(tmp_path: Path) -> None:
+    """Ctrl-C while it polls: exit 1 and a line, never what looks like a proof."""
+    with Simulated(BIZ) as simulated:
+        file = tmp_path / "config.yaml"
+        file.write_text(json.dumps(configuration(simulated.url)))
+        arguments = [*PROGRAM, "verify", f"--config.file={file}"]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                eventually(lambda: simulated.calls() > 12, 20, 0.05)
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=20)
+            finally:
+                process.kill()
+    assert (process.returncode, out) == (1, "")
+    assert err == "blueking-exporter: interrupted, nothing is verified\n"
 
 
 def test_a_folder_that_cannot_be_used_is_told_at_once(tmp_path: Path) -> None:
