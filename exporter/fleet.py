@@ -21,6 +21,7 @@ from exporter.blueking.client import Client
 from exporter.blueking.job import JobApi
 from exporter.blueking.nodeman import NodemanApi
 from exporter.blueking.nodeman_legacy import NodemanLegacyApi
+from exporter.blueking.nodemgr import NodemgrApi
 from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import Collector, Platforms
@@ -57,6 +58,7 @@ def platforms(client: Client, one: ScopeConfig) -> Platforms:
         nodeman_legacy=(
             NodemanLegacyApi(scope_client, config.nodeman_legacy, config.timezone) if config.nodeman_legacy else None
         ),
+        nodemgr=NodemgrApi(scope_client, config.nodemgr) if config.nodemgr else None,
     )
 
 

@@ -7,13 +7,13 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import msgspec
 
 from exporter import __version__, log
 from exporter.collectors.base import Collector, CollectorState
-from exporter.collectors.failing_hosts import FailingHosts, Streak
+from exporter.collectors.failing_hosts import FailingHosts, Run, Streak
 from exporter.fleet import Fleet
 from exporter.metrics.family import Labels
 from exporter.model import Key
@@ -77,7 +77,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FailingExecution(msgspec.Struct, frozen=True, kw_only=True):
-    """A recent execution (JOB) or job (NodeMan) that failed. `end_time` in unix seconds; `url` is its page."""
+    """A recent execution (JOB), job (NodeMan) or workflow (NodeMan V3) that failed. `end_time` in unix seconds, `url`:
+    its page."""
 
     collector: str
     bk_scope_type: str
@@ -86,6 +87,7 @@ class FailingExecution(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     job_instance_id: int | None = None
     job_id: int | None = None
+    workflow_id: str | None = None
     end_time: float | None = None
     url: str | None = None
 
@@ -106,6 +108,7 @@ class FailingHost(msgspec.Struct, frozen=True, kw_only=True):
     consecutive: int
     job_instance_id: int | None = None
     job_id: int | None = None
+    workflow_id: str | None = None
     url: str | None = None
 
 
@@ -261,7 +264,7 @@ class FailureFinder:
                 reasons[FailureReason(collector.name, code, reason)] += count
             if not wanted.code:
                 executions += [one for one in _failing_executions(collector, state) if _mentions(one, searched)]
-        executions.sort(key=lambda one: (one.end_time or 0.0, one.job_instance_id or one.job_id or 0), reverse=True)
+        executions.sort(key=_newest_execution, reverse=True)
         ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
         return Failures(executions, _Hosts(hosts), ordered, names, unread, untracked)
 
@@ -303,6 +306,10 @@ class _Hosts(Sequence[FailingHost]):
         return heapq.merge(*sources, key=lambda one: one[1].since)
 
 
+def _newest_execution(one: FailingExecution) -> tuple[float, int, str]:
+    return one.end_time or 0.0, one.job_instance_id or one.job_id or 0, one.workflow_id or ""
+
+
 def _since(streak: Streak) -> float:
     return streak.since
 
@@ -316,7 +323,7 @@ def _matches(collector: Collector, streak: Streak, code: str, text: str) -> bool
 
 
 def _mentions(execution: FailingExecution, text: str) -> bool:
-    id = execution.job_instance_id or execution.job_id or ""
+    id = execution.job_instance_id or execution.job_id or execution.workflow_id or ""
     return text in execution.name.lower() or text in execution.status or text in str(id)
 
 
@@ -359,5 +366,8 @@ def _failing_host(collector: Collector, streak: Streak) -> FailingHost:
     )
 
 
-def _run_id(collector: Collector, run: int) -> dict[str, int]:
+def _run_id(collector: Collector, run: Run) -> dict[str, Any]:
+    """The member that holds the id of a run; that of a workflow of NodeMan V3 comes without its domain."""
+    if isinstance(run, str):
+        run = run.partition("/")[2]
     return {collector.run_id: run} if collector.run_id else {}

@@ -7,12 +7,22 @@ address of the API. Sources: the routes of bk-job (src/frontend/src/main.js), bk
 
 from __future__ import annotations
 
+from urllib.parse import quote
 
-def job_execution(web_url: str, job_instance_id: int) -> str:
+
+def job_execution(web_url: str, job_instance_id: int | str) -> str:
     """The page of one JOB execution, whatever its kind and scope; "" without a `web_url`."""
     return f"{web_url}/api_execute/{job_instance_id}" if web_url else ""
 
 
-def nodeman_job(web_url: str, job_id: int) -> str:
+def nodeman_job(web_url: str, job_id: int | str) -> str:
     """The page of one NodeMan 2.x job; "" without a `web_url`."""
     return f"{web_url}/#/task-list/detail/{job_id}" if web_url else ""
+
+
+def nodemgr_workflow(web_url: str, domain: str, workflow_id: str) -> str:
+    """The page of one NodeMan V3 workflow of a domain, node or plugin; "" without a `web_url`."""
+    if not web_url:
+        return ""
+    active = "?active=plugin" if domain == "plugin" else ""
+    return f"{web_url}/#/node-manager/history/detail/{quote(workflow_id, safe='')}{active}"

@@ -17,9 +17,10 @@ import msgspec
 from exporter.blueking.job import JobApi
 from exporter.blueking.nodeman import NodemanApi
 from exporter.blueking.nodeman_legacy import NodemanLegacyApi
+from exporter.blueking.nodemgr import NodemgrApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.failing_hosts import FailingHosts
+from exporter.collectors.failing_hosts import FailingHosts, Run
 from exporter.config.schema import ScopeConfig
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
@@ -74,7 +75,7 @@ class FinishedRun(msgspec.Struct, frozen=True, gc=False):
     `failed_hosts`: how many hosts failed, by code (NodeMan: by step), as far as their results were read by then.
     """
 
-    id: int
+    id: Run
     name: str
     status: str
     failed: bool
@@ -110,6 +111,7 @@ class Platforms(msgspec.Struct, frozen=True):
     job: JobApi | None = None
     nodeman: NodemanApi | None = None
     nodeman_legacy: NodemanLegacyApi | None = None
+    nodemgr: NodemgrApi | None = None
 
 
 class Records(Protocol):
@@ -123,7 +125,7 @@ class Records(Protocol):
 class FailedExecution(msgspec.Struct, frozen=True):
     """A recent failure, for /api/v1/failures. `end` in unix seconds, None where the platform gave none."""
 
-    id: int
+    id: Run
     name: str
     status: str
     end: float | None
@@ -140,7 +142,7 @@ class Collector(Protocol):
     state_type: ClassVar[type[Any]]
     failure_labels: ClassVar[tuple[str, ...]]
     run_id: ClassVar[str]
-    """What /api/v1/failures calls the id of a run: `job_instance_id` or `job_id`; "" where runs have no id."""
+    """What /api/v1/failures calls the id of a run, as `job_id`; "" where runs have none. Texts are `workflow_id`."""
     scope: Scope
     interval: float
 
@@ -164,7 +166,7 @@ class Collector(Protocol):
     def failing_hosts(self, state: Any) -> FailingHosts:
         """The hosts that fail now; the labels of their failures are named by `failure_labels`."""
 
-    def url(self, run: int) -> str:
+    def url(self, run: Run) -> str:
         """The platform's page of a run, "" where there is none or `web_url` is not configured."""
 
     def failed_executions(self, state: Any) -> list[FailedExecution]:

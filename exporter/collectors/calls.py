@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Coroutine, Iterable
+from collections.abc import Container, Coroutine, Hashable, Iterable
 from typing import Any, TypeVar
 
 from exporter.errors import ApiError
@@ -20,43 +20,43 @@ class Attempts:
     """Most polls that leave out an id that was given up, before it is asked for again."""
 
     def __init__(self) -> None:
-        self._failed: dict[int, int] = {}
-        self._resting: dict[int, tuple[int, int]] = {}
+        self._failed: dict[Hashable, int] = {}
+        self._resting: dict[Hashable, tuple[int, int]] = {}
         """By id: in how many more polls it is left out, and the number it began with."""
 
-    def exhausted(self, id: int, error: ApiError) -> bool:
+    def exhausted(self, id: Hashable, error: ApiError) -> bool:
         """Whether to go on without `id`: at once after a final error, else after `MOST` failed polls."""
         return not error.transient or self._failed.get(id, 0) >= self.MOST
 
-    def give_up(self, id: int, error: ApiError) -> bool:
+    def give_up(self, id: Hashable, error: ApiError) -> bool:
         """Like `exhausted`; if that is False, count one failed poll."""
         if self.exhausted(id, error):
             return True
         self.charge((id,))
         return False
 
-    def charge(self, ids: Iterable[int]) -> None:
+    def charge(self, ids: Iterable[Hashable]) -> None:
         """Count one failed poll for each id."""
         for id in ids:
             self._failed[id] = self._failed.get(id, 0) + 1
 
-    def forget(self, ids: Iterable[int]) -> None:
+    def forget(self, ids: Iterable[Hashable]) -> None:
         """Forget the failures of these ids: they have been answered or given up."""
         for id in ids:
             self._failed.pop(id, None)
             self._resting.pop(id, None)
 
-    def retain(self, ids: Container[int]) -> None:
+    def retain(self, ids: Container[Hashable]) -> None:
         """Forget all others."""
         self.forget([id for id in {*self._failed, *self._resting} if id not in ids])
 
-    def rest(self, ids: Iterable[int]) -> None:
+    def rest(self, ids: Iterable[Hashable]) -> None:
         """Leave these ids, which have been given up, out of the next 1, 2, 4 … polls."""
         for id in ids:
             polls = min(self.LONGEST_REST, 2 * self._resting.get(id, (0, 0))[1] or 1)
             self._resting[id] = polls, polls
 
-    def rests(self, id: int) -> bool:
+    def rests(self, id: Hashable) -> bool:
         """Whether to leave `id` out of this poll; to be asked once per poll."""
         left, polls = self._resting.get(id, (0, 0))
         if left:

@@ -21,6 +21,8 @@ from isal import isal_zlib
 from exporter.metrics.family import HOST_LABELS, Family, Labels
 from exporter.model import Host
 
+Run = int | str
+"""The id of a run; all of a collector are numbers, or all are texts."""
 RUNS_KEPT = 16
 """Newest runs of a streak that are remembered, to distinguish a retry from a new run. For an older run that is
 retried it is enough to know that it had been read since the streak began: its failures include the host, or
@@ -40,7 +42,7 @@ class HostResult(msgspec.Struct, frozen=True, gc=False):
     `read_before`: end of the same run when its results were last read, None the first time."""
 
     host: Host
-    run: int
+    run: Run
     group: str
     end: float
     labels: Labels | None
@@ -57,10 +59,10 @@ class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
     count: int
     labels: Labels
     group: str
-    runs: tuple[tuple[int, float], ...]
+    runs: tuple[tuple[Run, float], ...]
 
     @property
-    def run(self) -> int:
+    def run(self) -> Run:
         """The run of the newest failure."""
         return self.runs[-1][0]
 
@@ -68,7 +70,7 @@ class Streak(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Untracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Hosts that failed in a run and exceed the bound. `end`: of the newest of these failures."""
 
-    run: int
+    run: Run
     end: float
     hosts: int
 
@@ -136,7 +138,7 @@ class FailingHosts(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
     def without_runs(self, runs: Iterable[int]) -> FailingHosts:
         """The same hosts without these run ids in their streaks, because the platform has given the ids to other
         runs."""
-        other_numbers = {run: ~run for run in runs}
+        other_numbers: dict[Run, int] = {run: ~run for run in runs}
         if not other_numbers:
             return self
         streaks = {
@@ -152,7 +154,7 @@ class FailingHosts(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         earliest beginning of a streak in it."""
         return self._groups
 
-    def runs(self) -> Set[int]:
+    def runs(self) -> Set[Run]:
         """The runs of the newest failures."""
         return self._runs
 
@@ -196,7 +198,7 @@ class FailingHosts(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         return groups
 
     @cached_property
-    def _runs(self) -> Set[int]:
+    def _runs(self) -> Set[Run]:
         return {streak.run for streak in self.streaks.values()}
 
     @cached_property
@@ -323,7 +325,7 @@ class _Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     count: int
     labels: int
     group: int
-    runs: tuple[tuple[int, float], ...]
+    runs: tuple[tuple[Run, float], ...]
     identity: str = ""
 
 
@@ -388,7 +390,7 @@ def _adopt(host: Host, streaks: dict[str, Streak], cleared: dict[str, float]) ->
 def _merged(parts: Sequence[Streak], host: Host) -> Streak:
     """One streak out of several that belong to the same host."""
     newest = max(parts, key=lambda streak: (streak.last, streak.run))
-    ends: dict[int, float] = {}
+    ends: dict[Run, float] = {}
     for run, end in itertools.chain.from_iterable(streak.runs for streak in parts):
         ends[run] = max(end, ends.get(run, end))
     twice = sum(len(streak.runs) for streak in parts) - len(ends)
@@ -432,7 +434,7 @@ def _extend(streak: Streak | None, result: HostResult, labels: Labels) -> Streak
     )
 
 
-def _newest_runs(ends: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+def _newest_runs(ends: Mapping[Run, float]) -> tuple[tuple[Run, float], ...]:
     return tuple(sorted(ends.items(), key=lambda run: (run[1], run[0])))[-RUNS_KEPT:]
 
 

@@ -21,6 +21,7 @@ _PLATFORMS = {
     "nodeman_job": "nodeman",
     "nodeman_subscription": "nodeman",
     "nodeman_task": "nodeman_legacy",
+    "nodemgr": "nodemgr",
 }
 """Which platform of `blueking` each collector asks."""
 _ESB_DETAILS = (
@@ -91,8 +92,8 @@ def _check_state(reader: Reader, state: State) -> None:
 
 def _check_blueking(reader: Reader, blueking: BlueKing) -> None:
     auth = blueking.auth
-    if not (blueking.job or blueking.nodeman or blueking.nodeman_legacy):
-        reader.problem("blueking", "no platform: give at least one of job, nodeman and nodeman_legacy")
+    if not (blueking.job or blueking.nodeman or blueking.nodeman_legacy or blueking.nodemgr):
+        reader.problem("blueking", "no platform: give at least one of job, nodeman, nodeman_legacy and nodemgr")
     if auth.access_token and auth.bk_token:
         reader.warn("blueking.auth.bk_token", "not used beside access_token")
     gateways = [platform for platform in (blueking.job, blueking.nodeman) if platform]
@@ -128,8 +129,10 @@ def _check_blueking(reader: Reader, blueking: BlueKing) -> None:
         _check_esb_auth(reader, auth, "blueking.nodeman_legacy")
     if blueking.cmdb and blueking.cmdb.api == "esb":
         _check_esb_auth(reader, auth, "blueking.cmdb")
-    elif blueking.cmdb and not (auth.app_code and auth.app_secret):
-        reader.problem("blueking.auth", "blueking.cmdb needs app_code and app_secret")
+    app_types = {"cmdb": blueking.cmdb and blueking.cmdb.api != "esb", "nodemgr": blueking.nodemgr}
+    for name, asked in app_types.items():
+        if asked and not (auth.app_code and auth.app_secret):
+            reader.problem("blueking.auth", f"blueking.{name} needs app_code and app_secret")
 
 
 def _check_esb_auth(reader: Reader, auth: Auth, platform: str) -> None:

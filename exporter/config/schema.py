@@ -72,7 +72,8 @@ class Log(msgspec.Struct, frozen=True):
     format: Annotated[Literal["logfmt", "json", "console"], "Form of a line; console is for people."] = "logfmt"
     executions: Annotated[
         Literal["none", "failed", "all"],
-        "Which counted ends of JOB executions and NodeMan jobs are logged, as events execution_finished of level info.",
+        "Which counted ends of JOB executions, NodeMan jobs and V3 workflows are logged, as events "
+        "execution_finished of level info.",
     ] = "none"
 
 
@@ -108,6 +109,13 @@ class LegacyPlatform(msgspec.Struct, frozen=True):
     """NodeMan 1.x behind the ESB; absent: not watched."""
 
     url: Annotated[str, Url(), "Base URL of the ESB; no credentials in it."]
+
+
+class NodemgrPlatform(msgspec.Struct, frozen=True):
+    """NodeMan V3 (bk-nodemgr), beside 2.x; absent: not watched."""
+
+    url: Annotated[str, Url(), "Base URL of the bk-nodemgr gateway stage; no credentials in it."]
+    web_url: WebUrl = None
 
 
 class CmdbPlatform(msgspec.Struct, frozen=True):
@@ -176,6 +184,7 @@ class BlueKing(msgspec.Struct, frozen=True):
     job: JobPlatform | None = None
     nodeman: NodemanPlatform | None = None
     nodeman_legacy: LegacyPlatform | None = None
+    nodemgr: NodemgrPlatform | None = None
     cmdb: CmdbPlatform | None = None
     auth: Auth = Auth()
     request_timeout: Annotated[Seconds, "Duration of one whole request, body included."] = 30.0
@@ -214,6 +223,8 @@ class Watch(msgspec.Struct, frozen=True):
 
 
 Interval = Annotated[Seconds, "Duration between two polls of one scope."]
+Lookback = Annotated[Seconds, "Duration that each poll reads again before the watermark, to see late rows and changes."]
+MaxCatchup = Annotated[Seconds, "Duration; how far back history is still counted after the exporter was down."]
 MaxFailingHosts = Annotated[Limit, "Hosts per scope with series of their own; the counts beside them stay exact."]
 FailingHostTtl = Annotated[
     Seconds, "Duration after its newest failure until a host is forgotten; longer than two rounds of a daily job."
@@ -225,12 +236,8 @@ class JobConfig(msgspec.Struct, frozen=True):
 
     enabled: Annotated[bool, "Watch executions of JOB."] = True
     interval: Interval = 30.0
-    lookback: Annotated[
-        Seconds, "Duration that each poll reads again before the watermark, to see late rows and changes."
-    ] = 600.0
-    max_catchup: Annotated[Seconds, "Duration; how far back history is still counted after the exporter was down."] = (
-        7 * 86400.0
-    )
+    lookback: Lookback = 600.0
+    max_catchup: MaxCatchup = 7 * 86400.0
     reopen_window: Annotated[Seconds, "Duration for which a failed or stopped execution is watched for a retry."] = (
         86400.0
     )
@@ -285,6 +292,27 @@ class NodemanTaskConfig(msgspec.Struct, frozen=True):
     failing_host_ttl: FailingHostTtl = 49 * 3600.0
 
 
+class NodemgrConfig(msgspec.Struct, frozen=True):
+    """Node and plugin workflows of NodeMan V3."""
+
+    enabled: Annotated[bool, "Watch workflows of NodeMan V3; biz scopes only."] = False
+    node_roles: Annotated[
+        tuple[Literal["agent", "proxy", "blank"], ...],
+        "Roles of nodes whose workflows are listed; [agent, blank] for an account with rights on agents only, which "
+        "would see less without an error. Empty: all.",
+        Rule.UNIQUE,
+    ] = ()
+    interval: Interval = 60.0
+    lookback: Lookback = 600.0
+    max_catchup: MaxCatchup = 7 * 86400.0
+    reopen_window: Annotated[Seconds, "Duration for which a failed workflow is watched for a retry."] = 86400.0
+    max_unfinished_age: Annotated[
+        Seconds, "Duration after which an unfinished workflow is counted as lost and forgotten."
+    ] = 7 * 86400.0
+    max_failing_hosts: MaxFailingHosts = 500
+    failing_host_ttl: FailingHostTtl = 49 * 3600.0
+
+
 class Collectors(msgspec.Struct, frozen=True):
     """What is watched in a scope."""
 
@@ -292,6 +320,7 @@ class Collectors(msgspec.Struct, frozen=True):
     nodeman_job: NodemanJobConfig = NodemanJobConfig()
     nodeman_subscription: NodemanSubscriptionConfig = NodemanSubscriptionConfig()
     nodeman_task: NodemanTaskConfig = NodemanTaskConfig()
+    nodemgr: NodemgrConfig = NodemgrConfig()
 
 
 class ScopeAuth(msgspec.Struct, frozen=True):

@@ -6,6 +6,8 @@
     nodeman_world.py    the same for NodeMan
     nodeman_ledger.py
     nodeman_api.py
+    nodemgr_world.py    the same for NodeMan V3, with its truth
+    nodemgr_api.py
     gateway.py          what the API gateway and the ESB put around every answer: credentials, limits, envelopes
     faults.py           everything that goes wrong between them and the client
     answer.py           what they hand to each other

@@ -90,8 +90,8 @@ class Platform:
     """A platform and its switches. Attributes may be changed at any time and act on the next request.
 
     `now`: unix seconds, virtual in tests. `speed`: see JobWorld. `skew`: seconds by which the platform's Date header
-    is ahead of the clock that its data uses. The worlds of NodeMan and CMDB are
-    `nodeman` and `cmdb`, set by nodeman_api and cmdb_api.
+    is ahead of the clock that its data uses. The worlds of NodeMan, NodeMan V3 and
+    CMDB are `nodeman`, `nodemgr` and `cmdb`, set by nodeman_api, nodemgr_api and cmdb_api.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Platform:
         self.random = random.Random(f"{seed} platform")
         self.job = JobWorld(seed, now, scopes=scopes, speed=speed)
         self.nodeman: object | None = None
+        self.nodemgr: object | None = None
         self.cmdb: object | None = None
         self.faults = Faults(seed)
         self.calls: deque[LoggedCall] = deque(maxlen=200_000)

@@ -16,7 +16,7 @@ from typing import Self
 from aiohttp import web
 
 from exporter.model import Scope
-from exporter.simulator import api, cmdb_api, control, faults, gateway, nodeman_api
+from exporter.simulator import api, cmdb_api, control, faults, gateway, nodeman_api, nodemgr_api
 from exporter.simulator.faults import Fault
 from exporter.simulator.platform import Answer, Call, Endpoint, Platform
 
@@ -27,7 +27,12 @@ CALLS = 2_000
 """Calls that the commands remember."""
 
 
-ROUTES: tuple[Callable[[Platform], Iterable[Endpoint]], ...] = (api.routes, nodeman_api.routes, cmdb_api.routes)
+ROUTES: tuple[Callable[[Platform], Iterable[Endpoint]], ...] = (
+    api.routes,
+    nodeman_api.routes,
+    nodemgr_api.routes,
+    cmdb_api.routes,
+)
 """Who serves what."""
 
 
@@ -166,7 +171,8 @@ def sample_config(url: str, platform: Platform) -> str:
             policies = sorted(one.id for one in world.subscriptions.values() if one.name == f"policy-{number}")
             tasks = sorted(task.id for task in world.legacy_tasks.values() if task.bk_biz_id == int(number))
             jobs = [job.id for job in world.jobs.values() if job.bk_biz_scope == (int(number),)][-2:]
-            listed.append(f"    collectors:\n      nodeman_job: {{enabled: true, job_ids: {jobs}}}")
+            listed.append("    collectors:\n      nodemgr: {enabled: true}")
+            listed.append(f"      nodeman_job: {{enabled: true, job_ids: {jobs}}}")
             if policies:
                 listed.append(f"      nodeman_subscription: {{enabled: true, subscription_ids: {policies}}}")
             if tasks:
@@ -177,6 +183,7 @@ blueking:
   job: {{url: "{url}/api/bk-job/prod", api: v4}}
   nodeman: {{url: "{url}/api/bk-nodeman/prod"}}
   nodeman_legacy: {{url: "{url}"}}
+  nodemgr: {{url: "{url}/api/bk-nodemgr/prod"}}
   auth: {{app_code: blueking-exporter, app_secret: simulated, username: admin}}
   requests_per_second: 50
 collectors:
@@ -188,6 +195,7 @@ collectors:
   nodeman_job: {{interval: 10s, max_finished_age: 10m}}
   nodeman_subscription: {{interval: 10s}}
   nodeman_task: {{interval: 10s}}
+  nodemgr: {{interval: 10s, lookback: 2m, reopen_window: 10m}}
 counter_birth_hold: 45s   # for scrapes every 30 s
 scopes:
 {scopes}
@@ -251,8 +259,10 @@ def create_platform(
     history = max(300.0, 3600.0 / speed / max(1, scopes / 100))
     platform.job.populate(history=history)
     nodeman_api.populate(platform, history=600.0)
+    nodemgr_api.populate(platform, history=600.0)
     platform.job.keep_for(history + KEPT)
     nodeman_api.world_of(platform).keep_for(600.0 + KEPT)
+    nodemgr_api.world_of(platform).keep = 600.0 + KEPT
     platform.calls = deque(maxlen=CALLS)
     return platform
 

@@ -12,6 +12,7 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -52,7 +53,7 @@ class VerifiedPoller(Poller):
     def __init__(self, collector: Collector, settings: Settings, services: Services, recount: Recount | None) -> None:
         super().__init__(collector, settings, services)
         self.recount = recount
-        self.finished: dict[int, list[FinishedRun]] = {}
+        self.finished: dict[Any, list[FinishedRun]] = {}
         self.unknown: set[tuple[str, str]] = set()
 
     async def observe(self, records: Records) -> Observation:

@@ -13,10 +13,10 @@ local lib = import 'alert.libsonnet';
           alert(
             'BlueKingNodemanInstallFailing',
             'warning',
-            // Words of the platform: INSTALL_AGENT, REINSTALL_PROXY, MAIN_INSTALL_PLUGIN …
+            // Words of the platform: INSTALL_AGENT, REINSTALL_PROXY, MAIN_INSTALL_PLUGIN …, install_agent in V3.
             |||
               sum without (job_type, code) (
-                increase(blueking_nodeman_host_failures_total{job_type=~"(RE|MAIN_)?INSTALL_.+"}[%(nodemanInstallWindow)s])
+                increase(blueking_nodeman_host_failures_total{job_type=~"((RE|MAIN_)?INSTALL|install)_.+"}[%(nodemanInstallWindow)s])
               ) >= %(nodemanInstallFailures)d
             ||| % config,
             {

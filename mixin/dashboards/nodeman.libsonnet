@@ -10,7 +10,7 @@ g.dashboard(
     g.variable(
       'bk_scope_id',
       'Business · 业务',
-      'label_values(blueking_exporter_collector_success{%s, collector=~"nodeman_.+"}, bk_scope_id)' % g.exporter,
+      'label_values(blueking_exporter_collector_success{%s, collector=~"nodeman_.+|nodemgr"}, bk_scope_id)' % g.exporter,
       all=true
     ),
   ],
@@ -20,7 +20,7 @@ g.dashboard(
         'Data age · 数据时效',
         'Time since the last complete poll, the oldest of all. 距最近一次完整采集，取最旧者。',
         's',
-        g.instant('max(time() - blueking_exporter_collector_last_success_timestamp_seconds{%s, collector=~"nodeman_.+"})' % sel),
+        g.instant('max(time() - blueking_exporter_collector_last_success_timestamp_seconds{%s, collector=~"nodeman_.+|nodemgr"})' % sel),
         [[300, 'orange'], [900, 'red']]
       ),
       g.stat(

@@ -71,7 +71,7 @@ class Scripted:
     def failing_hosts(self, state: CollectorState) -> FailingHosts:
         return FailingHosts()
 
-    def url(self, run: int) -> str:
+    def url(self, run: int | str) -> str:
         return ""
 
     def failed_executions(self, state: CollectorState) -> list[FailedExecution]:

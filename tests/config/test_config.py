@@ -253,7 +253,7 @@ def test_shipped_example_has_every_key() -> None:
     walk({"$ref": "#/$defs/ScopeEntry"}, scope, ".scopes[0]")
     assert missing == []
     unset = {".blueking.auth.app_secret", ".blueking.auth.app_secret_file"}
-    unset |= {".blueking.nodeman_legacy", ".blueking.cmdb"}
+    unset |= {".blueking.nodeman_legacy", ".blueking.nodemgr", ".blueking.cmdb"}
     unset.add(".discovery.biz.include")  # businesses and sets have one shape and different defaults
     assert {line.partition(":")[0] for line in wrong} <= unset | {".blueking.job", ".blueking.nodeman", ".scopes"}
     for key in schema["$defs"]["Watch"]["properties"]:

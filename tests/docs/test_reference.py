@@ -59,6 +59,12 @@ blueking_nodeman_host_failures_total counter collector job_type step code
 blueking_nodeman_hosts_failing gauge collector job_type step code
 blueking_nodeman_host_failing_since_timestamp_seconds gauge collector bk_cloud_id bk_host_id ip job_type step code
 blueking_nodeman_step_duration_seconds histogram job_type step
+blueking_nodemgr_workflows_finished_total counter domain workflow_type status
+blueking_nodemgr_workflows_reopened_total counter domain
+blueking_nodemgr_workflows_lost_total counter domain
+blueking_nodemgr_workflows_unfinished gauge domain workflow_type
+blueking_nodemgr_oldest_unfinished_timestamp_seconds gauge domain
+blueking_nodemgr_workflow_duration_seconds histogram domain workflow_type
 """
 """Contract 4.3."""
 
@@ -166,7 +172,7 @@ def test_every_family_explains_itself_in_both_languages() -> None:
 def test_names_follow_the_conventions() -> None:
     """Counters end in _total, base units only, and no label that Prometheus or people need for themselves."""
     for name, (kind, labels) in CONTRACT.items():
-        assert re.fullmatch(r"blueking_(job|nodeman|exporter|scope)_[a-z_]+", name)
+        assert re.fullmatch(r"blueking_(job|nodeman|nodemgr|exporter|scope)_[a-z_]+", name)
         assert name.endswith("_total") == (kind == "counter")
         assert not {"job", "instance", "type", "le", "quantile"} & set(labels)
         assert not re.search(r"(_ms|_milliseconds|_minutes|_hours|_percent|_kb|_mb)(_|$)", name)
@@ -185,7 +191,7 @@ def test_the_page_shows_what_the_contract_names(tmp_path: Path, simulated: Simul
     never = {
         "blueking_exporter_series_dropped_total",
         *(family.name for family in SHARING_FAMILIES),
-        *(name for name in CONTRACT if name.startswith(("blueking_nodeman_", "blueking_exporter_discovery_"))),
+        *(name for name in CONTRACT if name.startswith(("blueking_nodem", "blueking_exporter_discovery_"))),
     }
     simulated.do(lambda platform: setattr(platform, "rate_limit", 1000))
     watch = [{"name": "watched", "max_age": "1h"}]

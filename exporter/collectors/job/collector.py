@@ -30,7 +30,7 @@ from exporter.collectors.base import (
     fold,
 )
 from exporter.collectors.calls import Attempts, gather_bounded
-from exporter.collectors.failing_hosts import FailingHosts
+from exporter.collectors.failing_hosts import FailingHosts, Run
 from exporter.collectors.job.fold import Fold, host_results
 from exporter.collectors.job.history import Window, read_slice, read_window
 from exporter.collectors.job.metrics import FAILURE_LABELS, FAMILIES, JobView
@@ -419,7 +419,7 @@ class JobCollector:
     def failing_hosts(self, state: JobState) -> FailingHosts:
         return state.hosts
 
-    def url(self, run: int) -> str:
+    def url(self, run: Run) -> str:
         return job_execution(self._api.web_url, run)
 
     def failed_executions(self, state: JobState) -> list[FailedExecution]:

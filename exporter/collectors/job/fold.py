@@ -11,7 +11,7 @@ import msgspec
 
 from exporter.blueking.job import Execution, ExecutionStatus, Step
 from exporter.collectors.base import GAP, TRUNCATED, FinishedRun, Observed
-from exporter.collectors.failing_hosts import FailingHosts, HostResult
+from exporter.collectors.failing_hosts import FailingHosts, HostResult, Run
 from exporter.collectors.job.state import (
     END_AWAITED,
     JobRecords,
@@ -388,7 +388,7 @@ class Fold:
         )
         return min([self.records.begin, *open_ended])
 
-    def _forget(self, runs_of_failing_hosts: Set[int]) -> None:
+    def _forget(self, runs_of_failing_hosts: Set[Run]) -> None:
         """Keep executions that can still be listed, and those that have not ended or settled. Keep those that may run
         again for a time, and as long as a host fails because of them."""
         now, begin = self.records.now, self.records.begin

@@ -33,6 +33,7 @@ from exporter.collectors.base import (
     Trial,
 )
 from exporter.collectors.calls import gather_bounded
+from exporter.collectors.failing_hosts import Run
 from exporter.collectors.nodeman import NodemanCollector, ended, name_of, read_pages, status_label
 from exporter.collectors.nodeman_job.fold import Fold
 from exporter.collectors.nodeman_job.metrics import FAMILIES
@@ -235,7 +236,9 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         in the list only after somebody has read the details."""
         if not self._api.lists_jobs:
             return
-        rows, failing = records.rows, {run for streak in state.hosts.streaks.values() for run, _ in streak.runs}
+        rows = records.rows
+        runs = {run for streak in state.hosts.streaks.values() for run, _ in streak.runs}
+        failing = [id for id in sorted(state.jobs) if id in runs]
 
         def due(id: int) -> bool:
             known, row = state.jobs[id], rows.get(id)
@@ -256,7 +259,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                 )
             records.looked.add(id)
 
-        await gather_bounded((look(id) for id in sorted(failing & state.jobs.keys()) if due(id)), CONCURRENCY)
+        await gather_bounded((look(id) for id in failing if due(id)), CONCURRENCY)
 
     async def _read_missed(self, state: NodemanJobState, records: NodemanJobRecords, deadline: Deadline) -> None:
         """Read how the runs ended that were retried since the last poll: the subscription keeps what each task did."""
@@ -411,7 +414,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         looks = len(failing) / max(LOOK_AGAIN, self.interval)
         return Trial(86400.0 * (calls / self.interval + looks), tuple(notes), certain)
 
-    def url(self, run: int) -> str:
+    def url(self, run: Run) -> str:
         return nodeman_job(self._api.web_url, run)
 
     def failed_executions(self, state: NodemanJobState) -> list[FailedExecution]:

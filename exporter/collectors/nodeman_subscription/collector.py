@@ -19,6 +19,7 @@ from exporter.blueking.nodeman_subscriptions import Instance, TaskResult
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import Collector, FailedCall, FailedExecution, Observed, Platforms, Trial
+from exporter.collectors.failing_hosts import Run
 from exporter.collectors.nodeman import NodemanCollector, read_pages
 from exporter.collectors.nodeman_subscription.fold import Fold
 from exporter.collectors.nodeman_subscription.metrics import FAMILIES
@@ -185,7 +186,7 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
                     notes.append(f"subscription {id} has no instance of business {self.biz} among the first {NEWEST}")
         return Trial(len(self.config.subscription_ids) * 86400.0 / self.interval, tuple(notes), not notes)
 
-    def url(self, run: int) -> str:
+    def url(self, run: Run) -> str:
         """None: the record of an instance leads to no job."""
         return ""
 

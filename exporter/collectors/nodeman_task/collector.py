@@ -12,6 +12,7 @@ from exporter.blueking.nodeman_legacy import NodemanLegacyApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import Collector, FailedExecution, Observed, Platforms, Trial
+from exporter.collectors.failing_hosts import Run
 from exporter.collectors.nodeman import NodemanCollector
 from exporter.collectors.nodeman_task.fold import Fold
 from exporter.collectors.nodeman_task.metrics import FAMILIES
@@ -52,7 +53,7 @@ class NodemanTaskCollector(NodemanCollector[TaskState, NodemanTaskConfig, Nodema
         """One call per task and interval."""
         return Trial(len(self.config.job_ids) * 86400.0 / self.interval)
 
-    def url(self, run: int) -> str:
+    def url(self, run: Run) -> str:
         """None: NodeMan 1.x has no page of one task."""
         return ""
 

@@ -199,7 +199,7 @@ def _host(host: FailingHost, view: View) -> str:
     text = view.text
     names = [text["host.id"].format(clean(host.bk_host_id))] if host.bk_host_id else []
     names.append(text["host.cloud"].format(clean(host.bk_cloud_id)))
-    id = host.job_instance_id or host.job_id
+    id = host.job_instance_id or host.job_id or host.workflow_id
     cells = [
         f'<td class="host"><b>{clean(host.ip or host.bk_host_id)}</b><span class="sub">{" · ".join(names)}</span></td>',
         _scope(host, view),
@@ -224,7 +224,7 @@ def _execution(execution: FailingExecution, view: View) -> str:
         collector_cell(execution.collector),
         f'<td class="why" data-label="{text["col.status"]}">{_labelled(status, execution.status)}</td>',
         f'<td class="nowrap" data-label="{text["col.ended"]}">{words}</td>',
-        _newest(execution.job_instance_id or execution.job_id, execution.url, text),
+        _newest(execution.job_instance_id or execution.job_id or execution.workflow_id, execution.url, text),
     ]
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -235,8 +235,8 @@ def _scope(failure: FailingHost | FailingExecution, view: View) -> str:
     return scope_cell(name, scope_type, scope_id, view.link(bk_scope_type=scope_type, bk_scope_id=scope_id))
 
 
-def _newest(id: int | None, url: str | None, text: Texts) -> str:
-    shown = text["unknown"] if id is None else anchor(url, str(id)) if url else str(id)
+def _newest(id: int | str | None, url: str | None, text: Texts) -> str:
+    shown = text["unknown"] if id is None else anchor(url, str(id)) if url else clean(str(id))
     return f'<td class="nowrap" data-label="{text["col.newest"]}">{shown}</td>'
 
 
