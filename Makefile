@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   := .venv-demo
 SOURCE := exporter tests scripts deploy mixin
+# Tests that run at once. They wait more than they compute.
+JOBS   ?= 3
 
 .PHONY: demo test coverage check format docs soak fuzz replicas-test bench image-test release pythons findings fresh clean
 
@@ -12,7 +14,7 @@ demo: $(DEMO)/.ready  ## a simulated BlueKing and the exporter watching it
 	$(DEMO)/bin/python -m exporter demo $(ARGS)
 
 test: $(READY) components  ## the whole suite; ARGS="-k name" for a part of it
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist worksteal $(ARGS)
 
 coverage: $(READY) components  ## the suite again, with branches counted, sub-processes too
 	$(BIN)/coverage erase

@@ -43,3 +43,16 @@ def test_every_section_that_is_cited_has_a_heading(language: str) -> None:
 def test_both_languages_list_the_same_faults_in_the_same_order() -> None:
     english, chinese = (re.findall(r"^\| (F\d{2}) \|", page(one, "faults.md"), re.MULTILINE) for one in ("en", "zh"))
     assert english == chinese
+
+
+def test_every_fault_of_the_list_is_shown_by_a_test() -> None:
+    """The page says that the tests carry the id."""
+    tests = {
+        found
+        for file in CODE
+        if file.is_relative_to(ROOT / "tests")
+        # Names of tests are words joined by underscores, which are word characters to a pattern.
+        for found in re.findall(r"F\d{2}(?!\d)", file.read_text(encoding="utf-8"))
+    }
+    listed = re.findall(r"^\| (F\d{2}) \|", page("en", "faults.md"), re.MULTILINE)
+    assert [one for one in listed if one not in tests] == []

@@ -68,7 +68,7 @@ def test_replicas_come_and_go(servers: Stack, tmp_path: Path, engine: str) -> No
 
 
 @pytest.mark.parametrize("engine", ["redis", pytest.param("valkey", marks=pytest.mark.slow)])
-def test_the_store_stops_and_loses_its_data(servers: Stack, tmp_path: Path, engine: str) -> None:
+def test_F46_the_store_stops_and_loses_its_data(servers: Stack, tmp_path: Path, engine: str) -> None:
     """Shorter than the ttl, SCRIPT FLUSH, kill -9 with an append-only file, FLUSHALL: nobody sees any of it."""
     store = servers.redis(*PERSISTENT, engine=engine)
     with Replicas(tmp_path, address(store), "a", "b", "c") as replicas:
@@ -115,7 +115,9 @@ def test_the_store_stops_for_longer_than_the_ttl(servers: Stack, tmp_path: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("away", [0.0, TTL + 2.0])
-def test_the_store_comes_back_with_an_old_snapshot(servers: Stack, tmp_path: Path, engine: str, away: float) -> None:
+def test_F46_the_store_comes_back_with_an_old_snapshot(
+    servers: Stack, tmp_path: Path, engine: str, away: float
+) -> None:
     """kill -9 without an append-only file: what the snapshot lacks is written again from memory, also when every lease
     has lapsed meanwhile."""
     store = servers.redis(engine=engine)
@@ -151,7 +153,7 @@ TROUBLES: dict[str, tuple[list[tuple[str, ...]], list[tuple[str, ...]]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_store_refuses_writes(servers: Stack, tmp_path: Path, engine: str) -> None:
+def test_F46_the_store_refuses_writes(servers: Stack, tmp_path: Path, engine: str) -> None:
     """Out of memory, too few replicas, made a replica itself, another password: polls fail with the reason `state`,
     nothing is counted twice, and all goes on when it is over."""
     store = servers.redis(*PERSISTENT, engine=engine)
