@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from bench import big, decode, economy, exposition, growth, million, polls, scopes, start
+from bench import big, decode, economy, exposition, growth, million, polls, replicas, scopes, start
 from bench.measure import OUT, Row
 
 Found = tuple[list[Row], Any]
@@ -49,6 +49,7 @@ GROUPS: dict[str, tuple[str, Callable[[argparse.Namespace], Found]]] = {
     "start": ("T12: start and imports", lambda flags: (start.measure(), None)),
     "big": ("an execution on 50,000 hosts", lambda flags: (big.measure(), None)),
     "million": ("T16: an execution on a million hosts (2 min)", lambda flags: (million.measure(), None)),
+    "replicas": ("R1-R6: replicas on a real Redis (2 min)", lambda flags: (replicas.measure(), None)),
     "growth": (
         "30 to 3,000 scopes, 1k to 1M series; writes docs/performance.svg (12 min)",
         lambda flags: growth.measure(),

@@ -1,5 +1,5 @@
 """Many polls of the real poller in a process of its own: `python -m bench.polling URL SCOPES FOLDER
-[profile]`.
+[profile | STATE_URL]`.
 
 Prints JSON: CPU seconds per poll in which all rows are new, and per poll in which all are known already.
 """
@@ -22,17 +22,21 @@ from exporter import log
 from exporter.blueking.client import Client
 from exporter.clock import Clock
 from exporter.config.load import load
+from exporter.config.schema import Config, State
+from exporter.config.state_url import StateUrl
 from exporter.exposed import page_families
 from exporter.fleet import pollers
 from exporter.metrics.page import Page
+from exporter.model import Key
 from exporter.poller import Poller, Services
-from exporter.state.base import open_store
+from exporter.state.base import Store, open_store
 from exporter.telemetry import Telemetry
 
 CONCURRENCY = 32
+BACKGROUND: list[asyncio.Task[None]] = []
 
 
-async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, float]:
+async def run(url: str, count: int, folder: Path, profile: bool, state_url: str = "") -> dict[str, float]:
     log.configure("error", "logfmt")
     file = folder / "config.yaml"
     settings = dict(config("http://unused", count, "30s", job={"lookback": "1h"}))
@@ -45,8 +49,7 @@ async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, fl
     file.write_text(json.dumps(settings))
     loaded = load(file).config
     clock, telemetry = Clock(), Telemetry()
-    store = open_store(f"sqlite:{folder}/state.db")
-    await store.open()
+    store = await _store(state_url or f"sqlite:{folder}/state.db", loaded, telemetry)
     page = Page(page_families())
     try:
         async with Client(loaded.blueking, clock, telemetry, log.get()) as client:
@@ -77,7 +80,29 @@ async def run(url: str, count: int, folder: Path, profile: bool) -> dict[str, fl
                     raise RuntimeError(f"{poller.key} counted {counted}")
             return {"new": new, "known": known}
     finally:
+        for task in BACKGROUND:
+            task.cancel()
         await store.close()
+
+
+async def _store(url: str, config: Config, telemetry: Telemetry) -> Store:
+    """An open store; of Redis with every key claimed, and heartbeats under way."""
+    state = State(url=StateUrl().parse(url, Path("/")), lease_ttl=3.0)
+    if url.startswith("sqlite:"):
+        store = open_store(state)
+        await store.open()
+        return store
+    from exporter.state.redis import RedisStore
+
+    shared = RedisStore(state, pod="bench", observer=telemetry)
+    await shared.open()
+    BACKGROUND.append(asyncio.create_task(shared.keep(lambda key: None)))
+    keys = [Key("job", one.scope) for one in config.scopes]
+    while len(shared.held) < len(keys):
+        await shared.beaten()
+        async for _ in shared.claim([key for key in keys if key not in shared.held]):
+            pass
+    return shared
 
 
 async def _all(pollers: Sequence[Poller]) -> None:
@@ -93,4 +118,7 @@ async def _all(pollers: Sequence[Poller]) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(run(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), len(sys.argv) > 4))))
+    more = sys.argv[4] if len(sys.argv) > 4 else ""
+    profile = more == "profile"
+    address = "" if profile else more
+    print(json.dumps(asyncio.run(run(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), profile, address))))
