@@ -87,7 +87,7 @@ async def run(url: str, count: int, folder: Path, profile: bool, state_url: str 
 
 async def _store(url: str, config: Config, telemetry: Telemetry) -> Store:
     """An open store; of Redis with every key claimed, and heartbeats under way."""
-    state = State(url=StateUrl().parse(url, Path("/")), lease_ttl=3.0)
+    state = State(url=StateUrl().parse(url, Path("/")), lease_ttl=10.0)
     if url.startswith("sqlite:"):
         store = open_store(state)
         await store.open()
