@@ -112,15 +112,15 @@ COLLECTOR_FAMILIES = (
         "gauge",
         (),
         "Whether the scope is polled less often because BlueKing refused two or more polls in a row (401 or 403).",
-        "该业务是否因连续两次以上被蓝鲸拒绝（401 或 403）而降低了轮询频率。",
+        "该范围是否因连续两次或更多轮询被蓝鲸拒绝（401 或 403）而降低了轮询频率。",
         per_collector=True,
     ),
     Family(
         UNTRACKED,
         "gauge",
         (),
-        f"Failing hosts beyond the {MOST_HOSTS:,} that are tracked: counters count them, gauges do not.",
-        f"超出跟踪上限 {MOST_HOSTS:,} 的失败主机数：计数器计入，瞬时值不计入。",
+        f"Failing hosts beyond the {MOST_HOSTS:,} that are tracked: counters include them, gauges do not.",
+        f"超出跟踪上限 {MOST_HOSTS:,} 的失败主机数：计数器计入，gauge 不计入。",
         per_collector=True,
     ),
 )

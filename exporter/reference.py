@@ -26,9 +26,9 @@ TEXTS = {
     "zh": {
         "title": "blueking-exporter 指标参考",
         "watched": "蓝鲸平台指标",
-        "pollers": "采集器自身：按采集项与范围",
-        "process": "采集器自身：进程级",
-        "sharing": "采集器自身：多副本之一（仅使用 Redis 或 Valkey 时）",
+        "pollers": "exporter 自身：按采集项与范围",
+        "process": "exporter 自身：进程级",
+        "sharing": "exporter 自身：多副本之一（仅使用 Redis 或 Valkey 时）",
         "none": "无",
         "head": ("指标", "类型", "标签", "含义"),
         "more": "另有通用的 `process_*` 与 `python_*` 指标。",

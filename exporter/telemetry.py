@@ -51,7 +51,7 @@ PROCESS_FAMILIES = (
         "Time from sending a request to BlueKing to its last byte, without waiting for the rate budget.",
         "请求蓝鲸的耗时（秒），从发出到读完，不含等待限速的时间。",
     ),
-    _row("counter", "api_retries_total", ("api",), "Requests that were tried again.", "重试的请求数。"),
+    _row("counter", "api_retries_total", ("api",), "Requests that were retried.", "重试的请求数。"),
     _row(
         "counter",
         "api_throttle_seconds_total",
@@ -59,12 +59,12 @@ PROCESS_FAMILIES = (
         "Time that requests waited for the rate budget or because BlueKing asked to wait.",
         "请求因限速预算或平台要求而等待的时间（秒）。",
     ),
-    _row("gauge", "api_inflight_requests", (), "Requests to BlueKing under way.", "正在进行的请求数。"),
+    _row("gauge", "api_inflight_requests", (), "Requests to BlueKing in progress.", "正在进行的请求数。"),
     _row(
         "gauge",
         "api_quota_remaining",
         ("api",),
-        "Requests that the gateway still allows, as it told with its last answer.",
+        "Requests that the gateway still allows, according to its last answer.",
         "网关在最近一次应答中给出的剩余配额。",
     ),
     _row(
@@ -93,7 +93,7 @@ PROCESS_FAMILIES = (
         "counter",
         "series_dropped_total",
         ("family",),
-        "Series that were left out because of max_series, each when it entered the cut.",
+        "Series that were left out because of max_series, each counted when it was first cut.",
         "因 max_series 而被裁掉的时间序列数，每条在被裁时计一次。",
     ),
     _row("counter", "state_writes_total", (), "Transactions committed to the state.", "状态提交的事务数。"),
@@ -123,7 +123,7 @@ PROCESS_FAMILIES = (
         "counter",
         "discovery_errors_total",
         ("reason",),
-        "Looks at CMDB that failed, by reason.",
+        "Queries of CMDB that failed, by reason.",
         "按原因统计的 CMDB 查询失败次数。",
     ),
     _row("gauge", "state_bytes", (), "Size of the state on disk.", "状态文件的大小（字节）。"),
@@ -131,7 +131,7 @@ PROCESS_FAMILIES = (
         "gauge",
         "render_duration_seconds",
         (),
-        "Time it took to put the last exposition together.",
+        "Time to build the last exposition.",
         "最近一次生成指标页面的耗时（秒）。",
     ),
     _row(
@@ -170,7 +170,7 @@ PROCESS_FAMILIES = (
         "build_info",
         ("version", "python_version"),
         "The version of the exporter and of Python.",
-        "导出器与 Python 的版本。",
+        "exporter 与 Python 的版本。",
     ),
 )
 

@@ -589,8 +589,8 @@ def _many_of_any_form(rows: LongList, path: str) -> TargetResults:
         try:
             decoded = _any_rows.decode(array)
         except msgspec.ValidationError as error:
-            told = re.sub(r"`\$\[(\d+)\]", lambda at: f"`{path}[{before + int(at[1])}]", str(error))
-            raise WrongShape(told) from None
+            message = re.sub(r"`\$\[(\d+)\]", lambda at: f"`{path}[{before + int(at[1])}]", str(error))
+            raise WrongShape(message) from None
         return [_result(row, path, index) for index, row in enumerate(decoded, before)]
 
     return _ManyResults(rows, read)

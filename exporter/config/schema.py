@@ -51,12 +51,10 @@ class Server(msgspec.Struct, frozen=True):
         Path | None, "Web configuration file of Prometheus' exporter-toolkit: TLS, users, headers."
     ] = None
     telemetry_path: Annotated[str, TelemetryPath(), "Path of the metrics page."] = "/metrics"
-    enable_lifecycle: Annotated[bool, "Allow POST /-/reload; off, because whoever reaches the port could use it."] = (
-        False
-    )
+    enable_lifecycle: Annotated[bool, "Allow POST /-/reload; off, because any client could use it."] = False
     allowed_hosts: Annotated[
         tuple[Annotated[str, HostName()], ...],
-        "Names and addresses under which the pages may be asked for, without ports; empty: any. Other names are "
+        "Names and addresses that requests for the pages may use, without ports; empty: any. Other names are "
         "refused, which protects a port without users from DNS rebinding.",
         Rule.UNIQUE,
     ] = ()
@@ -83,7 +81,7 @@ AppType = Annotated[
 ]
 
 WebUrl = Annotated[
-    str | None, Url(), "Address of the web pages, with their path, for links to executions; nothing is asked there."
+    str | None, Url(), "Address of the web pages, with their path, for links to executions; no request is sent there."
 ]
 
 
@@ -144,7 +142,7 @@ class Tls(msgspec.Struct, frozen=True):
     key_file: Annotated[Path | None, KeyFile(), "PEM file of the client key, unless cert_file holds it."] = None
     server_name: Annotated[str | None, "Name to expect in the certificate instead of the URL's."] = None
     insecure_skip_verify: Annotated[
-        bool, "Accept any certificate; whoever is on the way can then read the app secret."
+        bool, "Accept any certificate; anybody on the network path can read the app secret."
     ] = False
 
 
@@ -358,7 +356,7 @@ class Discovery(msgspec.Struct, frozen=True):
     """Scopes found in CMDB, beside those of scopes and scope_files, which win."""
 
     enabled: Annotated[bool, "Watch the businesses and business sets that CMDB lists; needs blueking.cmdb."] = False
-    interval: Annotated[Seconds, "Duration between two looks at CMDB."] = 600.0
+    interval: Annotated[Seconds, "Duration between two queries of CMDB."] = 600.0
     biz: Annotated[ScopeChoice, "Businesses; those that the user may not see are never found."] = ScopeChoice(("*",))
     biz_set: Annotated[ScopeChoice, "Business sets."] = ScopeChoice()
     retire_after: Annotated[

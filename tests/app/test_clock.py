@@ -1,4 +1,4 @@
-"""Whose clock: what `Date` headers make of the platform's time (contract 4.1.10, F15, F58)."""
+"""Which clock: what `Date` headers make of the platform's time (contract 4.1.10, F15, F58)."""
 
 from __future__ import annotations
 

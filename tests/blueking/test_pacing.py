@@ -1,4 +1,4 @@
-"""Who waits for whom (contract, section 3), in virtual time: the gate, the budget for retries, and 3,000 scopes."""
+"""Which calls wait (contract, section 3), in virtual time: the gate, the budget for retries, and 3,000 scopes."""
 
 from __future__ import annotations
 

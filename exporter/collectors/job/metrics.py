@@ -239,7 +239,7 @@ FAMILIES = (
         "blueking_job_watched_unfinished_since_timestamp_seconds",
         "gauge",
         ("job_name",),
-        "Start, before it the creation, of the oldest watched execution that has not ended; absent when there is none.",
+        "Start (before the start: creation) of the oldest watched execution that has not ended; absent if none.",
         "关注的作业中最早的未结束执行的开始时间（未开始则为创建时间）；没有未结束的执行时该序列不存在。",
         detail=True,
         gauge=watched_unfinished_since,

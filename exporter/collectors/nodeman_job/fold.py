@@ -167,9 +167,9 @@ class Fold:
     def _note_unknown(self, known: TrackedJob | None, row: Job) -> None:
         if (known is None or known.status != row.status) and row.status not in NODEMAN_STATUSES:
             self.unknown.append(("nodeman_job.status", row.status))
-        told = row.statistics
-        if told is not None and (known is None or told != known.statistics):
-            for number in msgspec.structs.astuple(told):
+        statistics = row.statistics
+        if statistics is not None and (known is None or statistics != known.statistics):
+            for number in msgspec.structs.astuple(statistics):
                 if number < 0:
                     self.unknown.append(("nodeman_job.statistics", str(number)))
 
@@ -191,7 +191,7 @@ class Fold:
         counter = run.counter
         if counter is None:
             self.truncated += 1
-            # Only the first end of a job can be told from its row.
+            # The row of a job shows its first end only.
             has_ended = known.end_time is None
             succeeded = row.statistics is not None and row.statistics.success > 0
             failed = True

@@ -106,8 +106,8 @@ def provisional_since(known: TrackedJob | None, row: Job, now: float) -> float |
 
     The platform reports this if somebody reads the job before its task exists; the job then runs nevertheless.
     """
-    told = row.statistics
-    if row.status != "success" or row.task_ids or told is None or not 0 < told.ignored == told.total:
+    statistics = row.statistics
+    if row.status != "success" or row.task_ids or statistics is None or not 0 < statistics.ignored == statistics.total:
         return None
     if known and known.success_since is not None:
         return known.success_since

@@ -40,7 +40,7 @@ FAMILIES = (
         "blueking_nodeman_task_hosts",
         "gauge",
         ("job_id", "job_type", "status"),
-        "Hosts of a NodeMan 1.x task by status; running holds what waits in the queue too.",
+        "Hosts of a NodeMan 1.x task by status; running includes hosts in the queue.",
         "节点管理 1.x 任务的主机数，按状态统计；running 包含排队中的主机。",
         gauge=hosts,
     ),

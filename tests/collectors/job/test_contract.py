@@ -1242,7 +1242,7 @@ async def test_4_1_9_abnormal_is_a_failure_and_a_user_ends_an_execution(tmp_path
         assert set(page.by("last_finished_timestamp_seconds", "outcome")) == {("failure",), ("aborted",)}
 
 
-# 10. Whose clock
+# 10. Which clock
 
 
 @pytest.mark.parametrize("wrong_by", [8 * DAY, -8 * DAY, 400 * DAY])
