@@ -228,8 +228,9 @@ def check_budget(reader: Reader, blueking: BlueKing, scopes: Sequence[ScopeEntry
                 polls[name] += 1 / config.interval
     total = sum(polls.values())
     if total > blueking.requests_per_second:
+        shown = f"{total:.2g}" if total < 10 else f"{total:.0f}"
         reader.warn(
             "blueking.requests_per_second",
-            f"{total:.1f} polls per second are more than {blueking.requests_per_second:g} requests per second; "
+            f"{shown} polls per second are more than {blueking.requests_per_second:g} requests per second; "
             "raise it or the intervals",
         )

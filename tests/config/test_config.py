@@ -616,8 +616,8 @@ scopes: [{bk_scope_type: biz, bk_scope_id: 2}, {bk_scope_type: biz, bk_scope_id:
         "the app secret can be read on the way",
         "config.yaml:3:46: blueking.job.app_type: the gateway answers 400 to a bare username: "
         "app_type: false needs access_token or bk_token",
-        "config.yaml:5:24: blueking.requests_per_second: 0.1 polls per second are more than 0.01 requests per second; "
-        "raise it or the intervals",
+        "config.yaml:5:24: blueking.requests_per_second: 0.067 polls per second are more than 0.01 requests per "
+        "second; raise it or the intervals",
     ]
 
 

@@ -110,14 +110,15 @@ class Fold:
     def _count(self, id: int, row: Job) -> None:
         now, known = self.records.now, self.jobs.get(id)
         self._note_unknown(known, row)
-        history = known is None and self._is_history(id)
+        new = known.new if known is not None else not self._is_history(id)
+        history = known is None and not new
         if not is_same_job(known, row):
             known = None
         over = has_ended(known, row, now)
         missed = self.records.missed.get(id, [])
         if known is None:
             known = TrackedJob(
-                row.job_type, "", (), None, None, None, False, history and over, history=history and over
+                row.job_type, "", (), None, None, None, False, history and over, history=history and over, new=new
             )
         elif was_retried_unseen(known, row):
             missed = [MissedRun()]
@@ -162,6 +163,7 @@ class Fold:
             provisional_since(known, row, now),
             id in self.records.deferred,
             known.history,
+            known.new,
         )
 
     def _note_unknown(self, known: TrackedJob | None, row: Job) -> None:
@@ -249,7 +251,7 @@ class Fold:
                 return
             found[name] = end or 0.0
             after = end is not None and end >= int(self.born)
-            if after or (not known.history and is_news(end, self.born)):
+            if after or known.new or (not known.history and is_news(end, self.born)):
                 count_failure(self.tally, labels)
         if host:
             end = end or known_end(row.end_time, now) or now

@@ -32,7 +32,7 @@ class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     platform gave none; `failures`: the failed hosts in the statistics when the hosts were last read. `looked`: when its
     details were last read for what the list does not show. `unsettled`: a host that was found failed said that it is
     running. `success_since`: see `provisional_since`. `unread`: its hosts are still to be read. `history`: its present
-    run ended before the baseline.
+    run ended before the baseline. `new`: the job was first seen after the baseline, so no host of it failed before.
     """
 
     job_type: str
@@ -51,6 +51,7 @@ class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     success_since: float | None = None
     unread: bool = False
     history: bool = False
+    new: bool = False
 
 
 class NodemanJobState(NodemanState, frozen=True, kw_only=True):

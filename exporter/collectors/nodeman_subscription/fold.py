@@ -110,6 +110,7 @@ class Fold:
             # Whether it is new is what `fetch` read the steps by.
             if run and row.steps is not None:
                 news = finish is not None and finish >= int(known.born) if first else is_news(finish, known.born)
+                news |= not first and (row.record_id or 0) > known.newest
                 self._take(id, row, action, before, counts=news)
                 runs[name] = run
             elif run and before:

@@ -277,6 +277,23 @@ async def test_a_host_that_failed_before_the_baseline_is_not_counted_when_the_pl
         assert failing(metrics) == {("nodeman_job", "INSTALL_AGENT", "add_or_update_hosts", ""): 1}
 
 
+async def test_every_host_of_a_job_from_after_the_baseline_is_counted(tmp_path: Path) -> None:
+    """4.3: a job that the baseline did not see counts with its failed hosts, even if their ends lie just before it."""
+    async with watched(tmp_path, job={}) as daemon:
+        await daemon.sleep_until(100)
+        await daemon.start()
+        assert failing(await daemon.metrics()) == {}
+        job = daemon.nodeman.start_job("INSTALL_AGENT", {HOSTS[1]: "install", HOSTS[2]: "install"}, duration=20)
+        await daemon.sleep_until(125)
+        for record in job.subscription.tasks[job.task_ids[0]].records:
+            record.runs[0].end, record.runs[0].ends = EPOCH + 95, [EPOCH + 95]
+        await daemon.sleep_until(250)
+        metrics = await daemon.poll()
+        assert finished(metrics) == {("INSTALL_AGENT", "failed"): 1}
+        assert failures(metrics) == failing(metrics)
+        assert sum(failures(metrics).values()) == 2
+
+
 async def test_a_new_series_is_held_at_zero(tmp_path: Path) -> None:
     """Counters and histograms appear as 0 for counter_birth_hold, then with their value; a restart holds no more."""
     async with watched(tmp_path, job={}, counter_birth_hold="90s") as daemon:
@@ -711,6 +728,22 @@ async def test_a_subscription_that_is_not_ready_is_skipped(tmp_path: Path) -> No
         assert metrics.by(nodeman("subscription_instances"), "subscription_id", "status") == {
             ("11", "success"): 1, ("12", "running"): 1,
         }  # fmt: skip
+
+
+async def test_an_instance_from_after_the_baseline_is_counted(tmp_path: Path) -> None:
+    """4.3: a record that is newer than all at the baseline counts, even if its end lies just before the baseline."""
+    async with watched(tmp_path, subscription={"subscription_ids": [11]}) as daemon:
+        policy = daemon.nodeman.start_subscription("RESTART_AGENT", {HOSTS[0]: None}, duration=20)
+        await daemon.sleep_until(100)
+        await daemon.start()
+        assert failing(await daemon.metrics()) == {}
+        daemon.nodeman.run_task(policy, {HOSTS[0]: "restart"}, duration=1)
+        run = policy.tasks[max(policy.tasks)].records[0].runs[0]
+        run.end, run.ends = EPOCH + 95, [EPOCH + 95]
+        await daemon.sleep_until(250)
+        metrics = await daemon.poll()
+        assert failures(metrics) == failing(metrics)
+        assert sum(failures(metrics).values()) == 1
 
 
 async def test_what_fails_while_a_subscription_is_not_ready_is_counted(tmp_path: Path) -> None:
