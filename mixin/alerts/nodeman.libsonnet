@@ -33,7 +33,12 @@ local lib = import 'alert.libsonnet';
           alert(
             'BlueKingNodemanJobStuck',
             'warning',
-            'time() - blueking_nodeman_oldest_unfinished_timestamp_seconds > %(nodemanStuckSeconds)d' % config,
+            |||
+              time() - (
+                blueking_nodeman_oldest_unfinished_timestamp_seconds
+                or blueking_nodemgr_oldest_unfinished_timestamp_seconds
+              ) > %(nodemanStuckSeconds)d
+            ||| % config,
             {
               en: [
                 'A NodeMan job of ' + lib.scope + ' has been running for {{ $value | humanizeDuration }}',

@@ -120,6 +120,7 @@ def shard(ordinal: int, total: int, times: str, pod: str = "") -> list[dict[str,
 
 MANY = [{**TARGET, "bk_scope_type": "biz", "bk_scope_id": str(number)} for number in range(2, 52)]
 STEP = {**BIZ, "collector": "nodeman_job", "step": "push_upgrade_package"}
+V3_STEP = {**BIZ, "collector": "nodemgr", "step": "wait_gse_ready"}
 MAX_AGE = series("blueking_job_watched_max_age_seconds", BACKUP, "3600x1000")
 
 CASES = [
@@ -444,6 +445,27 @@ CASES = [
         [series("blueking_nodeman_oldest_unfinished_timestamp_seconds", BIZ, "0x150 stale")],
         [("65m", []), ("66m", [BIZ]), ("77m", [])],
         page="66m",
+    ),
+    Case(
+        "BlueKingNodemanJobStuck",
+        "a workflow of NodeMan V3 runs for more than an hour, jobs of 2.x beside it do not",
+        [
+            series("blueking_nodeman_oldest_unfinished_timestamp_seconds", BIZ, "0x20 stale"),
+            series("blueking_nodemgr_oldest_unfinished_timestamp_seconds", {**BIZ, "domain": "node"}, "0x150 stale"),
+        ],
+        [("65m", []), ("66m", [{**BIZ, "domain": "node"}]), ("77m", [])],
+    ),
+    Case(
+        "BlueKingNodemanInstallFailing",
+        "installs of NodeMan V3",
+        [
+            series(
+                "blueking_nodeman_host_failures_total",
+                {**V3_STEP, "job_type": "install_agent", "code": "failed"},
+                "_x10 0x4 3x300",
+            )
+        ],
+        [("7m", []), ("8m", [V3_STEP])],
     ),
     Case(
         "BlueKingNodemanSubscriptionFailing",
