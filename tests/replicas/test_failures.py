@@ -336,3 +336,30 @@ def test_nothing_is_shown_that_no_replica_has(servers: Stack, tmp_path: Path) ->
             follower.resume()
         replicas.wait_served()
         replicas.check()
+
+
+@pytest.mark.slow
+def test_prometheus_sees_one_series_for_each_scope(servers: Stack, tmp_path: Path) -> None:
+    """With `instance` as a constant for series of scopes: through kill -9, a return and SIGTERM the series stay the
+    same ones, none is reset, and what grew is what happened."""
+    store = servers.redis(*PERSISTENT)
+    relabel = [{"source_labels": ["bk_scope_id"], "regex": ".+", "target_label": "instance", "replacement": "blueking"}]
+    with Replicas(tmp_path, address(store), "a", "b", "c") as replicas:
+        ports = {pod: daemon.url.rpartition("/")[2] for pod, daemon in replicas.daemons.items()}
+        prometheus = servers.prometheus(list(ports.values()), scrape={"metric_relabel_configs": relabel})
+        created = "blueking_job_executions_created_total"
+        eventually(lambda: len(prometheus.query(f"sum by (bk_scope_id) ({created})")) == len(SCOPES), 30)
+        series = int(prometheus.value(f"count({created})") or 0)
+
+        replicas["a"].kill()
+        replicas.wait_served()
+        time.sleep(3.0)
+        assert replicas["b"].stop() == 0
+        replicas.wait_served()
+        replicas.check(calm=3.0)  # until Prometheus has seen all
+
+        assert prometheus.value(f"count(count_over_time({created}[5m]))") == series
+        assert prometheus.value(f"sum(resets({created}[5m]))") == 0
+        assert prometheus.value(f"count(count by (instance) ({created}))") == 1
+        happened = sum(sum(replicas.truth(scope).created.values()) for scope in SCOPES)
+        assert prometheus.value(f"sum(last_over_time({created}[5m]))") == happened

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from exporter.model import Scope
+from exporter.simulator.ledger import Truth
 from exporter.simulator.world import StepScript, target
 from tests.support.components import eventually, http
 from tests.support.process import Daemon, Samples, Simulated, configuration, expected, samples, shown
@@ -123,12 +124,17 @@ class Replicas:
     def value(self, pod: str, name: str, **labels: str) -> float:
         return self.daemons[pod].value(name, **labels)
 
-    def check(self, *, gap: float = 30.0) -> None:
+    def truth(self, scope: Scope) -> Truth:
+        """What has happened since all baselines were complete."""
+        return self.simulated.truth(scope, self._began_ms)
+
+    def check(self, *, gap: float = 30.0, calm: float = 0.0) -> None:
         """The truth: every page together shows what has happened, each scope was on one page at a time, no count ever
-        fell, and none was away for longer than `gap` seconds."""
+        fell, and none was away for longer than `gap` seconds. With `calm` nothing happens any more, and
+        so many seconds are left to others to see it."""
         self._calm.set()
         time.sleep(0.3)
-        truths = {scope: expected(self.simulated.truth(scope, self._began_ms)) for scope in SCOPES}
+        truths = {scope: expected(self.truth(scope)) for scope in SCOPES}
 
         def exact() -> bool:
             page = self.union()
@@ -139,7 +145,9 @@ class Replicas:
             return True
 
         eventually(exact, 30.0, 0.2)
-        self._calm.clear()
+        time.sleep(calm)
+        if not calm:
+            self._calm.clear()
         assert self.falls() == []
         assert self.doubles() == []
         assert self.longest_gap() <= gap
