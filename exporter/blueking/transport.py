@@ -255,7 +255,7 @@ class _Resolver(AbstractResolver):
                 result = error
             except UnicodeError as error:
                 result = OSError(f"no valid host name: {error}")
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop may have ended
                 loop.call_soon_threadsafe(settle, result)
 
         threading.Thread(target=look_up, name=f"resolve {host}", daemon=True).start()

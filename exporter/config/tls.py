@@ -1,4 +1,4 @@
-"""The TLS context of a client, made of `Tls`. It is made anew when a file has changed."""
+"""The TLS context of a client, built from `Tls`. It is built again when a file has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A BlueKing platform made of thin air, for tests, demos and benchmarks.
+"""A simulated BlueKing platform for tests, demos and benchmarks.
 
     world.py            what happens in JOB: executions, steps, hosts, over (virtual) time
     ledger.py           the truth about it: what a correct exporter must have counted

@@ -1,6 +1,6 @@
 """The CMDB of the simulated platform: search_business and list_business_set with their traps.
 
-Whoever may see nothing gets an empty list with success; a list of sets is `info: null` then, and also when IAM fails.
+A user who may see nothing gets an empty list and success; a list of sets is then `info: null`, and also when IAM fails.
 Facts: bk-cmdb inst_business.go, inst_business_set.go.
 """
 

@@ -177,7 +177,7 @@ class RedisStore:
         return None if hold.payload is None else Stored(hold.payload, hold.current)
 
     async def read(self, key: Key) -> Stored | None:
-        """What its owner has committed last, whoever that is."""
+        """What the owner of the key, this replica or another, has committed last."""
         ((payload,),) = await self._client.run(("HMGET", self._keys.name(key), "p"))
         return None if payload is None else Stored(payload)
 
@@ -301,7 +301,7 @@ class RedisStore:
         await self._beaten.wait()
 
     async def assigned(self, scopes: Sequence[Scope]) -> frozenset[Scope] | None:
-        """Those of `scopes` that this replica should have; None while that cannot be told."""
+        """Those of `scopes` that this replica should have; None while that is not known."""
         if not self.valid or self._phase != "ready" or not self._tenure.settled:
             return None
         takers = self._watch.takers(self._group)
@@ -456,7 +456,7 @@ class RedisStore:
                 if not self._rewound:
                     self._rewound = True
                     raise _Broken
-                # Somebody else may have gone on from it meanwhile. What is held may still be the best copy there is.
+                # Another replica may have continued from it. The held copy may still be the best one.
                 commands += self._put_back(key, hold, seen)
                 self._drop(key)
                 continue
