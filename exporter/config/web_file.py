@@ -238,11 +238,28 @@ def _check(reader: Reader, file: _Root) -> None:
         reader.problem("http_server_config.http2", "HTTP/2 is not supported; leave it out or say false")
     if file.rate_limit.interval and not file.rate_limit.burst:
         reader.problem("rate_limit.burst", "want at least 1: with 0 every request would be refused")
-    if (tls := file.tls_server_config) and reader.has_no_problem("tls_server_config"):
-        _check_tls(reader, tls)
+    if tls := file.tls_server_config:
+        consistent = reader.has_no_problem("tls_server_config")
+        _check_support(reader, tls)
+        if consistent:
+            _check_tls(reader, tls)
+
+
+def _check_support(reader: Reader, tls: TlsServer) -> None:
+    """What the format allows and Python's ssl cannot do."""
+    if tls.client_auth_type in _UNSUPPORTED_AUTH:
+        reader.problem(
+            "tls_server_config.client_auth_type",
+            f"{tls.client_auth_type} takes certificates without verifying them, which Python's ssl cannot; "
+            "want RequireAndVerifyClientCert or VerifyClientCertIfGiven",
+        )
+    if len(tls.curve_preferences) > 1:
+        reader.problem("tls_server_config.curve_preferences", "Python's ssl takes one curve only")
 
 
 def _check_tls(reader: Reader, tls: TlsServer) -> None:
+    """Rules between keys, each of which is right by itself."""
+
     def problem(key: str, message: str) -> None:
         reader.problem(f"tls_server_config.{key}", message)
 
@@ -253,11 +270,6 @@ def _check_tls(reader: Reader, tls: TlsServer) -> None:
         elif not inline and not file and key != "client_ca":
             problem(key, f"is required: give {key}_file or {key}")
     if tls.client_auth_type in _UNSUPPORTED_AUTH:
-        problem(
-            "client_auth_type",
-            f"{tls.client_auth_type} takes certificates without verifying them, which Python's ssl cannot; "
-            "want RequireAndVerifyClientCert or VerifyClientCertIfGiven",
-        )
         return
     verifies = tls.client_auth_type != "NoClientCert"
     ca = next((key for key in ("client_ca_file", "client_ca") if getattr(tls, key)), None)
@@ -267,8 +279,6 @@ def _check_tls(reader: Reader, tls: TlsServer) -> None:
         problem("client_auth_type", f"{tls.client_auth_type} needs client_ca_file or client_ca")
     if tls.client_allowed_sans is not None and tls.client_auth_type != "RequireAndVerifyClientCert":
         problem("client_allowed_sans", "needs client_auth_type RequireAndVerifyClientCert")
-    if len(tls.curve_preferences) > 1:
-        problem("curve_preferences", "Python's ssl takes one curve only")
     if VERSIONS.index(tls.min_version) > VERSIONS.index(tls.max_version):
         problem("max_version", f"{tls.max_version} is below min_version {tls.min_version}")
 

@@ -144,6 +144,15 @@ def test_all_problems_at_once(write: Callable[[str], Path]) -> None:
     assert [problem.line for problem in caught.value.problems] == [1, 2, 3, 4]
 
 
+def test_what_ssl_cannot_do_is_told_beside_other_problems(write: Callable[[str], Path]) -> None:
+    """Contract 2: all errors at once, also where the certificate cannot be read."""
+    settings = "client_auth_type: RequestClientCert, curve_preferences: [CurveP256, CurveP384]"
+    with pytest.raises(ConfigError) as error:
+        WebConfig(write(f"tls_server_config: {{cert_file: none.pem, key_file: none.pem, {settings}}}"))
+    keys = ["cert_file", "key_file", "client_auth_type", "curve_preferences"]
+    assert [problem.path for problem in error.value.problems] == [f"tls_server_config.{key}" for key in keys]
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     """The file must exist at the start."""
     with pytest.raises(ConfigError, match=r"web\.yml:1:1: cannot be read: No such file"):
