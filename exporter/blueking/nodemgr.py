@@ -119,7 +119,7 @@ class NodemgrApi:
         }
         if begin is not None and end is not None:
             params["operate_time_range"] = {"start_timestamp_sec": max(0, begin), "end_timestamp_sec": max(0, end)}
-        page = await self._ask(api, f"/{domain}/workflow/list", params, _WORKFLOWS, deadline)
+        page = await self._ask(api, f"/{domain}/workflow/list", params, WORKFLOWS, deadline)
         wanted = frozenset(ids)
         for row in page.rows:
             if row.bk_biz_ids and bk_biz_id not in row.bk_biz_ids:
@@ -148,7 +148,7 @@ class NodemgrApi:
             "exact_include_conditions": {"state": list(states)} if states else {},
         }
         api = f"{domain}_operation_list"
-        return await self._ask(api, f"/{domain}/workflow/operation/list", params, _OPERATIONS, deadline)
+        return await self._ask(api, f"/{domain}/workflow/operation/list", params, OPERATIONS, deadline)
 
     async def _ask(
         self,
@@ -267,7 +267,7 @@ def _time(value: int | None) -> int | None:
     return min(value if value >= _MILLISECONDS else value * 1000, _LATEST)
 
 
-_WORKFLOWS: Sequence[ResponseDecoder[Any, WorkflowPage]] = (ResponseDecoder(_Workflows, _workflows, strict=False),)
-_OPERATIONS: Sequence[ResponseDecoder[Any, tuple[HostOperation, ...]]] = (
+WORKFLOWS: Sequence[ResponseDecoder[Any, WorkflowPage]] = (ResponseDecoder(_Workflows, _workflows, strict=False),)
+OPERATIONS: Sequence[ResponseDecoder[Any, tuple[HostOperation, ...]]] = (
     ResponseDecoder(_Operations, _operations, strict=False),
 )

@@ -145,6 +145,9 @@ def api_of(url: str) -> str:
     """The vendor's name of the operation behind an address."""
     words = [part for part in url.split("?")[0].split("/") if re.fullmatch(r"[a-z_]+", part)]
     last = words[-1] if words else "unknown"
+    if last == "list" and "workflow" in words:
+        # NodeMan V3: …/node/workflow/list, …/node/workflow/operation/list
+        return f"{words[words.index('workflow') - 1]}_{words[-2]}_list"
     return "job_details" if last == "details" else last
 
 

@@ -17,6 +17,7 @@ from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
 from exporter.blueking.nodeman_jobs import job_details_decoders, job_list_decoders
 from exporter.blueking.nodeman_legacy import get_task_info_decoders
 from exporter.blueking.nodeman_subscriptions import TARGET_HOSTS, task_result_decoders
+from exporter.blueking.nodemgr import OPERATIONS, WORKFLOWS
 
 
 def names(text: str) -> frozenset[str]:
@@ -36,6 +37,13 @@ _NODE = "pipeline_id create_time start_time finish_time status node_name"
 _SUB_STEP = "pipeline_id index create_time log ex_data inputs"
 _CMDB_HOST = "bk_biz_name bk_cloud_name bk_supplier_account bk_host_name"
 _KIND = "created_by job_type_display cost_time"
+_WORKFLOW = "tenant_id trigger_id operator bk_biz_name statistics"
+_OPERATION = {
+    "data": "total",
+    "data.operations[]": "operator create_time",
+    "data.operations[].latest_oper_inst_brief_data.life_cycle": "create_time start_time stop_time",
+    "data.operations[].latest_oper_inst_brief_data.latest_action_inst_brief_data": "tags",
+}
 
 _DOCUMENTED: Mapping[str, Mapping[str, str]] = {
     "get_job_instance_list": {
@@ -83,6 +91,18 @@ _DOCUMENTED: Mapping[str, Mapping[str, str]] = {
         "data": "creator bk_supplier_account bk_supplier_id bk_cloud_id global_params job_type_desc op_target",
         "data.hosts[]": "job_id err_code_desc",
         "data.hosts[].host": "id bk_biz_id outer_ip node_type os_type has_cygwin",
+    },
+    "node_workflow_list": {
+        "data.items[]": f"{_WORKFLOW} bk_networkarea_id bk_networkunit_id node_role",
+    },
+    "plugin_workflow_list": {"data.items[]": f"{_WORKFLOW} bk_host_id"},
+    "node_operation_list": {
+        **_OPERATION,
+        "data.operations[].node_deployment_info": "bk_networkunit_id node_version",
+    },
+    "plugin_operation_list": {
+        **_OPERATION,
+        "data.operations[].plugin_deployment_info": "bk_networkunit_id plugin_name plugin_version",
     },
 }  # fmt: skip
 """What nobody reads, by the path of the object that has it: from the vendor's API documents and public source."""
@@ -158,6 +178,10 @@ def read_members(api: str) -> Members | None:
         "job_details": job_details_decoders(zone),
         "task_result": task_result_decoders(zone, lambda instance: True),
         "get_task_info": get_task_info_decoders(zone),
+        "node_workflow_list": WORKFLOWS,
+        "plugin_workflow_list": WORKFLOWS,
+        "node_operation_list": OPERATIONS,
+        "plugin_operation_list": OPERATIONS,
     }
     if api not in decoders:
         return None

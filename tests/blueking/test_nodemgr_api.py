@@ -21,6 +21,8 @@ from exporter.config.secret import Secret
 from exporter.errors import API_REASONS, ApiError
 from exporter.log import get
 from exporter.model import Host, Scope
+from exporter.verify.answers import api_of
+from exporter.verify.members import is_documented, read_members
 from tests.blueking.test_nodeman_api import Silent
 from tests.support.paths import FIXTURES
 
@@ -212,13 +214,36 @@ JSON = st.recursive(
 @given(st.sampled_from(["items", "operations"]), st.lists(JSON, max_size=3))
 def test_any_rows_give_rows_or_an_error(member: str, rows: list[Any]) -> None:
     from exporter.blueking.envelope import NODEMGR_CODES, Reply, read
-    from exporter.blueking.nodemgr import _OPERATIONS, _WORKFLOWS
+    from exporter.blueking.nodemgr import OPERATIONS, WORKFLOWS
 
     body = msgspec.json.encode({"code": 0, "data": {member: rows}})
-    decoders: Any = _WORKFLOWS if member == "items" else _OPERATIONS
+    decoders: Any = WORKFLOWS if member == "items" else OPERATIONS
     reason = ""
     try:
         read(Reply(200, body, {}), decoders, NODEMGR_CODES)
     except ApiError as error:
         reason = error.reason
     assert reason in ("", *API_REASONS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "node_workflow_list__ok_mixed",
+        "plugin_workflow_list__ok",
+        "node_operation_list__ok_failed_hosts",
+        "plugin_operation_list__ok_failed",
+    ],
+)
+def test_every_member_of_the_samples_is_read_or_documented(name: str) -> None:
+    """What the command verify would report of these answers; a new member it would report as unknown."""
+    domain, kind = name.split("_")[:2]
+    path = f"{domain}/workflow/list" if kind == "workflow" else f"{domain}/workflow/operation/list"
+    api = api_of(f"https://bkapi.example.com/api/bk-nodemgr/prod/api/v3/{path}")
+    assert api == name.partition("__")[0]
+    members = read_members(api)
+    assert members is not None
+    unread = set(members.unread(json.loads(sample(name))))
+    assert unread
+    assert [path for path in unread if not is_documented(api, path)] == []
+    assert not is_documented(api, "data.items[].colour")
