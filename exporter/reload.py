@@ -140,7 +140,7 @@ class Configuration:
         old = self.loaded.config
         for path, before, after in (
             ("server", old.server, new.server),
-            ("state.url", old.state.url, new.state.url),
+            ("state.url" if old.state.url != new.state.url else "state", old.state, new.state),
             ("log.level", old.log.level, new.log.level),
             ("log.format", old.log.format, new.log.format),
         ):

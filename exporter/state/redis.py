@@ -444,6 +444,7 @@ class RedisStore:
         found = map(read_found, await self._beat(*map(self._keys.peek, keys)))
         commands: list[Command] = []
         claims: list[tuple[Key, _Held, int, bool, int]] = []
+        left: list[Key] = []
         for key, seen in zip(keys, found, strict=True):
             hold = self._held.get(key)
             if hold is None:
@@ -458,7 +459,7 @@ class RedisStore:
                     raise _Broken
                 # Another replica may have continued from it. The held copy may still be the best one.
                 commands += self._put_back(key, hold, seen)
-                self._drop(key)
+                left.append(key)
                 continue
             epoch = max(seen.epoch, hold.epoch, int(self._wall() * 1000)) + 1
             claims.append((key, hold, epoch, healed, len(commands)))
@@ -466,9 +467,9 @@ class RedisStore:
             if hold.payload is not None and (healed or seen.ver < hold.ver):
                 hold.ver = max(hold.ver, seen.ver)
                 commands.append(self._commit(key, hold, epoch))
-        if not commands:
-            return
-        answers = await self._client.run(*commands)
+        answers = await self._client.run(*commands) if commands else []
+        for key in left:
+            self._drop(key)
         for key, hold, epoch, healed, position in claims:
             if read_reply(answers[position])[0] == 1:
                 hold.epoch = epoch

@@ -67,7 +67,7 @@ class Keyspace:
 
     async def scan(self, client: Client) -> AsyncIterator[list[Key]]:
         """All keys that have a state, some at a time."""
-        pattern = "".join(f"\\{char}" if char in "*?[]\\" else char for char in self._prefix) + "s:*"
+        pattern = f"{self._prefix}s:*"
         cursor = b"0"
         while True:
             ((cursor, names),) = await client.run(("SCAN", cursor, "MATCH", pattern, "COUNT", 500))
