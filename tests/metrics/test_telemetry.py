@@ -37,6 +37,8 @@ def busy() -> Telemetry:
     telemetry.state_write_error()
     telemetry.rendered(0.01)
     telemetry.exposition(1000)
+    telemetry.discovered({"biz": 3}, 1_700_000_002.5)
+    telemetry.discovery_failed("timeout")
     telemetry.loop_lag(0.002)
     telemetry.config_loaded("abc", 1_700_000_000)
     return telemetry
@@ -72,6 +74,9 @@ def test_every_row_is_shown_once_something_happened() -> None:
         ("blueking_exporter_state_last_write_timestamp_seconds", 1_700_000_000.5),
         ("blueking_exporter_config_info abc", 1),
         ("blueking_exporter_total_shards", 1),
+        ("blueking_exporter_discovery_scopes biz", 3),
+        ("blueking_exporter_discovery_last_success_timestamp_seconds", 1_700_000_002.5),
+        ("blueking_exporter_discovery_errors_total timeout", 1),
     ],
 )
 def test_what_happened_is_told(sample: str, value: float) -> None:
