@@ -45,7 +45,7 @@ fuzz: $(READY)  ## a minute for each target, with atheris where it installs; ARG
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
 replicas-test: $(READY) components  ## everything that can happen to three replicas and their store (10 min)
-	$(BIN)/python -m pytest -m slow tests/replicas $(ARGS)
+	$(BIN)/python -m pytest -m slow tests/replicas tests/state/test_redis_store.py $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m bench $(ARGS)

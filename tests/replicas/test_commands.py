@@ -74,6 +74,7 @@ def test_counts_move_from_sqlite_to_redis_and_back(
         assert total(daemon.wait_success(BIZ), FINISHED) == 5
 
 
+@pytest.mark.slow
 def test_a_reset_key_begins_with_a_baseline(stack: Stack, tmp_path: Path, simulated: Simulated) -> None:
     """After `state reset` nothing of the past is counted, and a replica that was killed is no obstacle."""
     server = stack.redis()

@@ -16,7 +16,7 @@ from exporter.errors import StateError, StateTaken
 from exporter.model import Key, Scope
 from exporter.state.base import Stored
 from exporter.state.redis import MOST_PAYLOAD, RedisStore
-from tests.support.components import ENGINES, Redis, Stack
+from tests.support.components import Redis, Stack
 
 pytestmark = pytest.mark.component
 
@@ -56,7 +56,7 @@ async def replica(server: Redis, prefix: str = "blueking:") -> AsyncIterator[Red
         await store.close()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["redis", pytest.param("valkey", marks=pytest.mark.slow)])
 async def test_keys_are_forgotten_when_nobody_has_or_wants_them(stack: Stack, engine: str) -> None:
     """Purged are keys that are old, not configured, and not those of a replica that is alive. Another prefix is another
     platform's."""
