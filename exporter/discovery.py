@@ -217,9 +217,10 @@ class Discoverer:
         return True
 
     async def save(self) -> None:
-        """Commit again what was found, because the store has lost it. Raises StateError."""
+        """Commit again what was found, if anything was, because the store has lost it. Raises StateError."""
         async with self._committing:
-            await self._services.store.commit(STATE, msgspec.msgpack.encode(self._state))
+            if self._state != DiscoveryState():
+                await self._services.store.commit(STATE, msgspec.msgpack.encode(self._state))
 
     def _failed(self, reason: str, message: str, **fields: object) -> None:
         self._services.telemetry.discovery_failed(reason)
