@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from tests.support.components import Stack
@@ -17,6 +18,13 @@ def pytest_configure() -> None:
     settings.register_profile("no deadline", deadline=None)
     settings.load_profile("no deadline")
     asyncio.set_event_loop(None)
+
+
+@pytest.fixture(autouse=True)
+def default_log() -> Iterator[None]:
+    """Undo what a test configures of the log: the next one may look at it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
