@@ -22,7 +22,8 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def default_log() -> Iterator[None]:
-    """Undo what a test configures of the log: the next one may look at it."""
+    """Begin with the log as structlog makes it, whatever other tests or modules have configured."""
+    structlog.reset_defaults()
     yield
     structlog.reset_defaults()
 
