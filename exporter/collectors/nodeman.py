@@ -22,6 +22,8 @@ HOST_FAILURES = "blueking_nodeman_host_failures_total"
 FAILURE_LABELS = ("collector", "job_type", "step", "code")
 FUTURE = 86400.0
 """Seconds: an end further ahead of the platform's clock is no time."""
+DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
+"""Seconds; bounds of the durations of jobs and workflows."""
 LATE = 300.0
 """Seconds by which the platform may be late to report that a host has failed."""
 

@@ -11,6 +11,7 @@ from exporter.blueking.nodeman_jobs import HostRow, Job
 from exporter.collectors.base import TRUNCATED, FinishedRun, Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
+    DURATION_BUCKETS,
     FUTURE,
     born_at_zero,
     count_failure,
@@ -44,8 +45,6 @@ from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Host
 
 FINISHED = "blueking_nodeman_jobs_finished_total"
 DURATION = "blueking_nodeman_job_duration_seconds"
-
-DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
 
 UNREADABLE_KEPT = 256
 """Places in the list with rows that cannot be read, so that each is counted once."""

@@ -10,7 +10,7 @@ import msgspec
 from exporter.blueking.nodemgr import HostOperation, Workflow
 from exporter.collectors.base import GAP, TRUNCATED, FinishedRun, Observed
 from exporter.collectors.failing_hosts import HostResult
-from exporter.collectors.nodeman import born_at_zero, count_failure, fold_hosts
+from exporter.collectors.nodeman import DURATION_BUCKETS, born_at_zero, count_failure, fold_hosts
 from exporter.collectors.nodemgr.state import (
     NAME,
     STATES,
@@ -34,8 +34,6 @@ FINISHED = "blueking_nodemgr_workflows_finished_total"
 REOPENED = "blueking_nodemgr_workflows_reopened_total"
 LOST = "blueking_nodemgr_workflows_lost_total"
 DURATION = "blueking_nodemgr_workflow_duration_seconds"
-
-DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
 
 MOST_WAITS = 5
 """Polls that wait for operations that run although their workflow has ended."""
