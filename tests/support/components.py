@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pathlib
+import secrets
 import shutil
 import signal
 import socket
@@ -47,11 +48,16 @@ def require(*commands: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A TCP port on loopback that was free a moment ago.
+
+    It is below those that the kernel gives to outgoing connections (from 32,768), so that none of these takes it
+    meanwhile. A Redis cluster also wants the port 10,000 above it.
+    """
+    while True:
+        port = 15_000 + secrets.randbelow(17_768)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind((LOOPBACK, port))
+            return port
 
 
 def http(
