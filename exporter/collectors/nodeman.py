@@ -1,18 +1,30 @@
-"""What the collectors of NodeMan share: pages, failed hosts counted once per host and run, the families of hosts."""
+"""What the collectors of NodeMan share: the calls of a poll, pages, the fold of their hosts, the families of hosts."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import msgspec
 
 from exporter.blueking.nodeman import PAGE_SIZE
+from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors import failing_hosts
-from exporter.collectors.base import GAP, TRUNCATED, CollectorState, FailedCall
-from exporter.collectors.calls import Attempts
-from exporter.collectors.failing_hosts import FailingHosts, HostResult
+from exporter.collectors.base import (
+    GAP,
+    TRUNCATED,
+    WITHOUT_HOSTS,
+    CollectorState,
+    FailedCall,
+    FailedExecution,
+    FinishedRun,
+    Observed,
+    Platforms,
+)
+from exporter.collectors.calls import Attempts, gather_bounded
+from exporter.collectors.failing_hosts import FailingHosts, HostResult, Run
+from exporter.config.schema import ScopeConfig
 from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family, Labels
@@ -26,6 +38,10 @@ DURATION_BUCKETS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.
 """Seconds; bounds of the durations of jobs and workflows."""
 LATE = 300.0
 """Seconds by which the platform may be late to report that a host has failed."""
+CONCURRENCY = 4
+"""Calls of one poll that run at once."""
+MOST_EXAMINED = 200
+"""Runs whose hosts one poll reads; the next polls, which follow at once, read the others."""
 
 
 class HostsConfig(Protocol):
@@ -47,9 +63,31 @@ class NodemanState(CollectorState, frozen=True, kw_only=True):
 
 A = TypeVar("A")
 C = TypeVar("C", bound=HostsConfig)
-K = TypeVar("K")
+H = TypeVar("H")
+K = TypeVar("K", int, str)
 R = TypeVar("R")
 S = TypeVar("S", bound=NodemanState)
+
+
+class RunRecords(msgspec.Struct, Generic[K, R, H]):
+    """What one poll of a list of runs brought, by the id of the run; `fetch` fills it in.
+
+    `watermark`: unix seconds. `hosts`: what the hosts of a run did, where that was asked for. `unexamined`: runs whose
+    hosts cannot be had. `deferred`: runs whose hosts a later poll reads. `gone`: runs that no longer exist.
+    """
+
+    watermark: float = 0.0
+    rows: dict[K, R] = {}
+    hosts: dict[K, tuple[H, ...]] = {}
+    unexamined: set[K] = set()
+    deferred: set[K] = set()
+    gone: set[K] = set()
+    errors: list[FailedCall] = []
+
+    @property
+    def size(self) -> int:
+        """See `Records`."""
+        return len(self.rows) + sum(map(len, self.hosts.values()))
 
 
 class NodemanView(msgspec.Struct, Generic[S, C], frozen=True):
@@ -59,9 +97,42 @@ class NodemanView(msgspec.Struct, Generic[S, C], frozen=True):
     config: C
 
 
-class NodemanCollector(Generic[S, C, A]):
-    """What the collectors have in common. `S` is their state, `C` the settings of their scope, `A` the API."""
+class NodemanFold(Generic[S, C, R]):
+    """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
 
+    def __init__(self, config: C, biz: int, state: S | None, records: R, tally: Tally) -> None:
+        self.config: C = config
+        self.biz = biz
+        self.state = state
+        self.records: R = records
+        self.tally = tally
+        self.truncated = 0
+        self.results: list[HostResult] = []
+        self.finished: list[FinishedRun] = []
+        self.unknown: list[tuple[str, str]] = []
+        for family in (GAP, TRUNCATED):
+            tally.zero(family)
+
+    def result(self) -> Observed[S]:
+        """The next state."""
+        raise NotImplementedError
+
+    def count_failure(self, labels: Labels) -> None:
+        """Count one failed host result, by `FAILURE_LABELS`."""
+        self.tally.inc(HOST_FAILURES, labels)
+
+    def fold_hosts(self, now: float, *, settled: float) -> FailingHosts:
+        """The failing hosts after all `results`; see `FailingHosts.fold`. `settled`: seconds before `now`."""
+        before = self.state.hosts if self.state else FailingHosts()
+        return before.fold(self.results, now=now, ttl=self.config.failing_host_ttl, settled=now - settled)
+
+
+class NodemanCollector(Generic[S, C, A, R]):
+    """What the collectors have in common. `S` is their state, `C` the settings of their scope, `A` the API, `R` the
+    records of a poll."""
+
+    name: ClassVar[str]
+    fold: ClassVar[type[NodemanFold[Any, Any, Any]]]
     failure_labels: ClassVar[tuple[str, ...]] = FAILURE_LABELS
     run_id: ClassVar[str] = "job_id"
 
@@ -75,15 +146,24 @@ class NodemanCollector(Generic[S, C, A]):
         self._attempts = Attempts()
         self._page_size = PageSize(clock)
 
+    @classmethod
+    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Self | None:
+        settings = getattr(config.collectors, cls.name)
+        api = getattr(platforms, settings.platform)
+        return cls(config.scope, settings, api, clock) if settings.enabled and api is not None else None
+
+    def observe(self, state: S | None, records: R, tally: Tally) -> Observed[S]:
+        return self.fold(self.config, self.biz, state, records, tally).result()
+
     async def ask_each(
-        self, what: str, ids: Iterable[int], ask: Callable[[int], Awaitable[R]]
-    ) -> tuple[dict[int, R], tuple[FailedCall, ...]]:
+        self, what: str, ids: Iterable[int], ask: Callable[[int], Awaitable[H]]
+    ) -> tuple[dict[int, H], tuple[FailedCall, ...]]:
         """The answer of `ask` for each of `ids`, and the calls that failed. `what` is what the ids name.
 
         An id is left out when its answer is not ready, or, as long as another id has an answer, when it is refused for
         good. Raises `ApiError`.
         """
-        found: dict[int, R] = {}
+        found: dict[int, H] = {}
         errors: dict[int, ApiError] = {}
         for id in ids:
             try:
@@ -99,11 +179,75 @@ class NodemanCollector(Generic[S, C, A]):
         failed = [FailedCall.of(error, f"{what} {id}", "not shown", configured=True) for id, error in errors.items()]
         return found, tuple(failed)
 
+    async def ask_for_many(
+        self, ids: Sequence[K], ask: Callable[[Sequence[K]], Awaitable[H]]
+    ) -> tuple[list[tuple[Sequence[K], H]], list[tuple[Sequence[K], ApiError]]]:
+        """The answers of `ask`, each with the ids it was asked for, and the ids that cannot be had, with the error.
+
+        If an answer is too large or cannot be decoded, its ids are asked for in two halves. Raises `ApiError` for
+        transient errors only, and at most for five polls because of the same ids.
+        """
+        answers: list[tuple[Sequence[K], H]] = []
+        refused: list[tuple[Sequence[K], ApiError]] = []
+        size = self._page_size.at(0, PAGE_SIZE)
+        waiting = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
+        while waiting:
+            some = waiting.pop()
+            try:
+                answers.append((some, await ask(some)))
+            except ApiError as error:
+                if not all(self._attempts.exhausted(id, error) for id in some):
+                    self._attempts.charge(some)
+                    raise
+                if len(some) == 1 or error.reason not in ("too_large", "decode"):
+                    refused.append((some, error))
+                    continue
+                half = len(some) // 2
+                waiting += [some[:half], some[half:]]
+                if error.reason == "too_large":
+                    self._page_size.remember(half)
+        return answers, refused
+
+    async def examine(
+        self,
+        order: Sequence[K],
+        records: RunRecords[K, Any, H],
+        read: Callable[[K], Awaitable[tuple[H, ...]]],
+        about: Callable[[K], str],
+        deadline: Deadline,
+    ) -> None:
+        """Read the hosts of these runs into `records`, in half of the time that is left at most. `about`: what an id is
+        called in the log. Raises `ApiError` for transient errors only, and for five polls because of the same run."""
+        records.deferred |= set(order[MOST_EXAMINED:])
+        patience = deadline.remaining() / 2
+
+        async def examine(id: K) -> None:
+            if records.hosts and deadline.remaining() < patience:
+                records.deferred.add(id)
+                return
+            try:
+                records.hosts[id] = await read(id)
+            except ApiError as error:
+                if not self._attempts.give_up(id, error):
+                    raise
+                records.errors.append(FailedCall.of(error, about(id), WITHOUT_HOSTS))
+                records.unexamined.add(id)
+
+        await gather_bounded((examine(id) for id in order[:MOST_EXAMINED]), CONCURRENCY)
+
     def view(self, state: S) -> NodemanView[S, C]:
         return NodemanView(state, self.config)
 
     def failing_hosts(self, state: S) -> FailingHosts:
         return state.hosts
+
+    def url(self, run: Run) -> str:
+        """None: the platform has no page of a run."""
+        return ""
+
+    def failed_executions(self, state: S) -> list[FailedExecution]:
+        """None: what is watched does not end."""
+        return []
 
 
 class Pages(msgspec.Struct, Generic[K, R]):
@@ -208,18 +352,16 @@ async def read_pages(
     return pages
 
 
-def born_at_zero(tally: Tally) -> None:
-    """Create the counters that are exposed from the first poll on."""
-    for family in (GAP, TRUNCATED):
-        tally.zero(family)
+class OfBusiness(Protocol):
+    """A row that may name its business."""
+
+    @property
+    def bk_biz_id(self) -> int | None: ...
 
 
-def fold_hosts(
-    state: NodemanState | None, results: Sequence[HostResult], config: HostsConfig, now: float, *, settled: float
-) -> FailingHosts:
-    """The failing hosts after these results; see `FailingHosts.fold`. `settled`: seconds before `now`."""
-    before = state.hosts if state else FailingHosts()
-    return before.fold(results, now=now, ttl=config.failing_host_ttl, settled=now - settled)
+def is_ours(row: OfBusiness, biz: int) -> bool:
+    """Whether a row is of this business, as far as it names one."""
+    return row.bk_biz_id in (None, biz)
 
 
 def ended(status: str, end: float | None) -> bool:
@@ -241,17 +383,12 @@ def name_of(host: Host) -> str:
     return f"{host.bk_cloud_id}:{host.ip}" if host.ip else host.identity
 
 
-def is_news(end: float | None, born: float) -> bool:
-    """Whether a new failure is counted. It is not if it ended just before the baseline and was reported late.
+def is_after_baseline(end: float | None, born: float) -> bool:
+    """Whether a new failure is counted. It is not if it ended just before the baseline (`born`) and was reported late.
 
     The platform gives whole seconds. An end that lies further back is not reliable; a wrong zone gives such ends.
     """
     return end is None or not born - LATE <= end < int(born)
-
-
-def count_failure(tally: Tally, labels: Labels) -> None:
-    """Count one failed host result, by `FAILURE_LABELS`."""
-    tally.inc(HOST_FAILURES, labels)
 
 
 def _by_labels(view: NodemanView[NodemanState, HostsConfig]) -> Mapping[Labels, float]:

@@ -16,14 +16,6 @@ from exporter.model import Scope
 SHORTEST_LEASE, LONGEST_LEASE = 3.0, 300.0
 SCRAPE_TIMEOUT = 10.0
 _REDIS_ONLY = ("lease_ttl", "wait_replicas", "key_prefix", "username", "password", "sentinel_password", "tls")
-_PLATFORMS = {
-    "job": "job",
-    "nodeman_job": "nodeman",
-    "nodeman_subscription": "nodeman",
-    "nodeman_task": "nodeman_legacy",
-    "nodemgr": "nodemgr",
-}
-"""Which platform of `blueking` each collector asks."""
 _ESB_DETAILS = (
     "over the ESB a job is watched by reading its details only; while its task is not ready and a host is filtered, "
     "that makes the platform store the job as successful: give jobs that have begun, or use the gateway"
@@ -178,7 +170,7 @@ def _check_collectors(
 ) -> ScopeEntry:
     """`reported`: problems of the defaults that have been reported for another scope."""
     entry = where.entry
-    for name, platform in _PLATFORMS.items():
+    for name in Collectors.__struct_fields__:
         config = getattr(entry.collectors, name)
         if not config.enabled:
             continue
@@ -195,11 +187,11 @@ def _check_collectors(
         if name != "job" and scope.bk_scope_type != "biz":
             path = f"{where.path}.collectors.{name}.enabled"
             where.reader.problem(path, f"collector {name} takes biz scopes only, not {scope}; set enabled: false here")
-        if getattr(blueking, platform) is None:
+        if getattr(blueking, config.platform) is None:
             own = where.reader.written(f"{where.path}.collectors.{name}.enabled")
             explicit = own or defaults.written(f"collectors.{name}.enabled")
-            if explicit and defaults.has_no_problem(f"blueking.{platform}"):
-                problem("enabled", f"collector {name} is enabled, but there is no blueking.{platform}")
+            if explicit and defaults.has_no_problem(f"blueking.{config.platform}"):
+                problem("enabled", f"collector {name} is enabled, but there is no blueking.{config.platform}")
             off = msgspec.structs.replace(config, enabled=False)
             entry = msgspec.structs.replace(entry, collectors=msgspec.structs.replace(entry.collectors, **{name: off}))
             continue
@@ -222,7 +214,7 @@ def check_budget(reader: Reader, blueking: BlueKing, scopes: Sequence[ScopeEntry
     """Warn when polling alone needs more requests than are allowed, at one request per poll."""
     polls: dict[str, float] = defaultdict(float)
     for entry in scopes:
-        for name in _PLATFORMS:
+        for name in Collectors.__struct_fields__:
             config = getattr(entry.collectors, name)
             if config.enabled:
                 polls[name] += 1 / config.interval

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
@@ -229,9 +229,16 @@ FailingHostTtl = Annotated[
 ]
 
 
-class JobConfig(msgspec.Struct, frozen=True):
+class CollectorConfig(msgspec.Struct, frozen=True):
+    """Settings of a collector. `platform`: the key of `blueking` that it asks."""
+
+    platform: ClassVar[str]
+
+
+class JobConfig(CollectorConfig, frozen=True):
     """Executions of JOB."""
 
+    platform: ClassVar = "job"
     enabled: Annotated[bool, "Watch executions of JOB."] = True
     interval: Interval = 30.0
     lookback: Lookback = 600.0
@@ -256,9 +263,10 @@ class JobConfig(msgspec.Struct, frozen=True):
     ] = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
 
 
-class NodemanJobConfig(msgspec.Struct, frozen=True):
+class NodemanJobConfig(CollectorConfig, frozen=True):
     """Jobs of NodeMan 2.x."""
 
+    platform: ClassVar = "nodeman"
     enabled: Annotated[bool, "Watch jobs of NodeMan 2.x; biz scopes only."] = False
     interval: Interval = 60.0
     discover: Annotated[bool, "Find jobs with job_list; false: only job_ids."] = True
@@ -268,9 +276,10 @@ class NodemanJobConfig(msgspec.Struct, frozen=True):
     failing_host_ttl: FailingHostTtl = 49 * 3600.0
 
 
-class NodemanSubscriptionConfig(msgspec.Struct, frozen=True):
+class NodemanSubscriptionConfig(CollectorConfig, frozen=True):
     """Subscriptions of NodeMan 2.x."""
 
+    platform: ClassVar = "nodeman"
     enabled: Annotated[bool, "Watch subscriptions of NodeMan 2.x; biz scopes only."] = False
     interval: Interval = 60.0
     subscription_ids: Annotated[
@@ -280,9 +289,10 @@ class NodemanSubscriptionConfig(msgspec.Struct, frozen=True):
     failing_host_ttl: FailingHostTtl = 49 * 3600.0
 
 
-class NodemanTaskConfig(msgspec.Struct, frozen=True):
+class NodemanTaskConfig(CollectorConfig, frozen=True):
     """Tasks of NodeMan 1.x."""
 
+    platform: ClassVar = "nodeman_legacy"
     enabled: Annotated[bool, "Watch tasks of NodeMan 1.x; biz scopes only."] = False
     interval: Interval = 60.0
     job_ids: Annotated[tuple[Count, ...], "Tasks to watch; the platform cannot list them.", Rule.UNIQUE] = ()
@@ -290,9 +300,10 @@ class NodemanTaskConfig(msgspec.Struct, frozen=True):
     failing_host_ttl: FailingHostTtl = 49 * 3600.0
 
 
-class NodemgrConfig(msgspec.Struct, frozen=True):
+class NodemgrConfig(CollectorConfig, frozen=True):
     """Node and plugin workflows of NodeMan V3."""
 
+    platform: ClassVar = "nodemgr"
     enabled: Annotated[bool, "Watch workflows of NodeMan V3; biz scopes only."] = False
     node_roles: Annotated[
         tuple[Literal["agent", "proxy", "blank"], ...],

@@ -19,22 +19,13 @@ import msgspec
 
 from exporter.blueking.links import nodeman_job
 from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
-from exporter.blueking.nodeman_jobs import HostRow, Job
+from exporter.blueking.nodeman_jobs import HostRow, Job, JobPage
 from exporter.blueking.nodeman_subscriptions import Instance
 from exporter.blueking.pacing import Deadline
-from exporter.clock import Clock
-from exporter.collectors.base import (
-    WITHOUT_HOSTS,
-    Collector,
-    FailedCall,
-    FailedExecution,
-    Observed,
-    Platforms,
-    Trial,
-)
+from exporter.collectors.base import FailedCall, FailedExecution, Trial
 from exporter.collectors.calls import gather_bounded
 from exporter.collectors.failing_hosts import Run
-from exporter.collectors.nodeman import NodemanCollector, ended, name_of, read_pages, status_label
+from exporter.collectors.nodeman import CONCURRENCY, NodemanCollector, ended, name_of, read_pages, status_label
 from exporter.collectors.nodeman_job.fold import Fold
 from exporter.collectors.nodeman_job.metrics import FAMILIES
 from exporter.collectors.nodeman_job.state import (
@@ -51,35 +42,26 @@ from exporter.collectors.nodeman_job.state import (
     is_same_job,
     missed_tasks,
 )
-from exporter.config.schema import NodemanJobConfig, ScopeConfig
+from exporter.config.schema import NodemanJobConfig
 from exporter.errors import ApiError
-from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family
 from exporter.model import NODEMAN_STATUSES
 
-CONCURRENCY = 4
 LEAST_ROWS = 20
 """Rows of the first page at least, so that a job that became visible late is still on it."""
-MOST_EXAMINED = 200
-"""Jobs whose hosts one poll reads; the next polls, which follow at once, read the others."""
 LOOK_AGAIN = 300.0
 """Seconds between two looks at the details of an ended job that has a failing host."""
 LONGEST_WAIT = 1800.0
 """Seconds at most between two looks at a job that has not begun, over the ESB."""
 
 
-class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, NodemanApi]):
+class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, NodemanApi, NodemanJobRecords]):
     """See `Collector`."""
 
     name: ClassVar[str] = NAME
     state_type: ClassVar[type[NodemanJobState]] = NodemanJobState
     families: ClassVar[tuple[Family, ...]] = FAMILIES
-
-    @classmethod
-    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Collector | None:
-        if platforms.nodeman is None or not config.collectors.nodeman_job.enabled:
-            return None
-        return cls(config.scope, config.collectors.nodeman_job, platforms.nodeman, clock)
+    fold: ClassVar[type[Fold]] = Fold
 
     # Fetch
 
@@ -168,11 +150,16 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         ids = sorted((set(self.config.job_ids) | known.keys()) - rows.keys())
         foreign: set[int] = set()
         if self._api.lists_jobs:
-            for id, job in (await self._list(ids, deadline)).items():
+
+            async def ask(some: Sequence[int]) -> JobPage:
+                return await self._api.job_list(job_ids=some, pagesize=len(some), deadline=deadline)
+
+            pages, _ = await self.ask_for_many(ids, ask)
+            for job in (job for _, page in pages for job in page.rows if job):
                 if not job.bk_biz_ids or self.biz in job.bk_biz_ids:
-                    rows[id] = job
+                    rows[job.id] = job
                 else:
-                    foreign.add(id)
+                    foreign.add(job.id)
         else:
             now = self._clock.platform()
             ids = [id for id in ids if id not in known or _is_due(known[id], now)]
@@ -183,7 +170,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
             # job_list leaves out forbidden jobs; the details show whether the job is gone or forbidden.
             try:
                 rows[id] = (await self._api.job_details(id, deadline=deadline)).job
-                records.looked.add(id)
+                records.from_details.add(id)
             except ApiError as error:
                 if error.reason == "not_found" and id in known:
                     records.gone.add(id)
@@ -206,30 +193,6 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         fatal = [id for id, error in refused.items() if error.reason != "not_found" or not self.config.discover]
         if fatal and not rows:
             raise refused[fatal[0]].named(f"job {fatal[0]}")
-
-    async def _list(self, ids: Sequence[int], deadline: Deadline) -> dict[int, Job]:
-        """The jobs of these ids that job_list can give. If an answer is too large or cannot be decoded, its ids are
-        asked for in two halves. Raises `ApiError` for transient errors only, and at most for five polls because of
-        the same jobs."""
-        found: dict[int, Job] = {}
-        size = self._page_size.at(0, PAGE_SIZE)
-        waiting = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
-        while waiting:
-            some = waiting.pop()
-            try:
-                answer = await self._api.job_list(job_ids=some, pagesize=len(some), deadline=deadline)
-            except ApiError as error:
-                if not all(self._attempts.exhausted(id, error) for id in some):
-                    self._attempts.charge(some)
-                    raise
-                if error.reason in ("too_large", "decode") and len(some) > 1:
-                    half = len(some) // 2
-                    waiting += [some[:half], some[half:]]
-                    if error.reason == "too_large":
-                        self._page_size.remember(half)
-            else:
-                found |= {job.id: job for job in answer.rows if job}
-        return found
 
     async def _look_again(self, state: NodemanJobState, records: NodemanJobRecords, deadline: Deadline) -> None:
         """Replace the rows of ended jobs with failing hosts by what their details say: a retry of a single node shows
@@ -257,7 +220,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                 rows[id] = msgspec.structs.replace(
                     job, task_ids=row.task_ids, subscription_id=row.subscription_id, bk_biz_ids=row.bk_biz_ids
                 )
-            records.looked.add(id)
+            records.from_details.add(id)
 
         await gather_bounded((look(id) for id in failing if due(id)), CONCURRENCY)
 
@@ -308,22 +271,11 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         wanted = self._wanted(state, records)
         # Failures first: a success is worth a call only while a host fails.
         order = sorted(wanted, key=lambda id: ("failed" not in wanted[id], -id))
-        records.deferred |= set(order[MOST_EXAMINED:])
-        patience = deadline.remaining() / 2
 
-        async def examine(id: int) -> None:
-            if records.hosts and deadline.remaining() < patience:
-                records.deferred.add(id)
-                return
-            try:
-                records.hosts[id] = await self._hosts(id, wanted[id], deadline)
-            except ApiError as error:
-                if not self._attempts.give_up(id, error):
-                    raise
-                records.errors.append(FailedCall.of(error, f"job {id}", WITHOUT_HOSTS))
-                records.unexamined.add(id)
+        async def read(id: int) -> tuple[HostRow, ...]:
+            return await self._hosts(id, wanted[id], deadline)
 
-        await gather_bounded((examine(id) for id in order[:MOST_EXAMINED]), CONCURRENCY)
+        await self.examine(order, records, read, lambda id: f"job {id}", deadline)
 
     def _wanted(self, state: NodemanJobState | None, records: NodemanJobRecords) -> dict[int, tuple[str, ...]]:
         """The jobs whose hosts are to be read, and in which statuses."""
@@ -367,13 +319,6 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
 
         pages = await read_pages("job_details", ask, key, self._page_size)
         return tuple(pages.rows.values())
-
-    # Observe
-
-    def observe(
-        self, state: NodemanJobState | None, records: NodemanJobRecords, tally: Tally
-    ) -> Observed[NodemanJobState]:
-        return Fold(self.config, self.biz, state, records, tally).result()
 
     # What others read
 

@@ -13,11 +13,10 @@ from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
     DURATION_BUCKETS,
     FUTURE,
-    born_at_zero,
-    count_failure,
+    NodemanFold,
     ended,
-    fold_hosts,
-    is_news,
+    is_after_baseline,
+    is_ours,
     known_end,
     name_of,
     status_label,
@@ -50,8 +49,8 @@ UNREADABLE_KEPT = 256
 """Places in the list with rows that cannot be read, so that each is counted once."""
 
 
-class Fold:
-    """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
+class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
+    """See `NodemanFold`."""
 
     def __init__(
         self,
@@ -61,21 +60,13 @@ class Fold:
         records: NodemanJobRecords,
         tally: Tally,
     ) -> None:
-        self.config = config
-        self.biz = biz
-        self.state = state
-        self.records = records
-        self.tally = tally
+        super().__init__(config, biz, state, records, tally)
         self.jobs = dict(state.jobs) if state else {}
         self.born = state.born if state else records.now
         self.truncated = len(records.unexamined)
-        self.results: list[HostResult] = []
-        self.finished: list[FinishedRun] = []
-        self.unknown: list[tuple[str, str]] = []
 
     def result(self) -> Observed[NodemanJobState]:
-        born_at_zero(self.tally)
-        records, state = self.records, self.state
+        records = self.records
         for id in sorted(records.rows):
             self._count(id, records.rows[id])
         floor = self._forget()
@@ -84,7 +75,7 @@ class Fold:
             self.tally.inc(TRUNCATED, by=self.truncated)
         # Hosts that are still to be read may have failed as long ago as a failing host is kept.
         settled = max(self.config.max_finished_age, self.config.failing_host_ttl)
-        hosts = fold_hosts(state, self.results, self.config, records.now, settled=settled)
+        hosts = self.fold_hosts(records.now, settled=settled)
         return Observed(
             NodemanJobState(
                 counts=self.tally.freeze(),
@@ -157,7 +148,7 @@ class Fold:
             known.finished,
             known.failed | hosts,
             failures(row) if asked else known.failures,
-            now if id in self.records.looked else known.looked,
+            now if id in self.records.from_details else known.looked,
             self._is_unsettled(id) if asked else known.unsettled,
             provisional_since(known, row, now),
             id in self.records.deferred,
@@ -207,7 +198,7 @@ class Fold:
                 self._observe_duration(row)
         found: dict[str, float] = {}
         for instance in run.failed:
-            if instance.bk_biz_id in (None, self.biz) and instance.status == "failed":
+            if is_ours(instance, self.biz) and instance.status == "failed":
                 _, step = instance.failure
                 self._take(id, row, known, found, instance.host, instance.instance_id, instance.finish_time, step)
         return msgspec.structs.replace(
@@ -250,8 +241,8 @@ class Fold:
                 return
             found[name] = end or 0.0
             after = end is not None and end >= int(self.born)
-            if after or known.new or (not known.history and is_news(end, self.born)):
-                count_failure(self.tally, labels)
+            if after or known.new or (not known.history and is_after_baseline(end, self.born)):
+                self.count_failure(labels)
         if host:
             end = end or known_end(row.end_time, now) or now
             self.results.append(HostResult(host, id, "", end, labels))
@@ -262,7 +253,7 @@ class Fold:
 
     def _own_rows(self, id: int) -> list[HostRow]:
         """The host rows of this business, as far as they name one."""
-        return [row for row in self.records.hosts.get(id, ()) if row.bk_biz_id in (None, self.biz)]
+        return [row for row in self.records.hosts.get(id, ()) if is_ours(row, self.biz)]
 
     def _observe_duration(self, row: Job) -> None:
         if row.start_time is None or row.end_time is None:

@@ -10,8 +10,7 @@ import msgspec
 
 from exporter.blueking.nodeman_jobs import HostRow, Job, Statistics
 from exporter.blueking.nodeman_subscriptions import Instance
-from exporter.collectors.base import FailedCall
-from exporter.collectors.nodeman import NodemanState, ended, known_end
+from exporter.collectors.nodeman import NodemanState, RunRecords, ended, known_end
 from exporter.config.schema import NodemanJobConfig
 
 NAME = "nodeman_job"
@@ -73,33 +72,17 @@ class MissedRun(msgspec.Struct, frozen=True):
     failed: tuple[Instance, ...] = ()
 
 
-class NodemanJobRecords(msgspec.Struct):
-    """What one poll, begun at `watermark`, brought; `fetch` fills it in.
-
-    `floor`: see `NodemanJobState`. `hosts`: host rows by job, where they were asked for. `unexamined`: jobs whose hosts
-    cannot be had. `deferred`: jobs whose hosts a later poll reads. `missed`: runs that nobody has seen end, by job.
-    `gone`: jobs that no longer exist. `looked`: jobs whose row comes from the details, not from the list. `unreadable`:
-    how many rows of the list cannot be read, by the next older job; `without_id`: how many of them have no usable id.
-    """
+class NodemanJobRecords(RunRecords[int, Job, HostRow]):
+    """`floor`: see `NodemanJobState`. `missed`: runs that nobody has seen end, by job. `from_details`: jobs whose row
+    comes from the details, not from the list. `unreadable`: how many rows of the list cannot be read, by the next older
+    job; `without_id`: how many of them have no usable id."""
 
     now: float = 0.0
-    watermark: float = 0.0
     floor: int | None = None
-    rows: dict[int, Job] = {}
-    hosts: dict[int, tuple[HostRow, ...]] = {}
-    unexamined: set[int] = set()
-    deferred: set[int] = set()
-    missed: dict[int, list[MissedRun]] = {}
-    gone: set[int] = set()
-    looked: set[int] = set()
-    unreadable: dict[int, int] = {}
+    missed: dict[int, list[MissedRun]] = msgspec.field(default_factory=dict)
+    from_details: set[int] = msgspec.field(default_factory=set)
+    unreadable: dict[int, int] = msgspec.field(default_factory=dict)
     without_id: int = 0
-    errors: list[FailedCall] = []
-
-    @property
-    def size(self) -> int:
-        """See `Records`."""
-        return len(self.rows) + sum(map(len, self.hosts.values()))
 
 
 def provisional_since(known: TrackedJob | None, row: Job, now: float) -> float | None:

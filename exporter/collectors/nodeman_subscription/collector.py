@@ -17,10 +17,8 @@ import msgspec
 from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
 from exporter.blueking.nodeman_subscriptions import Instance, TaskResult
 from exporter.blueking.pacing import Deadline
-from exporter.clock import Clock
-from exporter.collectors.base import Collector, FailedCall, FailedExecution, Observed, Platforms, Trial
-from exporter.collectors.failing_hosts import Run
-from exporter.collectors.nodeman import NodemanCollector, read_pages
+from exporter.collectors.base import FailedCall, Trial
+from exporter.collectors.nodeman import NodemanCollector, is_ours, read_pages
 from exporter.collectors.nodeman_subscription.fold import Fold
 from exporter.collectors.nodeman_subscription.metrics import FAMILIES
 from exporter.collectors.nodeman_subscription.state import (
@@ -31,12 +29,10 @@ from exporter.collectors.nodeman_subscription.state import (
     SubscriptionRecords,
     SubscriptionState,
     is_moving,
-    is_ours,
     run_of,
 )
-from exporter.config.schema import NodemanSubscriptionConfig, ScopeConfig
+from exporter.config.schema import NodemanSubscriptionConfig
 from exporter.errors import ApiError
-from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family
 from exporter.model import NODEMAN_UNFINISHED
 
@@ -54,19 +50,16 @@ MOVED = ("success", *NODEMAN_UNFINISHED, "removed", "filtered", "ignored", "term
 """What an instance that had failed may have become."""
 
 
-class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSubscriptionConfig, NodemanApi]):
+class NodemanSubscriptionCollector(
+    NodemanCollector[SubscriptionState, NodemanSubscriptionConfig, NodemanApi, SubscriptionRecords]
+):
     """See `Collector`."""
 
     name: ClassVar[str] = NAME
     state_type: ClassVar[type[SubscriptionState]] = SubscriptionState
     families: ClassVar[tuple[Family, ...]] = FAMILIES
+    fold: ClassVar[type[Fold]] = Fold
     run_id: ClassVar[str] = ""
-
-    @classmethod
-    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Collector | None:
-        if platforms.nodeman is None or not config.collectors.nodeman_subscription.enabled:
-            return None
-        return cls(config.scope, config.collectors.nodeman_subscription, platforms.nodeman, clock)
 
     # Fetch
 
@@ -166,14 +159,6 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
         newest = max((row.record_id or 0 for row in rows.values()), default=0)
         return Answer(dict(counter), newest, tuple(rows.values()), complete=True, renewed=True)
 
-    # Observe
-
-    def observe(
-        self, state: SubscriptionState | None, records: SubscriptionRecords, tally: Tally
-    ) -> Observed[SubscriptionState]:
-        """Fold the records of a poll."""
-        return Fold(self.config, self.biz, state, records, tally).result()
-
     # What others read
 
     async def probe(self, state: SubscriptionState, deadline: Deadline) -> Trial:
@@ -185,11 +170,3 @@ class NodemanSubscriptionCollector(NodemanCollector[SubscriptionState, NodemanSu
                 if page.instances and not any(is_ours(row, self.biz) for row in page.instances):
                     notes.append(f"subscription {id} has no instance of business {self.biz} among the first {NEWEST}")
         return Trial(len(self.config.subscription_ids) * 86400.0 / self.interval, tuple(notes), not notes)
-
-    def url(self, run: Run) -> str:
-        """None: the record of an instance leads to no job."""
-        return ""
-
-    def failed_executions(self, state: SubscriptionState) -> list[FailedExecution]:
-        """None: a subscription does not end."""
-        return []

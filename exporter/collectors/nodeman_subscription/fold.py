@@ -7,15 +7,7 @@ import msgspec
 from exporter.blueking.nodeman_subscriptions import Instance
 from exporter.collectors.base import TRUNCATED, Observed
 from exporter.collectors.failing_hosts import HostResult
-from exporter.collectors.nodeman import (
-    FUTURE,
-    born_at_zero,
-    count_failure,
-    ended,
-    fold_hosts,
-    is_news,
-    known_end,
-)
+from exporter.collectors.nodeman import FUTURE, NodemanFold, ended, is_after_baseline, is_ours, known_end
 from exporter.collectors.nodeman_subscription.state import (
     LOOK_AGAIN,
     NAME,
@@ -24,38 +16,19 @@ from exporter.collectors.nodeman_subscription.state import (
     Subscription,
     SubscriptionRecords,
     SubscriptionState,
-    is_ours,
     run_of,
 )
 from exporter.config.schema import NodemanSubscriptionConfig
-from exporter.metrics.counts import Tally
 from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED
 
 STEP_DURATION = "blueking_nodeman_step_duration_seconds"
 STEP_BUCKETS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
 
-class Fold:
-    """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
-
-    def __init__(
-        self,
-        config: NodemanSubscriptionConfig,
-        biz: int,
-        state: SubscriptionState | None,
-        records: SubscriptionRecords,
-        tally: Tally,
-    ) -> None:
-        self.config = config
-        self.biz = biz
-        self.state = state
-        self.records = records
-        self.tally = tally
-        self.results: list[HostResult] = []
-        self.unknown: list[tuple[str, str]] = []
+class Fold(NodemanFold[SubscriptionState, NodemanSubscriptionConfig, SubscriptionRecords]):
+    """See `NodemanFold`."""
 
     def result(self) -> Observed[SubscriptionState]:
-        born_at_zero(self.tally)
         before = self.state.subscriptions if self.state else {}
         # Without an answer nothing is shown, but failures from now on are counted once it answers.
         subscriptions = {
@@ -64,7 +37,7 @@ class Fold:
         }
         for id, answer in self.records.answers.items():
             subscriptions[id] = self._subscription(id, before.get(id), answer)
-        hosts = fold_hosts(self.state, self.results, self.config, self.records.now, settled=LOOK_AGAIN)
+        hosts = self.fold_hosts(self.records.now, settled=LOOK_AGAIN)
         return Observed(
             SubscriptionState(
                 counts=self.tally.freeze(),
@@ -109,7 +82,9 @@ class Fold:
             run, before = run_of(row, now), known.runs.get(name)
             # Whether it is new is what `fetch` read the steps by.
             if run and row.steps is not None:
-                news = finish is not None and finish >= int(known.born) if first else is_news(finish, known.born)
+                news = (
+                    finish is not None and finish >= int(known.born) if first else is_after_baseline(finish, known.born)
+                )
                 news |= not first and (row.record_id or 0) > known.newest
                 self._take(id, row, action, before, counts=news)
                 runs[name] = run
@@ -134,7 +109,7 @@ class Fold:
         if counts:
             self._observe_steps(row, since=before[1] if before and before[0] == row.record_id else 0.0)
             if row.status == "failed":
-                count_failure(self.tally, labels)
+                self.count_failure(labels)
         if (host := row.host) is not None:
             end = known_end(row.finish_time, self.records.now) or self.records.now
             failure = labels if row.status == "failed" else None

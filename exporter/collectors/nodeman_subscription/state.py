@@ -82,8 +82,3 @@ def run_of(row: Instance, now: float) -> Run | None:
 
 def is_moving(counter: Mapping[str, int]) -> bool:
     return any(count and status in NODEMAN_UNFINISHED for status, count in counter.items())
-
-
-def is_ours(row: Instance, biz: int) -> bool:
-    """Whether the row is of this business, as far as it names one."""
-    return row.bk_biz_id in (None, biz)

@@ -10,30 +10,22 @@ from typing import ClassVar
 
 from exporter.blueking.nodeman_legacy import NodemanLegacyApi
 from exporter.blueking.pacing import Deadline
-from exporter.clock import Clock
-from exporter.collectors.base import Collector, FailedExecution, Observed, Platforms, Trial
-from exporter.collectors.failing_hosts import Run
+from exporter.collectors.base import FailedExecution, Trial
 from exporter.collectors.nodeman import NodemanCollector
 from exporter.collectors.nodeman_task.fold import Fold
 from exporter.collectors.nodeman_task.metrics import FAMILIES
 from exporter.collectors.nodeman_task.state import NAME, TaskRecords, TaskState
-from exporter.config.schema import NodemanTaskConfig, ScopeConfig
-from exporter.metrics.counts import Tally
+from exporter.config.schema import NodemanTaskConfig
 from exporter.metrics.family import Family
 
 
-class NodemanTaskCollector(NodemanCollector[TaskState, NodemanTaskConfig, NodemanLegacyApi]):
+class NodemanTaskCollector(NodemanCollector[TaskState, NodemanTaskConfig, NodemanLegacyApi, TaskRecords]):
     """See `Collector`."""
 
     name: ClassVar[str] = NAME
     state_type: ClassVar[type[TaskState]] = TaskState
     families: ClassVar[tuple[Family, ...]] = FAMILIES
-
-    @classmethod
-    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Collector | None:
-        if platforms.nodeman_legacy is None or not config.collectors.nodeman_task.enabled:
-            return None
-        return cls(config.scope, config.collectors.nodeman_task, platforms.nodeman_legacy, clock)
+    fold: ClassVar[type[Fold]] = Fold
 
     async def fetch(self, state: TaskState | None, deadline: Deadline) -> TaskRecords:
         """Read every configured task. A task with a final error is left out, as long as another task can be read.
@@ -45,17 +37,9 @@ class NodemanTaskCollector(NodemanCollector[TaskState, NodemanTaskConfig, Nodema
         now = self._clock.platform()
         return TaskRecords(now, min(begun, now), tasks, errors)
 
-    def observe(self, state: TaskState | None, records: TaskRecords, tally: Tally) -> Observed[TaskState]:
-        """Fold the records of a poll."""
-        return Fold(self.config, state, records, tally).result()
-
     async def probe(self, state: TaskState, deadline: Deadline) -> Trial:
         """One call per task and interval."""
         return Trial(len(self.config.job_ids) * 86400.0 / self.interval)
-
-    def url(self, run: Run) -> str:
-        """None: NodeMan 1.x has no page of one task."""
-        return ""
 
     def failed_executions(self, state: TaskState) -> list[FailedExecution]:
         """Tasks with failed hosts, newest first."""

@@ -7,26 +7,16 @@ import msgspec
 from exporter.blueking.nodeman_legacy import LegacyHost, LegacyTask
 from exporter.collectors.base import Observed
 from exporter.collectors.failing_hosts import HostResult
-from exporter.collectors.nodeman import born_at_zero, count_failure, fold_hosts
+from exporter.collectors.nodeman import NodemanFold
 from exporter.collectors.nodeman_task.state import NAME, TaskRecords, TaskState, TrackedTask, names
 from exporter.config.schema import NodemanTaskConfig
-from exporter.metrics.counts import Tally
 from exporter.model import NODEMAN_STATUSES
 
 
-class Fold:
-    """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
-
-    def __init__(self, config: NodemanTaskConfig, state: TaskState | None, records: TaskRecords, tally: Tally) -> None:
-        self.config = config
-        self.state = state
-        self.records = records
-        self.tally = tally
-        self.results: list[HostResult] = []
-        self.unknown: list[tuple[str, str]] = []
+class Fold(NodemanFold[TaskState, NodemanTaskConfig, TaskRecords]):
+    """See `NodemanFold`."""
 
     def result(self) -> Observed[TaskState]:
-        born_at_zero(self.tally)
         records = self.records
         before = self.state.tasks if self.state else {}
         # A task without an answer is not shown.
@@ -37,7 +27,7 @@ class Fold:
         }
         for id, task in records.tasks.items():
             tasks[id] = self._task(id, task, before.get(id))
-        hosts = fold_hosts(self.state, self.results, self.config, records.now, settled=self.config.failing_host_ttl)
+        hosts = self.fold_hosts(records.now, settled=self.config.failing_host_ttl)
         return Observed(
             TaskState(
                 counts=self.tally.freeze(),
@@ -79,7 +69,7 @@ class Fold:
         now = self.records.now
         labels = (NAME, task.job_type, row.step, row.err_code) if row.status == "failed" else None
         if labels and counts:
-            count_failure(self.tally, labels)
+            self.count_failure(labels)
         if row.host:
             end = now if task.end_time is None else min(now, float(task.end_time))
             self.results.append(HostResult(row.host, id, "", end, labels))

@@ -13,19 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from exporter.blueking.links import nodemgr_workflow
-from exporter.blueking.nodemgr import DOMAINS, PAGE_SIZE, Domain, HostOperation, NodemgrApi, Workflow
+from exporter.blueking.nodemgr import DOMAINS, PAGE_SIZE, Domain, HostOperation, NodemgrApi, Workflow, WorkflowPage
 from exporter.blueking.pacing import Deadline
-from exporter.clock import Clock
-from exporter.collectors.base import (
-    WITHOUT_HOSTS,
-    Collector,
-    FailedCall,
-    FailedExecution,
-    Observed,
-    Platforms,
-    Trial,
-)
-from exporter.collectors.calls import gather_bounded
+from exporter.collectors.base import FailedCall, FailedExecution, Trial
 from exporter.collectors.failing_hosts import Run
 from exporter.collectors.nodeman import NodemanCollector, read_pages
 from exporter.collectors.nodemgr.fold import Fold
@@ -43,35 +33,26 @@ from exporter.collectors.nodemgr.state import (
     parts_of,
     status_label,
 )
-from exporter.config.schema import NodemgrConfig, ScopeConfig
+from exporter.config.schema import NodemgrConfig
 from exporter.errors import ApiError
-from exporter.metrics.counts import Tally
 from exporter.metrics.family import Family
 
-CONCURRENCY = 4
 OVERLAP = 60.0
 """Seconds that are read again at least: rows may become visible late."""
 SLICE_ROWS = 2_000
 """Rows that one poll reads of a long history, about."""
-MOST_EXAMINED = 200
-"""Workflows whose operations one poll reads; the next polls, which follow at once, read the others."""
 ROUNDS = 32
 """Readings of a second with more rows than a page: each may come in another order."""
 
 
-class NodemgrCollector(NodemanCollector[NodemgrState, NodemgrConfig, NodemgrApi]):
+class NodemgrCollector(NodemanCollector[NodemgrState, NodemgrConfig, NodemgrApi, NodemgrRecords]):
     """See `Collector`."""
 
     name: ClassVar[str] = NAME
     state_type: ClassVar[type[NodemgrState]] = NodemgrState
     families: ClassVar[tuple[Family, ...]] = FAMILIES
+    fold: ClassVar[type[Fold]] = Fold
     run_id: ClassVar[str] = "workflow_id"
-
-    @classmethod
-    def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Collector | None:
-        if platforms.nodemgr is None or not config.collectors.nodemgr.enabled:
-            return None
-        return cls(config.scope, config.collectors.nodemgr, platforms.nodemgr, clock)
 
     # Fetch
 
@@ -236,32 +217,22 @@ class NodemgrCollector(NodemanCollector[NodemgrState, NodemgrConfig, NodemgrApi]
         wanted: dict[Domain, list[str]] = {domain: [] for domain in DOMAINS}
         for key, known in state.workflows.items():
             if key not in records.rows and (not known.counted or known.failed or known.unread):
-                domain, id = parts_of(key)
-                wanted[domain].append(id)
-        for domain, ids in wanted.items():
-            waiting = [ids[at : at + PAGE_SIZE] for at in range(0, len(ids), PAGE_SIZE)]
-            while waiting:
-                some = waiting.pop()
-                keys = [key_of(domain, id) for id in some]
-                try:
-                    page = await self._api.workflows(
-                        domain, self.biz, ids=some, node_roles=self.config.node_roles, deadline=deadline
-                    )
-                except ApiError as error:
-                    if not all(self._attempts.exhausted(key, error) for key in keys):
-                        self._attempts.charge(keys)
-                        raise
-                    if len(some) > 1 and error.reason in ("too_large", "decode"):
-                        waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
-                    else:
-                        records.errors.append(
-                            FailedCall.of(error, f"workflow {some[0]} and {len(some) - 1} others", "still tracked")
-                        )
-                    continue
-                self._attempts.forget(keys)
+                wanted[parts_of(key)[0]].append(key)
+        for domain, keys in wanted.items():
+
+            async def ask(keys: Sequence[str], domain: Domain = domain) -> WorkflowPage:
+                ids, roles = [parts_of(key)[1] for key in keys], self.config.node_roles
+                return await self._api.workflows(domain, self.biz, ids=ids, node_roles=roles, deadline=deadline)
+
+            answers, refused = await self.ask_for_many(keys, ask)
+            for some, page in answers:
+                self._attempts.forget(some)
                 found = {key_of(domain, row.id): row for row in page.rows}
                 records.rows |= found
-                records.gone |= set(keys) - found.keys()
+                records.gone |= set(some) - found.keys()
+            for some, error in refused:
+                about = f"workflow {parts_of(some[0])[1]} and {len(some) - 1} others"
+                records.errors.append(FailedCall.of(error, about, "still tracked"))
 
     async def _examine(self, state: NodemgrState | None, records: NodemgrRecords, deadline: Deadline) -> None:
         """Read the operations of the workflows that have ended and failed, or that may clear a host that fails."""
@@ -269,22 +240,11 @@ class NodemgrCollector(NodemanCollector[NodemgrState, NodemgrConfig, NodemgrApi]
         order = sorted(
             wanted, key=lambda key: (FAILED_STATES[0] not in wanted[key], records.rows[key].finish_time or 0)
         )
-        records.deferred |= set(order[MOST_EXAMINED:])
-        patience = deadline.remaining() / 2
 
-        async def examine(key: str) -> None:
-            if records.hosts and deadline.remaining() < patience:
-                records.deferred.add(key)
-                return
-            try:
-                records.hosts[key] = await self._operations(key, wanted[key], deadline)
-            except ApiError as error:
-                if not self._attempts.give_up(key, error):
-                    raise
-                records.errors.append(FailedCall.of(error, f"workflow {parts_of(key)[1]}", WITHOUT_HOSTS))
-                records.unexamined.add(key)
+        async def read(key: str) -> tuple[HostOperation, ...]:
+            return await self._operations(key, wanted[key], deadline)
 
-        await gather_bounded((examine(key) for key in order[:MOST_EXAMINED]), CONCURRENCY)
+        await self.examine(order, records, read, lambda key: f"workflow {parts_of(key)[1]}", deadline)
         records.more = records.more or bool(records.deferred)
 
     def _wanted(self, state: NodemgrState | None, records: NodemgrRecords) -> Mapping[str, tuple[str, ...]]:
@@ -327,11 +287,6 @@ class NodemgrCollector(NodemanCollector[NodemgrState, NodemgrConfig, NodemgrApi]
 
         pages = await read_pages(f"{domain}_operation_list", ask, lambda one: one.id, self._page_size)
         return tuple(pages.rows.values())
-
-    # Observe
-
-    def observe(self, state: NodemgrState | None, records: NodemgrRecords, tally: Tally) -> Observed[NodemgrState]:
-        return Fold(self.config, self.biz, state, records, tally).result()
 
     # What others read
 

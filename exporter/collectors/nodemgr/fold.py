@@ -10,7 +10,7 @@ import msgspec
 from exporter.blueking.nodemgr import HostOperation, Workflow
 from exporter.collectors.base import GAP, TRUNCATED, FinishedRun, Observed
 from exporter.collectors.failing_hosts import HostResult
-from exporter.collectors.nodeman import DURATION_BUCKETS, born_at_zero, count_failure, fold_hosts
+from exporter.collectors.nodeman import DURATION_BUCKETS, NodemanFold, is_ours
 from exporter.collectors.nodemgr.state import (
     NAME,
     STATES,
@@ -39,33 +39,24 @@ MOST_WAITS = 5
 """Polls that wait for operations that run although their workflow has ended."""
 
 
-class Fold:
-    """One application of records to a state: the mutable side of `observe`, thrown away after `result`."""
+class Fold(NodemanFold[NodemgrState, NodemgrConfig, NodemgrRecords]):
+    """See `NodemanFold`."""
 
     def __init__(
         self, config: NodemgrConfig, biz: int, state: NodemgrState | None, records: NodemgrRecords, tally: Tally
     ) -> None:
-        self.config = config
-        self.biz = biz
-        self.state = state
-        self.records = records
-        self.tally = tally
+        super().__init__(config, biz, state, records, tally)
         self.workflows = dict(state.workflows) if state else {}
         self.born = state.born if state else records.now
-        self.truncated = 0
-        self.results: list[HostResult] = []
-        self.finished: list[FinishedRun] = []
-        self.unknown: list[tuple[str, str]] = []
 
     def result(self) -> Observed[NodemgrState]:
-        born_at_zero(self.tally)
-        records, state = self.records, self.state
+        records = self.records
         for key, row in sorted(records.rows.items(), key=lambda item: (item[1].finish_time or records.now, item[0])):
             self._count(key, row)
         for key in records.gone:
             self._give_up(key)
         settled = max(self.config.reopen_window, self.config.failing_host_ttl)
-        hosts = fold_hosts(state, self.results, self.config, records.now / 1000, settled=settled)
+        hosts = self.fold_hosts(records.now / 1000, settled=settled)
         self._forget({str(run) for run in hosts.runs()})
         if self.truncated:
             self.tally.inc(TRUNCATED, by=self.truncated)
@@ -234,7 +225,7 @@ class Fold:
 
     def _own(self, key: str) -> list[HostOperation]:
         """The operations of this business, as far as they name one."""
-        return [one for one in self.records.hosts.get(key, ()) if one.bk_biz_id in (None, self.biz)]
+        return [one for one in self.records.hosts.get(key, ()) if is_ours(one, self.biz)]
 
     def _take(self, key: str, row: Workflow, known: Tracked, operations: Sequence[HostOperation]) -> Set[int]:
         """Count the failed operations that have not been counted, keep the results of hosts; the failed ones."""
@@ -251,7 +242,7 @@ class Fold:
                 # What had failed before the baseline is known, and not counted.
                 late = self.born if end is None and not known.unread else end or 0
                 if name not in known.taken and name not in taken and self.state is not None and late >= self.born:
-                    count_failure(self.tally, labels)
+                    self.count_failure(labels)
                     if state == UNKNOWN:
                         self.unknown.append(("nodemgr.operation.state", one.state))
                 taken.add(name)

@@ -11,8 +11,7 @@ import msgspec
 
 from exporter.blueking.nodemgr import Domain, HostOperation, Workflow
 from exporter.clock import DOUBTED
-from exporter.collectors.base import FailedCall
-from exporter.collectors.nodeman import NodemanState
+from exporter.collectors.nodeman import NodemanState, RunRecords
 from exporter.model import UNKNOWN
 
 NAME = "nodemgr"
@@ -69,30 +68,13 @@ class NodemgrState(NodemanState, frozen=True, kw_only=True):
     workflows: dict[str, Tracked]
 
 
-class NodemgrRecords(msgspec.Struct):
-    """What one poll brought.
-
-    `rows`: workflows by key; `hosts`: operations by key; `unexamined`: workflows that ended and whose hosts cannot be
-    had; `deferred`: those whose hosts a later poll reads. `gone`: tracked ones that the platform no longer knows.
-    `begin` and `now` in ms, `watermark` and `gap` in seconds.
-    """
+class NodemgrRecords(RunRecords[str, Workflow, HostOperation]):
+    """By `key_of`. `begin` and `now` in ms, `gap` in seconds."""
 
     begin: int = 0
     now: int = 0
-    watermark: float = 0.0
     gap: float = 0.0
-    rows: dict[str, Workflow] = {}
-    hosts: dict[str, tuple[HostOperation, ...]] = {}
-    unexamined: set[str] = set()
-    deferred: set[str] = set()
-    gone: set[str] = set()
-    errors: list[FailedCall] = []
     more: bool = False
-
-    @property
-    def size(self) -> int:
-        """See `Records`."""
-        return len(self.rows) + sum(map(len, self.hosts.values()))
 
 
 def fingerprint(operation: HostOperation) -> int:
