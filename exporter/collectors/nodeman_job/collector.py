@@ -1,13 +1,12 @@
 """NodeMan jobs: installs and plugin operations (job_list, job_details).
 
-job_list is the cheap call: it carries status and statistics of every job. Hosts are asked for only where some failed,
-or where a success may clear one that fails. What a row means stands in state.py, how it is counted in fold.py. Times
-are unix seconds.
+job_list is the cheap call: it has the status and statistics of every job. Hosts are read only where some failed, or
+where a success may clear one that fails. state.py says what a row means, fold.py counts it. Times are unix seconds.
 
 Reading the details of a job whose task is not ready can make the platform end it. So they are read only of jobs that
 have ended, or that run for the first time: the platform itself stores RUNNING once it has seen instances. Over the ESB
-there is no job_list, and the details of the configured jobs are the only look at them; a job that has not begun is
-asked at growing distances.
+there is no job_list, so only the details of the configured jobs are read; those of a job that has not begun are read
+less and less often.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ from exporter.model import NODEMAN_STATUSES
 
 LEAST_ROWS = 20
 """Rows of the first page at least, so that a job that became visible late is still on it."""
-LOOK_AGAIN = 300.0
-"""Seconds between two looks at the details of an ended job that has a failing host."""
+CHECK_AGAIN = 300.0
+"""Seconds between two reads of the details of an ended job that has a failing host."""
 LONGEST_WAIT = 1800.0
-"""Seconds at most between two looks at a job that has not begun, over the ESB."""
+"""Seconds at most between two reads of a job that has not begun, over the ESB."""
 
 
 class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, NodemanApi, NodemanJobRecords]):
@@ -78,7 +77,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         records.now = self._clock.platform()
         records.watermark = min(begun, records.now)
         if state:
-            await self._look_again(state, records, deadline)
+            await self._check_again(state, records, deadline)
             await self._read_missed(state, records, deadline)
         await self._examine(state, records, deadline)
         self._attempts.forget(records.rows)
@@ -166,7 +165,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         text = f"it does not touch business {self.biz}"
         refused = {id: ApiError("not_found", text, api="job_list") for id in sorted(foreign)}
 
-        async def look(id: int) -> None:
+        async def read(id: int) -> None:
             # job_list leaves out forbidden jobs; the details show whether the job is gone or forbidden.
             try:
                 rows[id] = (await self._api.job_details(id, deadline=deadline)).job
@@ -185,7 +184,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                 first = next(iter(refused))
                 raise refused[first].named(f"job {first}")
 
-        await gather_bounded((look(id) for id in ids if id not in rows and id not in foreign), CONCURRENCY)
+        await gather_bounded((read(id) for id in ids if id not in rows and id not in foreign), CONCURRENCY)
         for id, error in refused.items():
             configured = id in self.config.job_ids
             records.errors.append(FailedCall.of(error, f"job {id}", "left as it was", configured=configured))
@@ -194,9 +193,9 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         if fatal and not rows:
             raise refused[fatal[0]].named(f"job {fatal[0]}")
 
-    async def _look_again(self, state: NodemanJobState, records: NodemanJobRecords, deadline: Deadline) -> None:
+    async def _check_again(self, state: NodemanJobState, records: NodemanJobRecords, deadline: Deadline) -> None:
         """Replace the rows of ended jobs with failing hosts by what their details say: a retry of a single node shows
-        in the list only after somebody has read the details."""
+        in the list only after a client has read the details."""
         if not self._api.lists_jobs:
             return
         rows = records.rows
@@ -205,10 +204,10 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
 
         def due(id: int) -> bool:
             known, row = state.jobs[id], rows.get(id)
-            settled = row is not None and known.counted and not is_new_run(known, row)
-            return settled and records.now - max(known.looked, known.finished or 0.0) >= LOOK_AGAIN
+            counted = row is not None and known.counted and not is_new_run(known, row)
+            return counted and records.now - max(known.last_checked, known.finished or 0.0) >= CHECK_AGAIN
 
-        async def look(id: int) -> None:
+        async def read(id: int) -> None:
             try:
                 job = (await self._api.job_details(id, deadline=deadline)).job
             except ApiError as error:
@@ -222,7 +221,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
                 )
             records.from_details.add(id)
 
-        await gather_bounded((look(id) for id in failing if due(id)), CONCURRENCY)
+        await gather_bounded((read(id) for id in failing if due(id)), CONCURRENCY)
 
     async def _read_missed(self, state: NodemanJobState, records: NodemanJobRecords, deadline: Deadline) -> None:
         """Read how the runs ended that were retried since the last poll: the subscription keeps what each task did."""
@@ -356,8 +355,8 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         lists = self._api.lists_jobs
         calls = int(self.config.discover) + (1 if lists and self.config.job_ids else len(self.config.job_ids))
         failing = {streak.run for streak in state.hosts.streaks.values()} if lists else set()
-        looks = len(failing) / max(LOOK_AGAIN, self.interval)
-        return Trial(86400.0 * (calls / self.interval + looks), tuple(notes), certain)
+        checks = len(failing) / max(CHECK_AGAIN, self.interval)
+        return Trial(86400.0 * (calls / self.interval + checks), tuple(notes), certain)
 
     def url(self, run: Run) -> str:
         return nodeman_job(self._api.web_url, run)
@@ -374,7 +373,7 @@ def _is_due(known: TrackedJob, now: float) -> bool:
     """Whether to ask for a job again over the ESB: one that has not begun after twice the time that it has waited."""
     if known.status != "pending" or known.start_time is None:
         return True
-    return now - known.looked >= min(LONGEST_WAIT, known.looked - known.start_time)
+    return now - known.last_checked >= min(LONGEST_WAIT, known.last_checked - known.start_time)
 
 
 def _is_readable(known: TrackedJob | None, row: Job) -> bool:
@@ -387,7 +386,7 @@ def _is_readable(known: TrackedJob | None, row: Job) -> bool:
 
 def _has_failed_anew(known: TrackedJob | None, row: Job) -> bool:
     """Whether the job has failed hosts that have not been read, or not to their end."""
-    if known and known.unsettled:
+    if known and known.host_running:
         return True
     if not failures(row):
         return False

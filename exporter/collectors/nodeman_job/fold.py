@@ -148,8 +148,8 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
             known.finished,
             known.failed | hosts,
             failures(row) if asked else known.failures,
-            now if id in self.records.from_details else known.looked,
-            self._is_unsettled(id) if asked else known.unsettled,
+            now if id in self.records.from_details else known.last_checked,
+            self._has_running_host(id) if asked else known.host_running,
             provisional_since(known, row, now),
             id in self.records.deferred,
             known.history,
@@ -174,7 +174,7 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
             finished=None,
             failed={name: end for name, end in known.failed.items() if end},
             failures=0,
-            unsettled=False,
+            host_running=False,
             history=False,
         )
 
@@ -247,8 +247,8 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
             end = end or known_end(row.end_time, now) or now
             self.results.append(HostResult(host, id, "", end, labels))
 
-    def _is_unsettled(self, id: int) -> bool:
-        """Whether a host of this business that was found by its status says that it has not ended."""
+    def _has_running_host(self, id: int) -> bool:
+        """Whether a host of this business that was listed by its status says that it has not ended."""
         return any(not ended(row.status, row.end_time) for row in self._own_rows(id))
 
     def _own_rows(self, id: int) -> list[HostRow]:
@@ -270,7 +270,7 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
         for id, job in list(self.jobs.items()):
             old = is_past(job, now, self.config) or (not job.counted and is_abandoned(job, now))
             if id in self.records.gone or (old and id not in self.config.job_ids):
-                self.truncated += job.unsettled
+                self.truncated += job.host_running
                 del self.jobs[id]
                 floor = None if floor is None else max(floor, id)
         return floor

@@ -28,10 +28,11 @@ class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `counted`: its present run has been counted as finished. `timed`: the duration of its first run has been observed,
     or never will be. `finished`: end of the newest run. `failed`: end of each failed host that is known, 0 where the
-    platform gave none; `failures`: the failed hosts in the statistics when the hosts were last read. `looked`: when its
-    details were last read for what the list does not show. `unsettled`: a host that was found failed said that it is
-    running. `success_since`: see `provisional_since`. `unread`: its hosts are still to be read. `history`: its present
-    run ended before the baseline. `new`: the job was first seen after the baseline, so no host of it failed before.
+    platform gave none; `failures`: the failed hosts in the statistics when the hosts were last read. `last_checked`:
+    when its details were last read for what the list does not show. `host_running`: a host that was listed as failed
+    said that it is running. `success_since`: see `provisional_since`. `unread`: its hosts are still to be read.
+    `history`: its present run ended before the baseline. `new`: the job was first seen after the baseline, so no host
+    of it failed before.
     """
 
     job_type: str
@@ -45,8 +46,8 @@ class TrackedJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     finished: float | None = None
     failed: dict[str, float] = {}
     failures: int = 0
-    looked: float = 0.0
-    unsettled: bool = False
+    last_checked: float = 0.0
+    host_running: bool = False
     success_since: float | None = None
     unread: bool = False
     history: bool = False

@@ -22,7 +22,7 @@ from exporter.collectors.nodeman import NodemanCollector, is_ours, read_pages
 from exporter.collectors.nodeman_subscription.fold import Fold
 from exporter.collectors.nodeman_subscription.metrics import FAMILIES
 from exporter.collectors.nodeman_subscription.state import (
-    LOOK_AGAIN,
+    CHECK_AGAIN,
     NAME,
     Answer,
     Subscription,
@@ -112,9 +112,9 @@ class NodemanSubscriptionCollector(
         counter = summary.counter
         newest = max((row.record_id or 0 for row in summary.instances), default=0)
         moving = is_moving(counter)
-        # At most a page per LOOK_AGAIN, on average.
+        # At most a page per CHECK_AGAIN, on average.
         pages = max(1.0, len(known.failed) / PAGE_SIZE) if known and len(known.failed) > FEW else 0.0
-        due = known is None or known.unread or now - known.looked >= LOOK_AGAIN * pages
+        due = known is None or known.unread or now - known.last_checked >= CHECK_AGAIN * pages
         same = known is not None and not known.unread and (counter, newest) == (known.counter, known.newest)
         if known is not None and same and not (due and (moving or known.failed)):
             return Answer(counter, newest)
@@ -131,18 +131,18 @@ class NodemanSubscriptionCollector(
             answer = await read(statuses=("failed",), but=but, page=page, pagesize=size)
             return answer.instances, answer.total
 
-        unsettled: frozenset[str] = frozenset()
+        still_running: frozenset[str] = frozenset()
         if counter.get("failed"):
             found = await read_pages("task_result", failed, lambda row: row.instance_id, self._page_size)
             instances |= found.rows
-            unsettled = frozenset(name for name, row in found.rows.items() if row.status in NODEMAN_UNFINISHED)
+            still_running = frozenset(name for name, row in found.rows.items() if row.status in NODEMAN_UNFINISHED)
         # What had failed and is in none of these has moved on, or belongs to an earlier task.
         missing = [instance for instance in before if instance not in instances]
         for begin in range(0, len(missing), PAGE_SIZE):
             some = missing[begin : begin + PAGE_SIZE]
             page = await read(instance_ids=some, statuses=() if complete else MOVED, pagesize=len(some), all_tasks=True)
             instances |= {row.instance_id: row for row in page.instances}
-        return Answer(counter, newest, tuple(instances.values()), complete, not same, unsettled)
+        return Answer(counter, newest, tuple(instances.values()), complete, not same, still_running)
 
     async def _read_all(self, summary: TaskResult, read: Callable[..., Awaitable[TaskResult]]) -> Answer:
         """All rows of a platform that gives no counter, counted. Some answer a bare list of them whatever is asked."""

@@ -9,7 +9,7 @@ from exporter.collectors.base import TRUNCATED, Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import FUTURE, NodemanFold, ended, is_after_baseline, is_ours, known_end
 from exporter.collectors.nodeman_subscription.state import (
-    LOOK_AGAIN,
+    CHECK_AGAIN,
     NAME,
     Answer,
     Run,
@@ -37,7 +37,7 @@ class Fold(NodemanFold[SubscriptionState, NodemanSubscriptionConfig, Subscriptio
         }
         for id, answer in self.records.answers.items():
             subscriptions[id] = self._subscription(id, before.get(id), answer)
-        hosts = self.fold_hosts(self.records.now, settled=LOOK_AGAIN)
+        hosts = self.fold_hosts(self.records.now, settled=CHECK_AGAIN)
         return Observed(
             SubscriptionState(
                 counts=self.tally.freeze(),
@@ -60,7 +60,7 @@ class Fold(NodemanFold[SubscriptionState, NodemanSubscriptionConfig, Subscriptio
         if answer.unread and (known is None or answer.counter != known.counter):
             self.tally.inc(TRUNCATED)
         known = known or Subscription(born=now)
-        first = not known.looked
+        first = not known.last_checked
         if not answer.instances and not answer.complete:
             return msgspec.structs.replace(known, counter=answer.counter, newest=answer.newest, unread=answer.unread)
         action = next((row.job_type for row in answer.instances if row.job_type), known.action)
@@ -75,7 +75,7 @@ class Fold(NodemanFold[SubscriptionState, NodemanSubscriptionConfig, Subscriptio
                 last = max(finish, last or finish)
             # One that runs again has not succeeded yet. One that was found failed is read again until it has ended.
             runs_again = name in known.failed and row.status in NODEMAN_UNFINISHED
-            if row.status == "failed" or runs_again or name in answer.unsettled:
+            if row.status == "failed" or runs_again or name in answer.still_running:
                 failed.add(name)
             else:
                 failed.discard(name)
@@ -94,7 +94,7 @@ class Fold(NodemanFold[SubscriptionState, NodemanSubscriptionConfig, Subscriptio
         return Subscription(
             answer.counter,
             known.born,
-            now if answer.complete else known.looked,
+            now if answer.complete else known.last_checked,
             answer.newest,
             kept | runs,
             frozenset(failed),

@@ -12,7 +12,7 @@ from exporter.collectors.nodeman import NodemanState, known_end
 from exporter.model import NODEMAN_UNFINISHED
 
 NAME = "nodeman_subscription"
-LOOK_AGAIN = 300.0
+CHECK_AGAIN = 300.0
 """Seconds after which the failed instances are read again although no counter has moved: one may have failed anew. More
 of them than fit on a page are read less often."""
 
@@ -22,13 +22,13 @@ Run = tuple[int, float]
 
 class Subscription(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is known of a subscription. `born`: when it was first asked for, a run that ended before is not counted;
-    `looked`: when all failed instances were last read, 0 before it has answered; `newest`: the newest record.
+    `last_checked`: when all failed instances were last read, 0 before it has answered; `newest`: the newest record.
     `runs`: the newest finished run of the failed instances, and of the others that were read last; `failed`: whose
     run has failed. `action`: of any instance, for those that have no steps. `unread`: only the counter could be had."""
 
     counter: dict[str, int] = {}
     born: float = 0.0
-    looked: float = 0.0
+    last_checked: float = 0.0
     newest: int = 0
     runs: dict[str, Run] = {}
     failed: frozenset[str] = frozenset()
@@ -46,15 +46,15 @@ class SubscriptionState(NodemanState, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True):
     """What one subscription answered. `newest`: the newest record. `instances`: rows that are news, with their steps
     where they show a run that is not known; `complete`: all failed ones are among them, so that one that is not no
-    longer exists; `renewed`: so are the newest ones. `unsettled`: instances that were found failed and say that they
-    run. `failure`: why only the counter could be had, or another task than the newest one was read."""
+    longer exists; `renewed`: so are the newest ones. `still_running`: instances that were listed as failed and say that
+    they run. `failure`: why only the counter could be had, or another task than the newest one was read."""
 
     counter: dict[str, int]
     newest: int
     instances: tuple[Instance, ...] = ()
     complete: bool = False
     renewed: bool = False
-    unsettled: frozenset[str] = frozenset()
+    still_running: frozenset[str] = frozenset()
     unread: bool = False
     failure: FailedCall | None = None
 

@@ -258,7 +258,7 @@ class Fold(NodemanFold[NodemgrState, NodemgrConfig, NodemgrRecords]):
         now = self.records.now
         for key, known in list(self.workflows.items()):
             if not known.counted:
-                # During a catch-up nobody has looked whether it has ended.
+                # A catch-up does not read unfinished workflows again.
                 if now - known.operate_time > self.config.max_unfinished_age * 1000 and not self.records.more:
                     self._give_up(key)
                 continue
