@@ -76,21 +76,17 @@ async def gather_bounded(calls: Iterable[Coroutine[Any, Any, T]], limit: int) ->
         for index, call in waiting:
             results[index] = await call
 
-    first: BaseException | None = None
+    # No TaskGroup: one that fails leaves a cancel request at this task, and with Python before 3.11.4 the next
+    # `asyncio.timeout` of the task then ends in a CancelledError.
+    workers = [asyncio.create_task(work()) for _ in range(min(limit, len(numbered)))]
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(limit, len(numbered))):
-                group.create_task(work())
-    except BaseExceptionGroup as errors:
-        first = errors.exceptions[0]
+        await asyncio.gather(*workers)
     finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.wait(workers)
+        # The error holds this frame: with the workers in it, that would be a cycle that keeps whole answers in memory.
+        workers.clear()
         for _, call in waiting:
             call.close()
-    try:
-        if first is not None:
-            raise first
-    finally:
-        # Raised outside the handler and deleted here: a reference cycle with the group would keep whole answers in
-        # memory.
-        first = None
     return [results[index] for index in sorted(results)]

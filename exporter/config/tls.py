@@ -14,6 +14,8 @@ def client_context(tls: Tls) -> ssl.SSLContext:
         if file:
             open_file(file).close()  # OpenSSL would wait for the writer of a pipe
     context = ssl.create_default_context(cafile=tls.ca_file)
+    # Python's own default, but a distribution may build Python without it, as Debian does.
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls.cert_file:
         context.load_cert_chain(tls.cert_file, tls.key_file)
     if tls.insecure_skip_verify:

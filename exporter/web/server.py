@@ -240,17 +240,22 @@ class WebServer:
         for connection in list(self._connections):
             if not connection.busy:
                 connection.close_idle()
+        left = self._limits.drain
+        if self._drained_by is not None:  # `drain` may have used up the time
+            left = max(0.0, self._drained_by - asyncio.get_running_loop().time())
+        # Not `asyncio.timeout`: before Python 3.11.4 it raises CancelledError in a task that is being cancelled.
         try:
-            # `drain` may have used up the time.
-            async with asyncio.timeout_at(self._drained_by or asyncio.get_running_loop().time() + self._limits.drain):
-                while self._connections:
-                    self._gone.clear()
-                    await self._gone.wait()
+            await asyncio.wait_for(self._all_gone(), left)
         except TimeoutError:
             log.get().warning("connections_cut", connections=len(self._connections))
         for connection in list(self._connections):
             connection.abort()
         await self._manager.shutdown(timeout=0.1)
+
+    async def _all_gone(self) -> None:
+        while self._connections:
+            self._gone.clear()
+            await self._gone.wait()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 

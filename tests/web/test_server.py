@@ -758,6 +758,7 @@ async def test_F42_stop_does_not_wait_for_ever(lines: io.StringIO) -> None:
         await asyncio.wait_for(server.stop(), 30)
         assert time.monotonic() - begin > 0.4
         client.close()
+    assert "connections_cut" in lines.getvalue()
     assert Limits().drain == 3.0
 
 
