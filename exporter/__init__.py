@@ -7,6 +7,7 @@ Where things are, from the outside in:
     verify       one command: poll, read the same again, compare
     app          the daemon: start, signals, stop
     reload       the configuration while the daemon runs: reload, files that are followed
+    process      the process as its web server shows it: readiness, status, failures, the page
     sharing      scopes shared by several replicas on Redis     shard      static shards without Redis
     discovery    scopes found in CMDB
     web          /metrics, pages for people, JSON, web configuration file

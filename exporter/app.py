@@ -12,8 +12,9 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from socket import socket
 from typing import TYPE_CHECKING
 
 from exporter import __version__, log, systemd
@@ -24,53 +25,45 @@ from exporter.config.state_url import RedisUrl
 from exporter.discovery import Discoverer
 from exporter.exposed import page_families
 from exporter.fleet import Fleet, series_limit
-from exporter.metrics.negotiate import Format
-from exporter.metrics.page import Exposition, Page
-from exporter.model import Key
+from exporter.metrics.page import Page
 from exporter.poller import Services
+from exporter.process import Process
 from exporter.reload import Configuration, Options
 from exporter.shard import pod_name
+from exporter.sharing import Alone, Sharing
 from exporter.state.base import Store, open_store
-from exporter.status import FailureFilter, FailureFinder, Failures, Status, process_status
 from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
 from exporter.web.server import Backend, WebServer, listen
 
 if TYPE_CHECKING:
     # redis-py is an extra.
-    from exporter.sharing import Sharing
     from exporter.state.redis import RedisStore
 
 STOP_WITHIN = 4.5
 """Seconds from the request to stop until the process ends, even while a thread hangs in the resolver or on a disk."""
-READY_AFTER = 60.0
-"""Seconds after which the daemon is ready even if some poller has not ended its first poll."""
 
 
 class App:
     """One daemon; `run` returns after `stop`. Raises `ConfigError` for the web configuration file."""
 
     def __init__(self, options: Options, loaded: Loaded, clock: Clock | None = None) -> None:
+        config = loaded.config
         self.options = options
         self.clock = clock or Clock()
-        self.stopping = asyncio.Event()
         self.telemetry = Telemetry(__version__)
-        self.page = Page(page_families(), series_limit(loaded.config), self.telemetry.series_dropped)
-        shard = options.shard
-        shared = _shared_store(loaded.config, self.telemetry)
-        self.store: Store = shared or open_store(loaded.config.state, shard)
-        services = Services(self.store, self.page, self.telemetry, self.clock)
+        self.telemetry.shard(options.shard.ordinal, options.shard.total)
+        page = Page(page_families(), series_limit(config), self.telemetry.series_dropped)
+        shared = _shared_store(config, self.telemetry)
+        self.store: Store = shared or open_store(config.state, options.shard)
+        services = Services(self.store, page, self.telemetry, self.clock)
         self.fleet = Fleet(services, shares_rate=shared is not None)
         self.discoverer = Discoverer(services, shared)
         self.fleet.others.append(self.discoverer)
-        self.sharing = _share(shared, self.fleet, self.telemetry) if shared else None
-        self.web = WebConfig(loaded.config.server.web_config_file, self._web_file_followed)
+        self.sharing = Sharing(shared, self.fleet, self.telemetry) if shared else Alone(options.shard)
+        self.web = WebConfig(config.server.web_config_file, self._web_file_followed)
         self.configuration = Configuration(options, loaded, self.fleet, self.web, self.telemetry, self.clock)
-        self.telemetry.shard(shard.ordinal, shard.total)
-        self._started = self.clock.wall()
-        self._begun = self.clock.monotonic()
-        self._ready = False
-        self._finder = FailureFinder(self.fleet)
+        self.process = Process(self.fleet, self.sharing, page, self.telemetry, self.clock)
 
     async def run(self, started: Callable[[Sequence[str]], None] = lambda addresses: None) -> None:
         """Serve until `stop`. `started` is called with the addresses as soon as they answer.
@@ -78,114 +71,80 @@ class App:
         Raises `ConfigError` for the certificates of the client, `StateError` for the state, and `ExporterError` for an
         address that is taken; some of them in a group.
         """
-        config = self.configuration.loaded.config
         async with AsyncExitStack() as stack:
-            await self.store.open()
-            stack.push_async_callback(self.store.close)
-            for _ in range(self.store.resets):
-                self.telemetry.state_reset()
-            sockets = systemd.sockets() if self.options.systemd_socket else listen(config.server.listen_address)
-            for socket in sockets:
-                stack.callback(socket.close)
+            await self._open_state(stack)
+            sockets = self._open_port(stack)
             await stack.enter_async_context(self.fleet)
-            # Connections queue until the state is loaded.
-            if not self.sharing:  # else it reads what another replica has found, when the store answers
-                await self.discoverer.load()
-            assigned = self.sharing.assigned if self.sharing else self._in_shard
-            await self.fleet.apply(config, found=self.discoverer.scopes, assigned=assigned)
-            gc.freeze()  # pollers stay: walking over thousands of them would make every full collection slow
-
-            server = WebServer(self._backend(), config.server, self.web)
+            await self._start_pollers()
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            server = self._web_server()
             serving = tasks.create_task(server.run(sockets), name="web")
-            background = [
-                tasks.create_task(self.configuration.serve_requests(), name="reload"),
-                tasks.create_task(self.configuration.follow(), name="follow files"),
-                tasks.create_task(self.fleet.purge(), name="purge"),
-                tasks.create_task(self.discoverer.run(self.fleet), name="discovery"),
-                tasks.create_task(self.telemetry.measure_loop_lag(self.clock), name="loop lag"),
-                tasks.create_task(self.fleet.keep_state(), name="state"),
-                tasks.create_task(systemd.feed_watchdog(), name="watchdog"),
-            ]
-            if self.sharing:
-                background.append(tasks.create_task(self.sharing.run(), name="share"))
-                beating = tasks.create_task(self.sharing.beat(), name="heartbeat")
-                stack.callback(beating.cancel)
-            addresses = [_url(socket.getsockname(), self.web.current.tls is not None) for socket in sockets]
-            log.get().info("started", version=__version__, addresses=addresses, pollers=len(self.fleet.pollers))
-            started(addresses)
-            systemd.notify("READY=1", f"STATUS=watching {len(self.fleet.pollers)} (collector, scope)")
+            heartbeats = tasks.create_task(self.sharing.beat(), name="heartbeat")
+            background = [tasks.create_task(work, name=name) for name, work in self._background().items()]
+            self._announce([_url(one.getsockname(), self.web.current.tls is not None) for one in sockets], started)
 
-            await self.stopping.wait()
+            await self.process.stopping.wait()
             systemd.notify("STOPPING=1")
             log.get().info("stopping")
             for task in background:
                 task.cancel()
             await self.fleet.stop()
             # Heartbeats and scrapes go on during this: scopes that are not released yet are still shown here.
-            await asyncio.gather(server.drain(), self.sharing.leave() if self.sharing else asyncio.sleep(0))
+            await asyncio.gather(server.drain(), self.sharing.leave())
+            heartbeats.cancel()
             serving.cancel()
 
     def stop(self) -> None:
         """Ask the daemon to stop. It is not ready from here on."""
-        self.stopping.set()
+        self.process.stopping.set()
 
-    @property
-    def ready(self) -> bool:
-        """Whether every poller has ended a poll, or a minute has passed. A reload never resets it, a stop does.
+    async def _open_state(self, stack: AsyncExitStack) -> None:
+        await self.store.open()
+        stack.push_async_callback(self.store.close)
+        for _ in range(self.store.resets):
+            self.telemetry.state_reset()
 
-        With several replicas, this one must also have polled its share.
-        """
-        if not self._ready:
-            complete = self.fleet.attempted and (self.sharing is None or self.sharing.ready)
-            self._ready = complete or self.clock.monotonic() - self._begun >= READY_AFTER
-        return self._ready and not self.stopping.is_set()
+    def _open_port(self, stack: AsyncExitStack) -> list[socket]:
+        """The listening sockets. Connections queue until the state is loaded."""
+        address = self.configuration.loaded.config.server.listen_address
+        sockets = systemd.sockets() if self.options.systemd_socket else listen(address)
+        for one in sockets:
+            stack.callback(one.close)
+        return sockets
 
-    def status(self) -> Status:
-        """What the landing page and /api/v1/status show."""
-        return process_status(
-            self.fleet,
-            replicas=self.sharing.replicas() if self.sharing else (),
-            visible=self.visible,
-            started=self._started,
-            uptime=self.clock.monotonic() - self._begun,
-            ready=self.ready,
-            series=sum(self.page.counts().values()),
+    async def _start_pollers(self) -> None:
+        await self.discoverer.load()
+        config = self.configuration.loaded.config
+        await self.fleet.apply(config, found=self.discoverer.scopes, assigned=self.sharing.assigned)
+        gc.freeze()  # pollers stay: walking over thousands of them would make every full collection slow
+
+    def _web_server(self) -> WebServer:
+        process = self.process
+        backend = Backend(
+            process.exposition, process.status, process.failures, process.ready, self.configuration.reload
         )
+        return WebServer(backend, self.configuration.loaded.config.server, self.web)
+
+    def _background(self) -> dict[str, Coroutine[None, None, None]]:
+        """What runs until the request to stop, by the name of its task."""
+        return {
+            "reload": self.configuration.serve_requests(),
+            "follow files": self.configuration.follow(),
+            "purge": self.fleet.purge(),
+            "discovery": self.discoverer.run(self.fleet),
+            "loop lag": self.telemetry.measure_loop_lag(self.clock),
+            "state": self.fleet.keep_state(),
+            "share": self.sharing.run(),
+            "watchdog": systemd.feed_watchdog(),
+        }
+
+    def _announce(self, addresses: Sequence[str], started: Callable[[Sequence[str]], None]) -> None:
+        log.get().info("started", version=__version__, addresses=addresses, pollers=len(self.fleet.pollers))
+        started(addresses)
+        systemd.notify("READY=1", f"STATUS=watching {len(self.fleet.pollers)} (collector, scope)")
 
     def _web_file_followed(self, taken: bool) -> None:
         self.configuration.note("web configuration", broken=not taken)
-
-    def _backend(self) -> Backend:
-        return Backend(
-            exposition=self._exposition,
-            status=self.status,
-            failures=self._failures,
-            ready=lambda: self.ready,
-            reload=self.configuration.reload,
-        )
-
-    def _in_shard(self, key: Key) -> bool:
-        return self.options.shard.owns(key.scope)
-
-    @property
-    def visible(self) -> bool:
-        """Whether this process may show its scopes: after its lease has lapsed, another replica may show them."""
-        return self.sharing is None or self.sharing.valid
-
-    async def _failures(self, wanted: FailureFilter) -> Failures:
-        return await self._finder.find(wanted) if self.visible else Failures(visible=False)
-
-    def _exposition(self, form: Format, names: frozenset[str] | None, gzip: bool) -> Exposition:
-        # Count first: counting determines how many series max_series cuts.
-        self.telemetry.series(self.page.counts())
-        if self.sharing:
-            self.sharing.measure()
-        shown = names if self.visible else frozenset()
-        exposition = self.page.exposition(form, shown, self.telemetry.render(form.openmetrics, names), gzip)
-        if names is None:
-            self.telemetry.exposition(exposition.size)
-        return exposition
 
 
 def _shared_store(config: Config, telemetry: Telemetry) -> RedisStore | None:
@@ -198,12 +157,6 @@ def _shared_store(config: Config, telemetry: Telemetry) -> RedisStore | None:
     store = RedisStore(config.state, pod=pod_name(), observer=telemetry)
     store.configure(config.sha256)
     return store
-
-
-def _share(store: RedisStore, fleet: Fleet, telemetry: Telemetry) -> Sharing:
-    from exporter.sharing import Sharing
-
-    return Sharing(store, fleet, telemetry)
 
 
 def _url(address: tuple[object, ...], tls: bool) -> str:
@@ -241,7 +194,7 @@ async def run(
         loop.add_signal_handler(signal.SIGHUP, app.configuration.requested.set)
 
     def stop() -> None:
-        if app.stopping.is_set():
+        if app.process.stopping.is_set():
             os._exit(1)
         app.stop()
         force = threading.Timer(STOP_WITHIN, _end_process)

@@ -135,10 +135,12 @@ class Discoverer:
         self._state = DiscoveryState()
 
     async def load(self) -> None:
-        """Take up what was found before. Raises StateError; a damaged state is forgotten, and its scopes found anew."""
-        await self._take_up(await (self._shared.read(STATE) if self._shared else self._services.store.load(STATE)))
+        """Load what was found before; from a shared store only `run` does, when it answers. Raises StateError; a
+        damaged state is forgotten, and its scopes found anew."""
+        if self._shared is None:
+            self._decode(await self._services.store.load(STATE))
 
-    async def _take_up(self, stored: Stored | None) -> None:
+    def _decode(self, stored: Stored | None) -> None:
         if stored is not None:
             try:
                 self._state = msgspec.msgpack.decode(stored.payload, type=DiscoveryState)
@@ -162,10 +164,10 @@ class Discoverer:
         """Ask CMDB once per interval, at once at first, and let the fleet poll what was found."""
         clock, asked = self._services.clock, float("-inf")
         while True:
-            config, client = fleet.config, fleet.client
-            if self._shared and STATE not in self._shared.held:
+            config, client, shared = fleet.config, fleet.client, self._shared
+            if shared and STATE not in shared.held:
                 self._follows, asked = True, float("-inf")
-                await self._follow(fleet)
+                await self._follow(fleet, shared)
             elif (
                 config
                 and client
@@ -173,8 +175,8 @@ class Discoverer:
                 and clock.monotonic() >= asked + config.discovery.interval
             ):
                 asked = clock.monotonic()
-                if self._follows:
-                    await self._follow(fleet)  # what the former owner has committed last
+                if shared and self._follows:
+                    await self._follow(fleet, shared)  # what the former owner has committed last
                     self._follows = False
                 if await self.refresh(config, client):
                     try:
@@ -183,11 +185,11 @@ class Discoverer:
                         self._failed("state", str(error))
             await asyncio.sleep(READ if self._follows else 1)
 
-    async def _follow(self, fleet: Fleet) -> None:
+    async def _follow(self, fleet: Fleet, shared: SharedStore) -> None:
         """Poll what the replica that asks CMDB has found."""
         before = self._state
         try:
-            await self.load()
+            self._decode(await shared.read(STATE))
             if self._state != before:
                 await fleet.apply(found=self.scopes)
                 self._log_changes(before, self._state)

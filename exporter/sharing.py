@@ -1,19 +1,24 @@
-"""Several replicas on one store: take what is assigned to this one, give away what is not, hand over at the end."""
+"""What this process polls: its shard, or what is assigned to it among several replicas on one store."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Mapping, Set
+from typing import TYPE_CHECKING
 
 from exporter import log
 from exporter.config.schema import ScopeConfig
 from exporter.errors import StateError
 from exporter.fleet import Fleet
 from exporter.model import Key, Scope
-from exporter.state.redis import RedisStore
+from exporter.shard import Shard
 from exporter.status import ReplicaStatus
 from exporter.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    # redis-py is an extra.
+    from exporter.state.redis import RedisStore
 
 RELEASED_PER_BEAT = 100
 """(collector, scope) that are given away between two heartbeats: few at once, so that each is away only briefly."""
@@ -21,8 +26,40 @@ LEAVE = 2.0
 """Seconds that the handover at the end may take; what is left is taken over like that of a lost replica."""
 
 
+class Alone:
+    """A process that has its state to itself: it polls its shard from the start to the end."""
+
+    valid = ready = True
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    def assigned(self, key: Key) -> bool:
+        """Whether this process polls a key; see `Assignment`."""
+        return self._shard.owns(key.scope)
+
+    async def beat(self) -> None:
+        """Nobody waits for heartbeats."""
+
+    async def run(self) -> None:
+        """The assignment never changes."""
+
+    async def leave(self) -> None:
+        """There is nobody to hand over to."""
+
+    def measure(self) -> None:
+        """There is nothing to measure."""
+
+    def replicas(self) -> tuple[ReplicaStatus, ...]:
+        """None."""
+        return ()
+
+
 class Sharing:
-    """Keeps the pollers of `fleet` in step with what `store` holds. `run` and `store.keep` run beside each other."""
+    """One of several replicas: takes what is assigned to it, gives away what is not, hands over at the end.
+
+    Keeps the pollers of `fleet` in step with what `store` holds. `run` and `beat` run beside each other.
+    """
 
     def __init__(self, store: RedisStore, fleet: Fleet, telemetry: Telemetry) -> None:
         self._store = store

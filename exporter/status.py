@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 import msgspec
 
-from exporter import __version__, log
+from exporter import log
 from exporter.collectors.base import Collector, CollectorState
 from exporter.collectors.failing_hosts import FailingHosts, Run, Streak
 from exporter.fleet import Fleet
@@ -149,28 +149,11 @@ class Failures(msgspec.Struct, frozen=True):
     visible: bool = True
 
 
-def process_status(
-    fleet: Fleet,
-    *,
-    started: float,
-    uptime: float,
-    ready: bool,
-    series: int,
-    replicas: tuple[ReplicaStatus, ...] = (),
-    visible: bool = True,
-) -> Status:
-    """What the landing page and /api/v1/status show now; nothing of any scope unless `visible`."""
-    shown = fleet.pollers.values() if visible else ()
+def poller_statuses(fleet: Fleet) -> Sequence[PollerStatus]:
+    """How the polls of every poller go, computed when they are read."""
     names = {scope: one.name for scope, one in fleet.scopes.items()}
-    return Status(
-        version=__version__,
-        started=started,
-        uptime=uptime,
-        ready=ready,
-        series=series,
-        replicas=replicas,
-        pollers=_Described(list(shown), lambda poller: _poller_status(poller, names.get(poller.key.scope, ""))),
-    )
+    pollers = list(fleet.pollers.values())
+    return _Described(pollers, lambda poller: _poller_status(poller, names.get(poller.key.scope, "")))
 
 
 class _Described(Sequence[D], Generic[T, D]):

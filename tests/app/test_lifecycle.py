@@ -378,13 +378,13 @@ async def test_ready_after_a_minute_all_the_same(tmp_path: Path) -> None:
         listening = asyncio.Event()
         running = asyncio.create_task(app.run(lambda addresses: listening.set()))
         await listening.wait()
-        assert not app.ready
+        assert not app.process.ready()
         ahead = 59.0
-        assert not app.ready
+        assert not app.process.ready()
         ahead = 60.1
-        assert app.ready
+        assert app.process.ready()
         app.stop()
-        assert not app.ready
+        assert not app.process.ready()
         await running
 
 

@@ -159,7 +159,7 @@ class Daemon:
         if self._running.done():
             await self._running
         self._url = listening.result()
-        await self.until(lambda: self.app is not None and self.app.ready)
+        await self.until(lambda: self.app is not None and self.app.process.ready())
 
     async def stop(self) -> None:
         """As SIGTERM does."""
@@ -192,7 +192,7 @@ class Daemon:
     def _waits(self) -> list[float]:
         """Seconds until the next poll of each scope."""
         assert self.app is not None
-        return [watch.next_poll or 0.0 for watch in self.app.status().pollers]
+        return [watch.next_poll or 0.0 for watch in self.app.process.status().pollers]
 
     async def ask(self, path: str, *headers: str, method: str = "GET") -> tuple[int, bytes]:
         """Status and body of one request to the exporter."""

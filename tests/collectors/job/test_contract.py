@@ -203,7 +203,7 @@ async def test_4_1_3_history_since_the_watermark_is_counted_after_downtime(tmp_p
 
 def watermark(one: Daemon) -> float:
     assert one.app is not None
-    state = one.app.status().pollers[0].last_success
+    state = one.app.process.status().pollers[0].last_success
     return float("-inf") if state is None else _states(one)[BIZ].watermark or 0.0
 
 
