@@ -10,16 +10,20 @@ from typing import Any
 
 import msgspec
 
-from bench import big, decode, economy, exposition, growth, million, polls, replicas, scopes, start
+from bench import against, big, decode, economy, exposition, growth, million, polls, replicas, scopes, start
 from bench.measure import OUT, Row
 
+ROUNDS, MINUTES = 5, 5.0
+"""Unless the command line has them."""
 Found = tuple[list[Row], Any]
 """The rows, and whatever else is worth keeping."""
 
 
 def _exposition(flags: argparse.Namespace) -> Found:
     sizes = (1_000, 10_000, 100_000, 1_000_000) if flags.series is None else flags.series
-    rows = [row for size in sizes for row in exposition.scrapes(size, 3 if size >= 1_000_000 else flags.rounds)]
+    rows = [
+        row for size in sizes for row in exposition.scrapes(size, 3 if size >= 1_000_000 else flags.rounds or ROUNDS)
+    ]
     return [
         *rows,
         *exposition.stall(),
@@ -30,7 +34,7 @@ def _exposition(flags: argparse.Namespace) -> Found:
 
 
 def _scopes(flags: argparse.Namespace) -> Found:
-    found = scopes.run(flags.scopes, flags.minutes * 60)
+    found = scopes.run(flags.scopes, 60 * (flags.minutes or MINUTES))
     return scopes.rows(found), found
 
 
@@ -41,14 +45,18 @@ GROUPS: dict[str, tuple[str, Callable[[argparse.Namespace], Found]]] = {
     ),
     "decode": (
         "T7: answers of the platform beside the json module",
-        lambda flags: (decode.measure(flags.rounds), None),
+        lambda flags: (decode.measure(flags.rounds or ROUNDS), None),
     ),
-    "poll": ("T8: whole polls beside a Go poller", lambda flags: (polls.measure(flags.rounds), None)),
+    "poll": ("T8: whole polls beside a Go poller", lambda flags: (polls.measure(flags.rounds or ROUNDS), None)),
     "scopes": ("T10: 3,000 scopes on one core (--minutes 5, and 4 for the baseline)", _scopes),
     "economy": ("T11: calls to the platform", lambda flags: (economy.measure(), None)),
     "start": ("T12: start and imports", lambda flags: (start.measure(), None)),
     "big": ("an execution on 50,000 hosts", lambda flags: (big.measure(), None)),
     "million": ("T16: an execution on a million hosts (2 min)", lambda flags: (million.measure(), None)),
+    "against-base": (
+        f"{', '.join(against.TARGETS)}: this tree beside an earlier commit; one T alone is a group too",
+        lambda flags: (against.measure(flags), None),
+    ),
     "replicas": ("R1-R6: replicas on a real Redis (2 min)", lambda flags: (replicas.measure(), None)),
     "growth": (
         "30 to 3,000 scopes, 1k to 1M series; writes docs/performance.svg (12 min)",
@@ -78,19 +86,26 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Without a group: all but growth.",
+        description="Without a group: all but growth and against-base.",
         epilog="\n".join(f"{name:12} {text}" for name, (text, _) in GROUPS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("groups", nargs="*", metavar="GROUP", choices=[[], *GROUPS], help=", ".join(GROUPS))
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of a measurement")
+    parser.add_argument(
+        "groups", nargs="*", metavar="GROUP", choices=[[], *GROUPS, *against.TARGETS], help=", ".join(GROUPS)
+    )
+    parser.add_argument("--rounds", type=int, help="interleaved rounds of a measurement (5; 3 against the base)")
     parser.add_argument("--series", type=int, nargs="+", help="sizes of the exposition")
     parser.add_argument("--scopes", type=int, default=3000)
-    parser.add_argument("--minutes", type=float, default=5.0, help="how long scopes are watched; 30 for the full run")
+    parser.add_argument(
+        "--minutes", type=float, help="how long scopes are watched (5, 30 for the full run; 1 against the base)"
+    )
+    parser.add_argument("--base", default=against.BASE, metavar="REV", help="the earlier commit")
     flags = parser.parse_args()
+    flags.targets = [name for name in flags.groups if name in against.TARGETS]
+    groups = list(dict.fromkeys("against-base" if name in against.TARGETS else name for name in flags.groups))
     OUT.mkdir(parents=True, exist_ok=True)
     failed = False
-    for name in flags.groups or [name for name in GROUPS if name != "growth"]:
+    for name in groups or [name for name in GROUPS if name not in ("growth", "against-base")]:
         text, measure = GROUPS[name]
         print(f"\n{name}: {text}", flush=True)
         began = time.monotonic()

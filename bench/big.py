@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
-from bench.measure import ROOT, Row, environment, python, scratch, server
+from bench.measure import Row, output, python, scratch, server
 
 SIZES = (1_000, 10_000, 50_000, 50_000, 50_000)
 INSTANCES = 10_000
@@ -17,10 +16,7 @@ def measure() -> list[Row]:
         scratch() as folder,
         server(*python("bench.platform", str(len(SIZES)), "1", "0.001", str(INSTANCES))) as (_, url),
     ):
-        run = subprocess.run(
-            python("bench.stalls", url, str(folder), *map(str, SIZES)),
-            cwd=ROOT, env=environment(), capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        printed = output(*python("bench.stalls", url, str(folder), *map(str, SIZES)))
     sizes = [f"subscription of {INSTANCES:,} instances", *(f"execution on {size:,} hosts" for size in SIZES)]
     return [
         Row(
@@ -30,5 +26,5 @@ def measure() -> list[Row]:
             unit="ms CPU",
             target=MOST * 1000,
         )
-        for size, one in zip(sizes, json.loads(run.stdout), strict=True)
+        for size, one in zip(sizes, json.loads(printed), strict=True)
     ]

@@ -6,7 +6,6 @@ import datetime
 import gc
 import json
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import msgspec
 
 from bench import pages
-from bench.measure import MIB, ROOT, Row, environment, forget_peak, memory_of, python
+from bench.measure import MIB, Row, forget_peak, memory_of, output, python
 from exporter.blueking.envelope import Reply, ResponseDecoder, read
 from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
 from exporter.blueking.nodeman_jobs import job_details_decoders, job_list_decoders
@@ -268,10 +267,7 @@ def measure(rounds: int = 9) -> list[Row]:
 
 def _peak(case: str, which: str) -> float:
     """Bytes that decoding one body adds at its peak, in a process of its own."""
-    run = subprocess.run(
-        python("bench.decode", case, which), cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
-    )
-    return float(run.stdout)
+    return float(output(*python("bench.decode", case, which)))
 
 
 def _measure_peak(case: str, which: str) -> None:

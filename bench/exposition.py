@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import socket
-import subprocess
 import time
 import urllib.parse
 import urllib.request
@@ -15,17 +14,17 @@ from subprocess import Popen
 
 from bench import anchors
 from bench.measure import (
+    HERE,
     MIB,
-    ROOT,
     Row,
     child,
     cpu_of,
-    environment,
     eventually,
     forget_peak,
     free_port,
     get,
     memory_of,
+    output,
     python,
     scratch,
     server,
@@ -122,9 +121,7 @@ def stall(rounds: int = 7) -> list[Row]:
         "    began = time.process_time(); generate_latest(registry); return time.process_time() - began\n"
         f"print(json.dumps([one() for _ in range({rounds})]))"
     )
-    run = subprocess.run(
-        [python("")[0], "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
-    )
+    printed = output(HERE.python, "-c", code)
     stalls = []
     with server(*python("bench.served", "100000", "beat")) as (_, url):
         get(f"{url}/metrics")
@@ -135,7 +132,7 @@ def stall(rounds: int = 7) -> list[Row]:
             text = get(f"{url}/metrics?name[]=none", keep=True).body.decode()
             stalls.append(float(text.split(STALL)[1].split()[0]))
     what = "100,000 series: worst stall of a scrape / generate_latest of prometheus_client"
-    return [versus("T3", what, stalls, json.loads(run.stdout), "s", 0.005)]
+    return [versus("T3", what, stalls, json.loads(printed), "s", 0.005)]
 
 
 def slow_readers(readers: int = 20, seconds: float = 8.0) -> list[Row]:
@@ -173,10 +170,7 @@ def slow_readers(readers: int = 20, seconds: float = 8.0) -> list[Row]:
 
 def updates() -> list[Row]:
     """T6: 1 % of 100k series changed until it can be scraped."""
-    run = subprocess.run(
-        python("bench.updating"), cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
-    )
-    measured = json.loads(run.stdout)
+    measured = json.loads(output(*python("bench.updating")))
     ours, theirs = [one[0] for one in measured], [one[1] for one in measured]
     return [versus("T6", "1 % of 100,000 series changed / labels().set of prometheus_client", ours, theirs, "s", 0.25)]
 

@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,11 +21,31 @@ from typing import Any
 import msgspec
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = (sys.executable, "-c", "import sys; sys.modules['rich'] = None; from exporter.__main__ import main; main()")
-"""`blueking-exporter` as users have it: rich comes with a tool of development only."""
 MIB = 2**20
 OUT = ROOT / "bench" / "out"
 """Results and what was built, not under version control."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A version of the exporter: its source tree, and a Python with everything that the tree needs."""
+
+    root: Path
+    python: str
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """`blueking-exporter` as users have it: rich comes with a tool of development only."""
+        start = "import runpy, sys; sys.modules['rich'] = None; runpy.run_module('exporter', run_name='__main__')"
+        return (self.python, "-c", start)
+
+    def environment(self) -> dict[str, str]:
+        """As installed: modules are compiled already, which a checkout may be kept from."""
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return kept | {"PYTHONPATH": str(self.root), "PYTHONPYCACHEPREFIX": str(OUT / "pycache")}
+
+
+HERE = Build(ROOT, sys.executable)
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -136,15 +158,17 @@ def eventually(condition: Callable[[], Any], seconds: float = 60, pause: float =
     return value
 
 
-def environment() -> dict[str, str]:
-    """As installed: modules are compiled already, which a checkout may be kept from."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return kept | {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(OUT / "pycache")}
+def output(*command: str, build: Build = HERE) -> str:
+    """What a command prints that runs to its end."""
+    run = subprocess.run(command, cwd=build.root, env=build.environment(), capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"{shlex.join(command)} ended with {run.returncode}: {run.stderr}")
+    return run.stdout
 
 
 @contextlib.contextmanager
 def child(
-    *command: str, core: int | None = None, log: Path | None = None, **options: Any
+    *command: str, core: int | None = None, log: Path | None = None, build: Build = HERE, **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that ends with the context. `core`: the only one it may use."""
     pinned = ["taskset", "-c", str(core), *command] if core is not None else list(command)
@@ -152,12 +176,12 @@ def child(
         sink = stack.enter_context(log.open("w")) if log else None
         process = subprocess.Popen(
             pinned,
-            cwd=ROOT,
+            cwd=build.root,
             stdin=subprocess.DEVNULL,
             stdout=options.pop("stdout", sink),
             stderr=sink,
             text=True,
-            env={**environment(), **options.pop("env", {})},
+            env={**build.environment(), **options.pop("env", {})},
             **options,
         )
         try:
@@ -186,12 +210,13 @@ def server(*command: str, core: int | None = None) -> Iterator[tuple[subprocess.
 
 @contextlib.contextmanager
 def daemon(
-    config: Mapping[str, Any], folder: Path, core: int | None = None, *, wait: bool = True
+    config: Mapping[str, Any], folder: Path, core: int | None = None, *, wait: bool = True, build: Build = HERE
 ) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
     """`blueking-exporter run` on a free port: the process, its address and its log."""
     file, log = folder / "config.yaml", folder / "daemon.log"
     file.write_text(json.dumps({"server": {"listen_address": ["127.0.0.1:0"]}, **config}))
-    with child(*PROGRAM, "run", f"--config.file={file}", "--log.format=json", core=core, log=log) as process:
+    command = (*build.program, "run", f"--config.file={file}", "--log.format=json")
+    with child(*command, core=core, log=log, build=build) as process:
 
         def address() -> str:
             for line in log.read_text().splitlines():
@@ -216,5 +241,5 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def python(module: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", module, *arguments)
+def python(module: str, *arguments: str, build: Build = HERE) -> tuple[str, ...]:
+    return (build.python, "-m", module, *arguments)

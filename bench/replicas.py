@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.measure import MIB, ROOT, Row, environment, python, scratch, server, versus
+from bench.measure import MIB, Row, output, python, scratch, server, versus
 from exporter import log
 from exporter.config.schema import State
 from exporter.config.state_url import StateUrl
@@ -221,11 +220,8 @@ def _polls(rounds: int = 3) -> list[Row]:
             for kind, found in spent.items():
                 address = [f"redis://127.0.0.1:{stack.redis().port}"] if kind == "redis" else []
                 with scratch() as folder, server(*python("bench.pages")) as (_process, url):
-                    run = subprocess.run(
-                        python("bench.polling", url, str(POLLED), str(folder), *address),
-                        cwd=ROOT, env=environment(), capture_output=True, text=True, check=True,
-                    )  # fmt: skip
-                for name, value in json.loads(run.stdout).items():
+                    printed = output(*python("bench.polling", url, str(POLLED), str(folder), *address))
+                for name, value in json.loads(printed).items():
                     found[name].append(value)
     what = "CPU of a poll with Redis / with SQLite"
     return [

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import resource
-import subprocess
 import sys
 import time
 from statistics import median
 
-from bench.measure import ROOT, Row, cpu_of, daemon, environment, eventually, free_port, get, scratch
+from bench.measure import Row, cpu_of, daemon, eventually, free_port, get, output, scratch
 from bench.platform import config
 
 ROUNDS = 9
@@ -17,7 +16,7 @@ ROUNDS = 9
 def _command(*command: str) -> tuple[float, float]:
     """Wall and CPU seconds of a process."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, check=True)
+    output(*command)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
