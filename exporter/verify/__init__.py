@@ -1,7 +1,7 @@
-"""The command `verify`: does what was counted agree with what the platform shows when it is read again?
+"""The command `verify`: poll, read the same again, compare the counts.
 
-command     the story: poll for a time, read again, compare, print
+command     poll for a time, read again, compare, print
 count       the plain count of what was read again, one class per collector
-answers     every answer that arrives: its members, and a copy without anything of the site
-members     which members of the answers somebody reads, and which the vendor documents
+answers     checks the members of each answer; writes copies without names, addresses and ids of the site
+members     which members of answers the exporter reads, and which others the vendor documents
 """

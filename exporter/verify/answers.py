@@ -1,9 +1,9 @@
-"""Every answer of the platform as it arrives: which of its members nobody reads, and a copy for a bug report.
+"""Every answer of the platform: the members that the exporter does not read, and a copy for a bug report.
 
-Of such a copy the shape is of interest: the paths of its members and the types of their values. What could tell
-something of the site is replaced, the same value always by the same: texts by `text-1`, ids by 1, 2, 3, addresses by
-ones of documentation and test networks; times are moved together. Kept are member names, words of the platform
-(statuses, job types, codes), counts, durations, true, false and null.
+A copy shows the shape of an answer: the paths of its members and the types of their values. Values that identify the
+site are replaced: texts by `text-1`, ids by 1, 2, 3, addresses by addresses of documentation and test networks. The
+same value always gets the same replacement. All times are moved by the same amount. Member names, words of the
+platform (statuses, job types, codes), counts, durations, true, false and null are kept.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from exporter.log import redact
 from exporter.verify.members import Members, is_documented, names, read_members, vocabulary
 
 LARGE = 256 * 1024
-"""Bytes: a larger answer is looked at in a thread."""
+"""Bytes: a larger answer is checked in a thread."""
 
 _WORDS = names(
     "status task_status job_type action actions step_type op_type err_code code code_name os_type node_type step_code "
     "bk_scope_type type launch_mode task_type"
 )
-"""Members whose texts are words of the platform."""
+"""Members whose values are words of the platform."""
 _WORD = re.compile(r"[A-Za-z_]{1,40}|[0-9]{1,7}")
 _CAPITALS = re.compile(r"[A-Z_]{1,40}")
-"""Words of the platform in objects that are not known."""
+"""Words of the platform in unknown objects."""
 _COUNTS = names(
     "status task_status type task_type launch_mode error_code exit_code execute_count total total_time cost_time start "
     "length index code node_id"
@@ -42,13 +42,14 @@ _COUNTS = names(
 _COUNTED_BY_NAME = frozenset({"status_counter", "status_count", "os_count", "statistics"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _BEGIN = 1_577_836_800
-"""Unix seconds, the beginning of 2020: where the first time of all copies is moved to."""
+"""Unix seconds, the beginning of 2020: the first time in the copies becomes this time."""
 
 
 class Answers:
-    """A transport that looks at each answer of another one. `unread`: members that nobody reads, by API;
-    `unchecked`: APIs of which no members are known. `files`: copies that were written; `problem`: why writing
-    them has ended early.
+    """A transport that checks each answer of another transport.
+
+    `unread`: members that the exporter does not read, by API. `unchecked`: APIs whose members are not known. `files`:
+    how many copies were written. `problem`: why no more copies are written, "" if they are.
 
     `record`: a folder for copies, which is empty or does not exist yet. Raises ExporterError when it cannot be used.
     """
@@ -72,12 +73,12 @@ class Answers:
 
     @property
     def undocumented(self) -> list[tuple[str, str]]:
-        """(API, path) of members that nobody reads and no document names."""
+        """(API, path) of unread members that no document names."""
         return [(api, path) for api, path in self._unread() if not is_documented(api, path)]
 
     @property
     def documented(self) -> list[tuple[str, str]]:
-        """(API, path) of members that nobody reads although a document names them."""
+        """(API, path) of unread members that a document names."""
         return [(api, path) for api, path in self._unread() if is_documented(api, path)]
 
     def _unread(self) -> Iterator[tuple[str, str]]:
@@ -96,12 +97,12 @@ class Answers:
     async def send(self, request: Request, seconds: float, on_headers: OnHeaders) -> Reply:
         reply = await self._transport.send(request, seconds, on_headers)
         if len(reply.body) > LARGE:
-            await asyncio.to_thread(self._look, request, reply)
+            await asyncio.to_thread(self._check, request, reply)
         else:
-            self._look(request, reply)
+            self._check(request, reply)
         return reply
 
-    def _look(self, request: Request, reply: Reply) -> None:
+    def _check(self, request: Request, reply: Reply) -> None:
         api = api_of(request.url)
         try:
             body = json.loads(bytes(reply.body).decode("utf-8", "replace"))
@@ -116,7 +117,7 @@ class Answers:
             if self._record is not None:
                 self._keep(self._record, api, request.method, reply, body)
         except RecursionError:
-            pass  # nothing that BlueKing sends is nested so deep
+            pass  # BlueKing sends nothing that is nested so deeply
 
     def _keep(self, folder: Path, api: str, method: str, reply: Reply, body: object) -> None:
         shape = (reply.status, frozenset(_shape(body)))
@@ -142,7 +143,7 @@ class Answers:
 
 
 def api_of(url: str) -> str:
-    """The vendor's name of the operation behind an address."""
+    """The vendor's name of the operation at this URL."""
     words = [part for part in url.split("?")[0].split("/") if re.fullmatch(r"[a-z_]+", part)]
     last = words[-1] if words else "unknown"
     if last == "list" and "workflow" in words:
@@ -170,7 +171,7 @@ def _shape(value: object, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 class Redactor:
-    """Copies JSON values without what could tell something of the site; see above."""
+    """Copies JSON values without values that identify the site; see above."""
 
     def __init__(self) -> None:
         self._known: dict[str, dict[str, int]] = {}
@@ -179,8 +180,9 @@ class Redactor:
     def copy(
         self, value: Any, members: Members | None = None, name: str = "", parent: str = "", *, known: bool = True
     ) -> Any:
-        """The copy of the value of the member `name` of `parent`, of which `members` are read; `known`: those of
-        `parent` are known. Of a list those items that show something new."""
+        """The copy of `value`, which is the member `name` of `parent`. `members`: the members of `value` that the
+        exporter reads; `known`: whether the members of `parent` are known. Of a list only the items that have another
+        shape than those before them are copied."""
         match value:
             case None | bool():
                 return value
@@ -200,7 +202,7 @@ class Redactor:
                 return self._number(value, name, parent)
 
     def _name(self, name: str, parent: str, *, known: bool) -> str:
-        """A member name; in an object that is not known (`known`) it may be data."""
+        """The copy of a member name. In an unknown object a name may be data."""
         if name in vocabulary():
             return name
         if (known and _NAME.fullmatch(name)) or (parent in _COUNTED_BY_NAME and _WORD.fullmatch(name)):
@@ -248,7 +250,7 @@ class Redactor:
         return f"{moved:%Y-%m-%d}{text[10]}{moved:%H:%M:%S}{text[19:]}"
 
     def _move(self, seconds: int) -> int:
-        """Seconds by which all times are moved back; `seconds`: the first time, if this is it."""
+        """Seconds by which all times are moved back. The first call sets them: `seconds` becomes `_BEGIN`."""
         if self._moved is None:
             self._moved = seconds - _BEGIN
         return self._moved
@@ -259,7 +261,7 @@ class Redactor:
 
 
 def _different(items: list[Any]) -> Iterator[Any]:
-    """The first item, and each that has a member or type that those before it have not."""
+    """The first item, and each item with a member or type that no item before it has."""
     seen: set[tuple[str, str]] = set()
     for number, item in enumerate(items):
         shape = set(_shape(item))

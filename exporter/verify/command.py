@@ -1,8 +1,8 @@
-"""Poll as the daemon does for a time, read the same again, count that plainly, and name every difference.
+"""Poll as the daemon does for a time, read the same again, count it plainly, and print every difference.
 
-The daemon's polls and the reading cannot happen at the same moment. So each (collector, scope) is polled, read again
-and polled once more: where nothing has moved between the two polls, the plain count must be exactly what they show.
-Otherwise it must lie between them, for what only grows; the rest cannot be compared then.
+A poll and the second reading cannot happen at the same moment. So each (collector, scope) is polled, read again and
+polled once more. If both polls show the same, the plain count must be equal to them. If not, a counter must lie between
+the two polls, and gauges cannot be compared.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -35,25 +34,26 @@ from exporter.poller import Observation, Poller, Services, Settings
 from exporter.state.memory import MemoryStore
 from exporter.telemetry import Telemetry
 from exporter.verify.answers import Answers
-from exporter.verify.count import Reader, Recount, Recounted, Samples, recount
+from exporter.verify.count import recount
+from exporter.verify.count.base import Id, Reader, Recount, Recounted, Samples
 
 ROUNDS = 5
-"""How many times a key is read again while something moves between the two polls around it."""
+"""How many times a (collector, scope) is read again while the polls before and after differ."""
 SHOWN = 20
-"""Ids that are listed for one kind of difference."""
+"""Most ids that a line lists."""
 
 Line = tuple[str, bool]
-"""A line to print, and whether it is good news."""
+"""A line to print, and False for a problem."""
 
 
 class VerifiedPoller(Poller):
-    """A poller that keeps what is needed to verify it. `finished`: the runs that it has counted, by id; `unknown`:
-    (field, value) that are in no table."""
+    """A poller that remembers what it has counted. `finished`: the runs that it has counted, by id; `unknown`: (field,
+    value) that no table contains."""
 
     def __init__(self, collector: Collector, settings: Settings, services: Services, recount: Recount | None) -> None:
         super().__init__(collector, settings, services)
         self.recount = recount
-        self.finished: dict[Any, list[FinishedRun]] = {}
+        self.finished: dict[Id, list[FinishedRun]] = {}
         self.unknown: set[tuple[str, str]] = set()
 
     async def observe(self, records: Records) -> Observation:
@@ -66,13 +66,13 @@ class VerifiedPoller(Poller):
         return observation
 
     async def catch_up(self) -> bool:
-        """Poll until there is no history left to read; whether that was complete."""
+        """Poll until there is no history left to read. Returns whether the last poll succeeded."""
         while await self.poll():
             pass
         return self.success is True
 
     def samples(self) -> Samples:
-        """What it has counted, without the hold of new series."""
+        """The values that it has counted. A new series is not shown as 0 first, as it is on /metrics."""
         shown = Samples()
         if self.state is None:
             return shown
@@ -89,9 +89,9 @@ class VerifiedPoller(Poller):
 async def verify(
     config: Config, seconds: float, record: Path | None = None, clock: Clock | None = None
 ) -> AsyncGenerator[Line, None]:
-    """The lines to print, after `seconds` of polling. Nothing is stored; BlueKing is only read.
+    """The lines to print, after `seconds` of polling. Nothing is stored, nothing on BlueKing is changed.
 
-    `record`: a folder for a copy of each answer. Raises `ExporterError` when that cannot be used, `ConfigError`.
+    `record`: a folder for copies of the answers. Raises `ExporterError` if it cannot be used, `ConfigError`.
     """
     clock = clock or Clock()
     answers = Answers(HttpTransport(config.blueking), record)
@@ -145,7 +145,7 @@ def _pollers(config: Config, client: Client, services: Services) -> list[Verifie
 
 
 async def _poll(pollers: Sequence[VerifiedPoller], seconds: float) -> None:
-    """Let them run until all have polled once, and then for so long."""
+    """Let them run until each has polled once, and then for `seconds`."""
     tasks = [asyncio.create_task(poller.run(), name=f"poll {poller.key}") for poller in pollers]
     try:
         for poller in pollers:
@@ -159,7 +159,7 @@ async def _poll(pollers: Sequence[VerifiedPoller], seconds: float) -> None:
 
 
 async def _verify(poller: VerifiedPoller) -> list[Line]:
-    """The findings about one (collector, scope)."""
+    """The lines about one (collector, scope)."""
     if poller.recount is None:
         return [(f"note  {poller.key}: polled, there is no plain count to compare with", True)]
     if poller.state is None:
@@ -169,73 +169,79 @@ async def _verify(poller: VerifiedPoller) -> list[Line]:
             return [(f"FAIL  {poller.key}: {poller.reason}; {poller.message}", False)]
         before, finished = poller.samples(), {id: len(runs) for id, runs in poller.finished.items()}
         try:
-            told = await poller.recount.read(poller.finished)
+            recounted = await poller.recount.read(poller.finished)
         except ApiError as error:
             return [(f"FAIL  {poller.key}: cannot be read again: {error.reason}; {error}", False)]
         if not await poller.catch_up():
             return [(f"FAIL  {poller.key}: {poller.reason}; {poller.message}", False)]
         after = poller.samples()
-        if all(before.get(name) == after.get(name) for name in told.samples):
+        if all(before.get(name) == after.get(name) for name in recounted.samples):
             break
-    moving = any(before.get(name) != after.get(name) for name in told.samples)
+    moving = any(before.get(name) != after.get(name) for name in recounted.samples)
     if moving:
         gauges = {family.name for family in poller.collector.families if family.kind == "gauge"}
-        told.samples = Samples({name: of for name, of in told.samples.items() if name not in gauges})
-        told.notes.append("it never stood still: counters lie between two polls, gauges are not compared")
-    wrong = [*_differences(poller, before, told, after), *_runs(poller, told, finished)]
-    wrong += [f"{field} has the unknown value {value}" for field, value in sorted(poller.unknown | told.unknown)]
+        recounted.samples = Samples({name: of for name, of in recounted.samples.items() if name not in gauges})
+        recounted.notes.append("it changed all the time: counters lie between two polls, gauges are not compared")
+    wrong = [*_differences(poller, before, recounted, after), *_runs(poller, recounted, finished)]
+    wrong += [f"{field} has the unknown value {value}" for field, value in sorted(poller.unknown | recounted.unknown)]
     lines: list[Line] = [(f"DIFF  {poller.key}: {text}", False) for text in wrong]
-    notes = list(told.notes)
+    notes = list(recounted.notes)
     retried = sum(len(runs) > 1 for runs in poller.finished.values())
-    notes += [f"{retried} runs were retried; earlier ones are as the polls saw them"] if retried else []
+    notes += [f"{retried} runs were retried; their earlier ends are as the polls counted them"] if retried else []
     for (reason,), failed in poller.report.errors.counters.get(ERRORS, {}).items():
         notes.append(f"{failed.value:.0f} calls or polls failed with the reason {reason}; later polls made up for them")
     if truncated := after.get(TRUNCATED, {}).get((), 0.0):
-        notes.append(f"{truncated:.0f} things could not be read while polling, see {TRUNCATED}")
+        notes.append(f"{TRUNCATED} is {truncated:.0f}: so many objects could not be read while polling")
     lines += [(f"note  {poller.key}: {text}", True) for text in notes]
     if not wrong:
-        series = sum(map(len, told.samples.values()))
+        series = sum(map(len, recounted.samples.values()))
         lines.insert(0, (f"ok    {poller.key}: {series} values equal, {len(poller.finished)} runs finished", True))
     return lines
 
 
 def _differences(
-    poller: VerifiedPoller, before: Mapping[str, Mapping[Labels, float]], told: Recounted, after: Samples
+    poller: VerifiedPoller, before: Mapping[str, Mapping[Labels, float]], recounted: Recounted, after: Samples
 ) -> Iterator[str]:
-    names = {family.name: family.labels for family in poller.collector.families}
-    for name, expected in told.samples.items():
+    families = {family.name: family for family in poller.collector.families}
+    for name, expected in recounted.samples.items():
         old, new = before.get(name, {}), after.get(name, {})
         if any(OTHER in labels for labels in new):
-            # Labels that the page had no room for are shown as one.
+            # Label values beyond the limit of the page are shown as one.
             old, expected, new = _sum(old), _sum(expected), _sum(new)
+        # A sum of durations depends on the order of its parts.
+        tolerance = 0.0 if name in families else 1e-9
         for labels in sorted({*old, *expected, *new}):
             value = expected.get(labels, 0.0)
             low, high = sorted((old.get(labels, 0.0), new.get(labels, 0.0)))
-            within = value <= high or math.isclose(value, high, rel_tol=1e-9)
-            within &= name in told.at_least or value >= low or math.isclose(value, low, rel_tol=1e-9)
+            within = value <= high or math.isclose(value, high, rel_tol=tolerance)
+            within &= name in recounted.at_least or value >= low or math.isclose(value, low, rel_tol=tolerance)
             if not within:
-                polled = f"{high:g}" if low == high else f"{low:g} to {high:g}"
-                family = name.removesuffix("_count").removesuffix("_sum") if name not in names else name
-                pairs = ",".join(f'{label}="{one}"' for label, one in zip(names[family], labels, strict=False))
-                yield f"{name}{{{pairs}}}: counted {polled} while polling, {value:g} when read again"
+                polled = f"{high:.15g}" if low == high else f"{low:.15g} to {high:.15g}"
+                family = families.get(name) or families[name.removesuffix("_count").removesuffix("_sum")]
+                pairs = ",".join(f'{label}="{one}"' for label, one in zip(family.labels, labels, strict=False))
+                yield f"{name}{{{pairs}}}: counted {polled} while polling, {value:.15g} when read again"
 
 
 def _sum(values: Mapping[Labels, float]) -> dict[Labels, float]:
     return {(): sum(values.values(), 0.0)}
 
 
-def _runs(poller: VerifiedPoller, told: Recounted, before: Mapping[int, int]) -> Iterator[str]:
-    """Runs whose newest end was counted otherwise. `before`: how many were counted before they were read again."""
+def _runs(poller: VerifiedPoller, recounted: Recounted, before: Mapping[Id, int]) -> Iterator[str]:
+    """Runs whose newest end differs. `before`: how many ends of each run were counted before the second reading."""
     assert poller.recount is not None
     what, counted = poller.recount.what, poller.finished
-    missing = sorted(id for id in told.runs if id not in counted)
-    gone = sorted(id for id in told.gone if id in before)
+    missing = _sorted(id for id in recounted.runs if id not in counted)
+    gone = _sorted(id for id in recounted.gone if id in before)
     other = [
-        f"{id} (counted as {counted[id][-1].status}, is {status})"
-        for id, status in sorted(told.runs.items())
-        if id in counted and before.get(id) == len(counted[id]) and counted[id][-1].status != status
+        f"{id} (counted as {counted[id][-1].status}, is {recounted.runs[id]})"
+        for id in _sorted(recounted.runs)
+        if id in counted and before.get(id) == len(counted[id]) and counted[id][-1].status != recounted.runs[id]
     ]
     for text, ids in (("ended and not counted", missing), ("counted and not shown any more", gone), ("changed", other)):
         if ids:
             more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
             yield f"{what}s {text}: {', '.join(map(str, ids[:SHOWN]))}{more}"
+
+
+def _sorted(ids: Iterable[Id]) -> list[Id]:
+    return sorted(ids, key=lambda id: (str(id).isdecimal(), len(str(id)), str(id)))

@@ -1,4 +1,4 @@
-"""The members of BlueKing's answers: those that a decoder reads, and those that the vendor documents beside them.
+"""The members of BlueKing's answers: those that a decoder reads, and the others that the vendor documents.
 
 A member is named by its path, as in `data.job_instance_list[].status`.
 """
@@ -105,7 +105,8 @@ _DOCUMENTED: Mapping[str, Mapping[str, str]] = {
         "data.operations[].plugin_deployment_info": "bk_networkunit_id plugin_name plugin_version",
     },
 }  # fmt: skip
-"""What nobody reads, by the path of the object that has it: from the vendor's API documents and public source."""
+"""Documented members that the exporter does not read, by the path of their object. From the vendor's API documents and
+public source."""
 
 
 _OTHER = (
@@ -116,22 +117,22 @@ _OTHER = (
 
 
 class Members:
-    """The members of an object that are read, by name. `everything`: the value is read as a whole, or its members are
-    named by data."""
+    """The members of an object that the exporter reads, by name. `everything`: the value is read as a whole, or the
+    names of its members are data."""
 
     def __init__(self, *, everything: bool = False) -> None:
         self.by_name: dict[str, Members] = {}
         self.everything = everything
 
     def merge(self, other: Members) -> Members:
-        """Add what another decoder of the same place reads."""
+        """Add the members that another decoder reads of the same object."""
         self.everything |= other.everything
         for name, members in other.by_name.items():
             self.by_name.setdefault(name, Members()).merge(members)
         return self
 
     def unread(self, value: object, path: str = "") -> Iterator[str]:
-        """The paths of the members of `value` that nobody reads, each as often as it is there."""
+        """The paths of the unread members of `value`. A path appears once per occurrence."""
         if isinstance(value, list):
             for item in value:
                 yield from self.unread(item, f"{path}[]")
@@ -147,7 +148,7 @@ class Members:
 
 @functools.cache
 def vocabulary() -> frozenset[str]:
-    """Every member name that is read or documented anywhere."""
+    """All member names that a decoder reads or a document names."""
     found = {*ENVELOPE, *ENVELOPE_DOCUMENTED, *names(_OTHER)}
     for api, objects in _DOCUMENTED.items():
         found.update(*map(names, objects.values()))
@@ -160,7 +161,7 @@ def vocabulary() -> frozenset[str]:
 
 
 def is_documented(api: str, path: str) -> bool:
-    """Whether a document names this member, which nobody reads, of an answer of `api`."""
+    """Whether a document names this unread member of an answer of `api`."""
     parent, _, name = path.rpartition(".")
     if not parent:
         return name in ENVELOPE_DOCUMENTED
@@ -169,7 +170,7 @@ def is_documented(api: str, path: str) -> bool:
 
 @functools.cache
 def read_members(api: str) -> Members | None:
-    """What the decoders of `api` read of a successful answer; None for an API whose members are not checked."""
+    """The members that the decoders of `api` read in a successful answer; None for an API that is not checked."""
     zone = datetime.UTC
     decoders: Mapping[str, Sequence[ResponseDecoder[Any, Any]]] = {
         "get_job_instance_list": (*LIST_V4, *LIST_V3),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import functools
 import json
 import re
@@ -26,6 +27,7 @@ from exporter.clock import Clock
 from exporter.config.load import load
 from exporter.simulator import nodeman_api
 from exporter.simulator.faults import Fault
+from exporter.simulator.nodemgr_world import Domain, Part, Workflow
 from exporter.simulator.server import SimulatorServer, create_platform, sample_config
 from exporter.simulator.world import StepScript, target
 from exporter.verify.answers import Redactor
@@ -34,6 +36,10 @@ from exporter.verify.members import is_documented, read_members
 from tests.support.components import eventually
 from tests.support.daemon import BIZ, EPOCH, LIST, STATUS, Daemon, daemon
 from tests.support.nodeman import FOREIGN, HOSTS, Nodeman, watched
+from tests.support.nodemgr import FOREIGN as V3_FOREIGN
+from tests.support.nodemgr import HOSTS as V3_HOSTS
+from tests.support.nodemgr import Nodemgr
+from tests.support.nodemgr import watched as watched_v3
 from tests.support.paths import FIXTURES
 from tests.support.process import PROGRAM, Simulated, command, configuration
 
@@ -141,7 +147,7 @@ async def test_a_retry_in_the_window_is_no_difference(tmp_path: Path) -> None:
         after(one, 250, lambda: one.world.stop(ids["long"]))
         good, lines = await run(one, 600)
     assert good, lines
-    assert "note  job biz/2: 2 runs were retried; earlier ones are as the polls saw them" in lines
+    assert "note  job biz/2: 2 runs were retried; their earlier ends are as the polls counted them" in lines
 
 
 async def test_a_retry_that_is_not_noticed_yet_is_no_difference(tmp_path: Path) -> None:
@@ -317,7 +323,123 @@ async def test_what_never_stands_still_lies_between_two_polls(tmp_path: Path) ->
             one.configure(url)
             good, lines = await run(one, 120)
     assert good, wrong(lines)
-    assert "note  job biz/2: it never stood still: counters lie between two polls, gauges are not compared" in lines
+    assert "note  job biz/2: it changed all the time: counters lie between two polls, gauges are not compared" in lines
+
+
+# JOB: hosts that fail, watched jobs
+
+WATCH = [{"name": "back*", "as": "backup", "max_age": "1h"}, {"job_plan_id": 7, "as": "deploy"}]
+
+
+def plan_failures(one: Daemon) -> None:
+    """Hosts that fail twice, that recover, that recover elsewhere; a watched job before the window, in it, and one that
+    still runs."""
+    fails = [StepScript(1, 5.0, {target(1): (104, 3), target(2): 310, target(3): 9})]
+    again = [StepScript(1, 5.0, {target(1): 303}), StepScript(1, 5.0, {target(1): 9, target(4): (104, 1)})]
+    fine = [StepScript(1, 5.0, {target(1): 9, target(2): 9})]
+    one.world.start(BIZ, name="backup", task_type=0, plan_id=7, steps=fails)
+    after(one, 30, lambda: one.world.start(BIZ, name="backup", task_type=0, plan_id=7, steps=fails))
+    after(one, 70, lambda: one.world.start(BIZ, name="elsewhere", steps=fine))
+    after(one, 110, lambda: one.world.start(BIZ, name="restart", steps=again))
+    after(one, 160, lambda: one.world.start(BIZ, name="backup", task_type=0, plan_id=7, steps=fine[:1]))
+    after(one, 200, lambda: one.world.start(BIZ, name="restart", steps=again))
+    after(one, 330, lambda: one.world.start(BIZ, name="backup 2", steps=[StepScript(1, 5000.0, {target(5): 9})]))
+
+
+@pytest.mark.parametrize("host_results", ["failed", "all", "none"])
+async def test_failing_hosts_and_watched_jobs_are_equal(tmp_path: Path, host_results: str) -> None:
+    """Failures in a row, a success of the plan, one elsewhere (known with `all` only), watched jobs."""
+    async with daemon(tmp_path, job={"host_results": host_results, "watch": WATCH}) as one:
+        plan_failures(one)
+        await asyncio.sleep(20)
+        good, lines = await run(one, 400)
+    assert good, wrong(lines)
+    assert lines[0].startswith("ok    job biz/2: "), lines
+
+
+async def test_lies_about_hosts_are_named(tmp_path: Path) -> None:
+    """While polling, a host of the status answers has another code and another end; read again it has not."""
+    lying = True
+
+    def change(path: str, body: Any) -> None:
+        if lying and STATUS in path:
+            for step in body["data"]["step_instance_list"]:
+                for result in step["step_execute_object_result_list"]:
+                    if result["status"] == 303:
+                        result["status"], result["end_time"] = 310, result["end_time"] - 2000
+
+    steps = [StepScript(1, 5.0, {target(1): 303, target(2): (104, 1)})]
+    async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server, mirror(server.url, change) as url:
+        one.configure(url)
+        await asyncio.sleep(20)
+        after(one, 60, lambda: one.world.start(BIZ, steps=steps))
+
+        def stop() -> None:
+            nonlocal lying
+            lying = False
+
+        one.loop.call_later(199, stop)
+        good, lines = await run(one, 200)
+    assert not good
+    text = "\n".join(wrong(lines))
+    failing = "DIFF  job biz/2: blueking_job_hosts_failing"
+    assert f'{failing}{{code="310",reason="gse_agent_abnormal"}}: counted 1 while polling, 0 when read again' in text
+    assert f'{failing}{{code="303",reason="file_timeout"}}: counted 0 while polling, 1 when read again' in text
+    since = 'blueking_job_host_failing_since_timestamp_seconds{bk_cloud_id="0",bk_host_id="101",ip="10.0.0.1",code='
+    shown = {
+        code: re.search(re.escape(since) + f'"{code}".*counted ([0-9.]+) .*, ([0-9.]+) when', text)
+        for code in (303, 310)
+    }
+    assert shown[303], text
+    assert shown[310], text
+    assert float(shown[303][2]) - float(shown[310][1]) == pytest.approx(2.0)
+    assert 'bk_host_id="102"' not in text
+
+
+async def test_failures_in_a_row_that_were_missed_are_named(tmp_path: Path) -> None:
+    """A second failed execution that the list hides while polling: the host has failed twice in a row, not once."""
+    lying = True
+
+    def change(path: str, body: Any) -> None:
+        if lying and LIST in path:
+            body["data"]["job_instance_list"] = [row for row in rows(body) if row["name"] != "hidden"]
+
+    steps = [StepScript(1, 5.0, {target(1): 303})]
+    async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server, mirror(server.url, change) as url:
+        one.configure(url, job={"watch": [{"name": "hidden"}], "lookback": "1m"})
+        await asyncio.sleep(20)
+        after(one, 40, lambda: one.world.start(BIZ, steps=steps))
+        after(one, 60, lambda: one.world.start(BIZ, name="hidden", steps=steps))
+        after(one, 61, lambda: one.world.start(BIZ, name="hidden", steps=[StepScript(1, 900.0)]))
+
+        def stop() -> None:
+            nonlocal lying
+            lying = False
+
+        one.loop.call_later(299, stop)
+        good, lines = await run(one, 300)
+    assert not good
+    text = "\n".join(wrong(lines))
+    row = 'blueking_job_host_consecutive_failures{bk_cloud_id="0",bk_host_id="101",ip="10.0.0.1"}'
+    assert f"{row}: counted 1 while polling, 2 when read again" in text
+    for name in (
+        "last_finished_timestamp_seconds",
+        "last_duration_seconds",
+        "unfinished",
+        "unfinished_since_timestamp",
+    ):
+        assert re.search(f'blueking_job_watched_{name}.*job_name="hidden".*counted 0 while polling', text), name
+
+
+async def test_a_retry_of_what_ended_just_before_the_window_is_no_difference(tmp_path: Path) -> None:
+    """It is in the list of the first poll, has left it since, and runs again: the daemon has not looked for it yet."""
+    async with daemon(tmp_path, job={"lookback": "1m"}) as one:
+        steps = [StepScript(1, 5.0, {target(1): (104, 3)})]
+        old = one.world.start(BIZ, steps=steps)
+        await asyncio.sleep(20)
+        after(one, 585, lambda: one.world.retry(old, duration=4.0))
+        good, lines = await run(one, 600)
+    assert good, wrong(lines)
 
 
 # NodeMan
@@ -419,6 +541,174 @@ async def test_nodeman_differences_are_named(tmp_path: Path) -> None:
     assert any("nodeman_job.status has the unknown value frozen" in line for line in lines)
     finished = 'blueking_nodeman_jobs_finished_total{job_type="INSTALL_AGENT",status='
     assert any(line.startswith(f'DIFF  nodeman_job biz/2: {finished}"failed"}}: counted 0 ') for line in lines), lines
+
+
+@pytest.mark.parametrize("lie", ["hosts", "ends"])
+async def test_lies_about_failing_hosts_of_nodeman_are_named(tmp_path: Path, lie: str) -> None:
+    """While polling, the details show another step or another end of the failed host."""
+    lying = True
+
+    def change(path: str, body: Any) -> None:
+        for row in body["data"]["list"] if lying and "details" in path else ():
+            if lie == "ends":
+                moved = datetime.datetime.fromisoformat(row["end_time"]) - datetime.timedelta(seconds=9)
+                row["end_time"] = moved.strftime("%Y-%m-%d %H:%M:%S%z")
+            else:
+                row["status"] = "SUCCESS"
+
+    async with contextlib.AsyncExitStack() as stack:
+        one = await stack.enter_async_context(watched(tmp_path, scopes=(BIZ,), job={}))
+        server = await stack.enter_async_context(SimulatorServer(one.platform))
+        one.configure(await stack.enter_async_context(mirror(server.url, change)), job={})
+        begin = one.nodeman.now()
+        one.nodeman.plan(begin + 51, lambda: (one.failing_on("INSTALL_AGENT", HOSTS[0], duration=33), None)[1])
+
+        def stop() -> None:
+            nonlocal lying
+            lying = False
+
+        one.loop.call_later(299, stop)
+        good, lines = await run(one, 300)
+    assert not good
+    what = "hosts_failing" if lie == "hosts" else "host_failing_since_timestamp_seconds"
+    assert any(f"blueking_nodeman_{what}{{" in line for line in wrong(lines)), lines
+
+
+async def test_hosts_of_subscriptions_and_tasks_are_compared(tmp_path: Path) -> None:
+    """A failed host that is shown as a success while polling is named, of a subscription and of a task."""
+    lying = True
+
+    def change(path: str, body: Any) -> None:
+        if lying and "task_result" in path:
+            for row in body["data"]["list"]:
+                row["status"] = "SUCCESS"
+        if lying and "get_task_info" in path:
+            for host in body["data"]["hosts"]:
+                host["status"] = "SUCCESS"
+
+    settings: dict[str, Any] = {"subscription": {"subscription_ids": [1]}, "task": {"job_ids": [181]}}
+    async with contextlib.AsyncExitStack() as stack:
+        one = await stack.enter_async_context(watched(tmp_path, scopes=(BIZ,), **settings))
+        server = await stack.enter_async_context(SimulatorServer(one.platform))
+        policy = one.nodeman.start_subscription("MAIN_RESTART_PLUGIN", {HOSTS[0]: "gse_operate_proc"}, duration=20)
+        task = one.nodeman.start_legacy_task(2, "INSTALL_PAGENT", {HOSTS[2]: "SSH_LOGIN_TIMEOUT"})
+        settings = {"subscription": {"subscription_ids": [policy.id]}, "task": {"job_ids": [task.id]}}
+        one.configure(await stack.enter_async_context(mirror(server.url, change)), **settings)
+        await asyncio.sleep(900)
+
+        def stop() -> None:
+            nonlocal lying
+            lying = False
+
+        one.loop.call_later(119, stop)
+        good, lines = await run(one, 120)
+    assert not good
+    text = "\n".join(wrong(lines))
+    for collector in ("nodeman_subscription", "nodeman_task"):
+        assert f'blueking_nodeman_hosts_failing{{collector="{collector}"' in text, lines
+
+
+# NodeMan V3
+
+
+def plan_workflows(one: Nodemgr) -> None:
+    """Workflows before the window, one that runs through its begin, and in it: failed, retried twice, of another
+    business too, in part, of plugins, one whose rows end late, and one that still runs."""
+    now = one.v3.time
+
+    def part(number: int, state: str, seconds: float = 5.0, plugin: str = "") -> Part:
+        return Part(V3_HOSTS[number], state, "wait_gse_ready", round(seconds * 1000), plugin)
+
+    def start(after: float, *parts: Part, domain: Domain = "node", **given: Any) -> Workflow:
+        return one.v3.start(domain, f"install_{domain}", parts, at=now + round(after * 1000), **given)
+
+    start(-300, part(0, "failed"))
+    early = start(-200, part(1, "failed"), part(2, "failed"))
+    one.v3.retry(early, {0: part(1, "success")}, at=now + 100_000)
+    start(-20, part(3, "timeout", 90), part(0, "success", 100))
+    twice = start(50, part(4, "failed"), part(5, "failed"), part(6, "success"))
+    one.v3.retry(twice, {0: part(4, "failed"), 1: part(5, "success")}, at=now + 150_000)
+    one.v3.retry(twice, {0: part(4, "success")}, at=now + 300_000)
+    start(60, part(7, "terminated"), Part(V3_FOREIGN[0], "failed", "wait_gse_ready", 5000))
+    start(70, part(8, "failed", plugin="a"), part(8, "success", 9, plugin="b"), domain="plugin")
+    start(80, part(9, "failed"), row_lag=100_000)
+    start(90, part(10, "success"))
+    start(120, part(11, "success", 9000))
+
+
+@pytest.mark.parametrize("lookback", ["10m", "1m"])
+async def test_nodeman_v3_is_verified(tmp_path: Path, lookback: str) -> None:
+    """Ends, retries, durations, failed operations, failing hosts and what still runs are equal."""
+    async with watched_v3(tmp_path, scopes=(BIZ,), nodemgr={"lookback": lookback}) as one:
+        plan_workflows(one)
+        good, lines = await run(one, 600)
+    assert good, wrong(lines)
+    assert re.fullmatch(r"ok    nodemgr biz/2: \d+ values equal, 7 runs finished", lines[0]), lines
+    assert "note  nodemgr biz/2: 1 runs were retried; their earlier ends are as the polls counted them" in lines
+
+
+AGENT = 'domain="node",workflow_type="install_agent"'
+FAILED_HOST = '{collector="nodemgr",job_type="install_agent",step="wait_gse_ready",code="failed"}'
+
+
+@pytest.mark.parametrize(
+    ("lie", "named"),
+    [
+        ("status", [f'finished_total{{{AGENT},status="failed"}}: counted 0 ', "changed: wf:"]),
+        ("hidden", [f'finished_total{{{AGENT},status="failed"}}: counted 0 ', "not counted: wf:"]),
+        ("finish", [f"workflow_duration_seconds_sum{{{AGENT}}}: counted "]),
+        ("state", [f"hosts_failing{FAILED_HOST}: counted 0 ", f"host_failures_total{FAILED_HOST}: counted 0 "]),
+        ("end", ["host_failing_since_timestamp_seconds{"]),
+        ("type", [f"workflows_unfinished{{{AGENT}}}: counted 0 "]),
+        (
+            "unknown",
+            ["nodemgr.status has the unknown value frozen", "nodemgr.operation.state has the unknown value lost"],
+        ),
+    ],
+)
+async def test_lies_about_workflows_are_named(tmp_path: Path, lie: str, named: list[str]) -> None:
+    """What the lists of workflows and operations show while polling, and not when they are read again."""
+    lying = True
+
+    def change(path: str, body: Any) -> None:
+        if not (lying or lie == "unknown"):
+            return
+        for row in list(body["data"].get("items") or ()):
+            if lie == "status" and row["status"] == "failed":
+                row["status"] = "success"
+            if lie == "hidden":
+                body["data"]["items"].remove(row)
+            if lie == "type" and row["status"] == "running":
+                row["type"] = "upgrade_agent"
+            if lie == "finish" and row["finish_time"]:
+                row["finish_time"] += 1000
+            if lie == "unknown" and row["status"] == "failed":
+                row["status"] = "frozen"
+        for one in body["data"].get("operations") or ():
+            life = one["latest_oper_inst_brief_data"]["life_cycle"]
+            if lie in ("state", "unknown") and life["state"] == "failed":
+                life["state"] = "timeout" if lie == "state" else "lost"
+            if lie == "end":
+                life["end_time"] -= 1000
+
+    async with contextlib.AsyncExitStack() as stack:
+        one = await stack.enter_async_context(watched_v3(tmp_path, scopes=(BIZ,)))
+        server = await stack.enter_async_context(SimulatorServer(one.platform))
+        one.configure_v3(await stack.enter_async_context(mirror(server.url, change)), {"lookback": "1m"})
+        now = one.v3.time
+        failed, slow = Part(V3_HOSTS[0], "failed", "wait_gse_ready", 5000), Part(V3_HOSTS[1], "success", "", 9_000_000)
+        one.v3.start("node", "install_agent", [failed], at=now + 60_000)
+        one.v3.start("node", "install_agent", [slow], at=now + 70_000)
+
+        def stop() -> None:
+            nonlocal lying
+            lying = False
+
+        one.loop.call_later(299, stop)
+        good, lines = await run(one, 300)
+    assert not good
+    text = "\n".join(wrong(lines))
+    assert not [each for each in named if each not in text], lines
 
 
 # Members
@@ -606,4 +896,5 @@ async def test_the_traffic_of_the_demo_is_equal(tmp_path: Path) -> None:
         clock = Clock(lambda: EPOCH + loop.time(), monotonic)
         found = [line async for line in verify(load(file).config, 420, None, clock)]
     assert all(good for _, good in found), [line for line, good in found if not good]
-    assert sum(line.startswith("ok ") for line, _ in found) == 9
+    assert sum(line.startswith("ok ") for line, _ in found) == 11
+    assert not any("no plain count" in line for line, _ in found)
