@@ -122,7 +122,7 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
             known = msgspec.structs.replace(known, timed=True)
         if over and not known.counted:
             since = provisional_since(known, row, now)
-            if history or (since is not None and since < self.born):
+            if history or (since is not None and since < self.born and not known.new):
                 known = msgspec.structs.replace(known, timed=True)
             else:
                 steps = [host.step for host in self._own_rows(id) if host.status == "failed"]

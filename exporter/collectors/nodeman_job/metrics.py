@@ -59,9 +59,9 @@ def _statuses(statistics: Statistics | None) -> list[tuple[str, float]]:
     """Instances by status; what the total has beyond the five is `other`. A negative number is shown as 0."""
     if statistics is None:
         return []
-    named = {name: getattr(statistics, name) for name in ("pending", "running", "success", "failed", "ignored")}
-    other = statistics.total - sum(named.values())
-    counts = [(name, float(max(0, count))) for name, count in named.items()]
+    names = ("pending", "running", "success", "failed", "ignored")
+    counts = [(name, float(max(0, getattr(statistics, name)))) for name in names]
+    other = statistics.total - sum(count for _, count in counts)
     return [*counts, ("other", float(other))] if other > 0 else counts
 
 

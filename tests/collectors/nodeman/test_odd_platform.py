@@ -218,6 +218,26 @@ async def test_a_success_that_stays_is_counted_after_90_seconds(tmp_path: Path, 
         assert durations(metrics) == ({} if before else {("INSTALL_AGENT",): 20})
 
 
+async def test_a_success_that_the_list_shows_late_is_counted(tmp_path: Path) -> None:
+    """4.3: a job that is first listed after the baseline counts, also when it reported success before it."""
+    hidden = True
+
+    def late(path: str, answer: Answer) -> Answer:
+        if hidden and path.endswith("/job_list/"):
+            answer["data"] |= {"total": 0, "list": []}
+        return answer
+
+    async with watched(tmp_path, job={"interval": "10s"}, change=late, state=MEMORY) as daemon:
+        job = daemon.nodeman.start_job("INSTALL_AGENT", {}, filtered=FILTERED, without_task=True)
+        daemon.nodeman.plan(daemon.now() + 20, lambda: daemon.nodeman.refresh(job))
+        await daemon.sleep_until(50)
+        await daemon.start()
+        assert job.status == "SUCCESS"
+        hidden = False
+        await daemon.sleep_until(130)
+        assert finished(await daemon.poll()) == {("INSTALL_AGENT", "success"): 1}
+
+
 # Runs between two looks
 
 
@@ -320,6 +340,9 @@ async def test_a_negative_count_is_zero(tmp_path: Path) -> None:
             assert shown[("failed",)] == 0
             assert min(shown.values()) == 0
         assert unknown(metrics, "nodeman_job.statistics") == 1
+        job.statistics["total_count"] = 20
+        shown = (await daemon.poll()).by(nodeman("watched_job_instances"), "status")
+        assert sum(shown.values()) == 20
 
 
 async def test_negative_counters_of_subscriptions_and_tasks(tmp_path: Path) -> None:
