@@ -94,12 +94,12 @@ async def _store(url: str, config: Config, telemetry: Telemetry) -> Store:
         return store
     from exporter.state.redis import RedisStore
 
-    shared = RedisStore(state, pod="bench", observer=telemetry)
+    shared = RedisStore(state, pod="bench", telemetry=telemetry)
     await shared.open()
-    BACKGROUND.append(asyncio.create_task(shared.keep(lambda key: None)))
+    BACKGROUND.append(asyncio.create_task(shared.send_heartbeats(lambda key: None)))
     keys = [Key("job", one.scope) for one in config.scopes]
     while len(shared.held) < len(keys):
-        await shared.beaten()
+        await shared.next_heartbeat()
         async for _ in shared.claim([key for key in keys if key not in shared.held]):
             pass
     return shared

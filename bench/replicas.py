@@ -17,6 +17,7 @@ from exporter.config.state_url import StateUrl
 from exporter.model import Key, Scope
 from exporter.state.leases import Assignment
 from exporter.state.redis import RedisStore
+from exporter.telemetry import Telemetry
 from tests.support.components import Redis, Stack
 
 SCOPES = 30_000
@@ -26,30 +27,19 @@ TTL = 3.0
 POLLED = 300
 
 
-class Observer:
-    def takeover(self, cause: str) -> None: ...
-
-    def fenced(self) -> None: ...
-
-    def state_rollback(self) -> None: ...
-
-    def state_roundtrip(self, seconds: float) -> None: ...
-
-    def state_acknowledged(self, replicas: int) -> None: ...
-
-
 class Replica:
     """A store and what the fleet does with it, without polls."""
 
     def __init__(self, server: Redis, pod: str, scopes: tuple[Scope, ...]) -> None:
         state = State(url=StateUrl().parse(f"redis://127.0.0.1:{server.port}", Path("/")), lease_ttl=TTL)
-        self.store = RedisStore(state, pod=pod, observer=Observer())
+        self.store = RedisStore(state, pod=pod, telemetry=Telemetry())
         self.scopes = scopes
         self.tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         await self.store.open()
-        self.tasks = [asyncio.create_task(self.store.keep(lambda key: None)), asyncio.create_task(self._share())]
+        heartbeats = self.store.send_heartbeats(lambda key: None)
+        self.tasks = [asyncio.create_task(work) for work in (heartbeats, self._share())]
 
     async def kill(self) -> None:
         """As by `kill -9`: nothing is released."""
@@ -59,7 +49,7 @@ class Replica:
 
     async def _share(self) -> None:
         while True:
-            await self.store.beaten()
+            await self.store.next_heartbeat()
             mine = await self.store.assigned(self.scopes)
             if mine is None:
                 continue

@@ -79,7 +79,7 @@ class App:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             server = self._web_server()
             serving = tasks.create_task(server.run(sockets), name="web")
-            heartbeats = tasks.create_task(self.sharing.beat(), name="heartbeat")
+            heartbeats = tasks.create_task(self.sharing.send_heartbeats(), name="heartbeat")
             background = [tasks.create_task(work, name=name) for name, work in self._background().items()]
             self._announce([_url(one.getsockname(), self.web.current.tls is not None) for one in sockets], started)
 
@@ -154,7 +154,7 @@ def _shared_store(config: Config, telemetry: Telemetry) -> RedisStore | None:
     from exporter.state.redis import RedisStore
 
     telemetry.shared()
-    store = RedisStore(config.state, pod=pod_name(), observer=telemetry)
+    store = RedisStore(config.state, pod=pod_name(), telemetry=telemetry)
     store.configure(config.sha256)
     return store
 

@@ -38,7 +38,7 @@ class Alone:
         """Whether this process polls a key; see `Assignment`."""
         return self._shard.owns(key.scope)
 
-    async def beat(self) -> None:
+    async def send_heartbeats(self) -> None:
         """Nobody waits for heartbeats."""
 
     async def run(self) -> None:
@@ -58,7 +58,7 @@ class Alone:
 class Sharing:
     """One of several replicas: takes what is assigned to it, gives away what is not, hands over at the end.
 
-    Keeps the pollers of `fleet` in step with what `store` holds. `run` and `beat` run beside each other.
+    Keeps the pollers of `fleet` in step with what `store` holds. `run` and `send_heartbeats` run beside each other.
     """
 
     def __init__(self, store: RedisStore, fleet: Fleet, telemetry: Telemetry) -> None:
@@ -89,14 +89,14 @@ class Sharing:
         """Whether this replica polls a key; see `Assignment`."""
         return key in self._polled or (not key.collector and key.scope in self._polled_scopes)
 
-    async def beat(self) -> None:
+    async def send_heartbeats(self) -> None:
         """Send heartbeats for ever, and drop what other replicas have taken."""
-        await self._store.keep(self._fleet.drop)
+        await self._store.send_heartbeats(self._fleet.drop)
 
     async def run(self) -> None:
         """Follow the assignment after every heartbeat."""
         while True:
-            await self._store.beaten()
+            await self._store.next_heartbeat()
             try:
                 await self._follow()
             except StateError as error:

@@ -387,7 +387,7 @@ class Telemetry:
         """Count series that are newly cut because of `max_series`."""
         self._counters["series_dropped_total"].labels(family).inc(n)
 
-    # Beside other replicas; see `StateObserver`
+    # With other replicas
 
     def shared(self) -> None:
         """This process shares its work with others: show the metrics about that."""

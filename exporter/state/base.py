@@ -32,7 +32,7 @@ class Store(Protocol):
     never a mixture. Everything here raises `StateError` (`StateLocked`, `StateNewer` from `open`) and nothing else.
     """
 
-    resets: int
+    resets: int = 0
     """How often committed payloads were found to be damaged or gone."""
 
     async def open(self, *, read_only: bool = False) -> None:
@@ -43,6 +43,7 @@ class Store(Protocol):
 
     def ensure(self, key: Key) -> None:
         """Raise `StateError` when a commit of `key` would surely fail now, so that the platform need not be asked."""
+        return
 
     async def commit(self, key: Key, payload: bytes) -> None:
         """Replace the payload of `key`."""
@@ -55,15 +56,18 @@ class Store(Protocol):
 
     async def purge(self, keep: Iterable[Key], older_than: float) -> int:
         """Forget the keys not in `keep` whose last commit is before `older_than` (unix seconds). Returns how many."""
+        return 0
 
     async def check(self) -> bool:
         """Look whether the store still has what was committed, and repair it if it can; call it every few seconds.
 
         False, once, after something was lost: commit every state in memory again.
         """
+        return True
 
     async def size(self) -> int | None:
         """Bytes on disk, None where that means nothing."""
+        return None
 
     async def close(self) -> None:
         """Release the store. Safe to call twice."""

@@ -77,15 +77,15 @@ def member(name: str, value: str) -> Member | None:
 
 
 class _Seen(msgspec.Struct):
-    """`changed`: when the value was first seen; `ready`: looks at which it was ready, one after the other."""
+    """`changed`: when the value was first seen; `ready`: heartbeats in a row at which it was ready."""
 
     value: str
     changed: float
     ready: int = 0
 
 
-class Watch:
-    """The observations of one replica about the others."""
+class Peers:
+    """What one replica knows about the others: who is alive, who is dead."""
 
     MOST_DEAD = 10_000
 
@@ -103,9 +103,9 @@ class Watch:
         if rewound:
             self._dead.clear()
 
-    def look(self, table: Mapping[str, str], sent: float, received: float) -> None:
+    def observe(self, table: Mapping[str, str], sent: float, received: float) -> None:
         """Take the table of a heartbeat that was sent and answered at these times, by a store that lost no writes since
-        the look before."""
+        the one before."""
         first = self._began == float("inf")
         self._began = min(self._began, received)
         for name, value in table.items():
@@ -120,7 +120,7 @@ class Watch:
         for name, seen in list(self._seen.items()):
             # Nobody is removed from the table alive: it left, or another replica has waited for long enough.
             if sent - seen.changed > self._patience or (name not in table and seen.value):
-                self.bury(name)
+                self.mark_dead(name)
 
     def alive(self, name: str, now: float) -> bool:
         """Whether `name` may still show what it owns. One that was never seen may, until it has been watched."""
@@ -128,7 +128,7 @@ class Watch:
             self._seen.setdefault(name, _Seen("", now))
         return name in self._seen
 
-    def bury(self, name: str) -> None:
+    def mark_dead(self, name: str) -> None:
         """Regard `name` as dead from now on."""
         self._seen.pop(name, None)
         self._dead[name] = None
@@ -147,7 +147,7 @@ class Watch:
         """Seconds since this watch began; negative before."""
         return now - self._began
 
-    def buried(self, table: Mapping[str, str]) -> list[str]:
+    def dead_in(self, table: Mapping[str, str]) -> list[str]:
         """Those in `table` whose entries may be removed."""
         return [name for name in table if name in self._dead]
 

@@ -6,14 +6,13 @@ import time
 from collections.abc import Iterable
 
 from exporter.model import Key
-from exporter.state.base import Stored
+from exporter.state.base import Store, Stored
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """See `Store`. Nothing outlives the process; a removed scope that returns before its end is continued."""
 
     def __init__(self) -> None:
-        self.resets = 0
         self._payloads: dict[Key, bytes] = {}
         self._updated: dict[Key, float] = {}
 
@@ -23,9 +22,6 @@ class MemoryStore:
     async def load(self, key: Key) -> Stored | None:
         payload = self._payloads.get(key)
         return None if payload is None else Stored(payload)
-
-    def ensure(self, key: Key) -> None:
-        """It belongs to this process."""
 
     async def commit(self, key: Key, payload: bytes) -> None:
         self._payloads[key] = payload
@@ -38,15 +34,6 @@ class MemoryStore:
         for key in keys:
             self._payloads.pop(key, None)
             self._updated.pop(key, None)
-
-    async def purge(self, keep: Iterable[Key], older_than: float) -> int:
-        return 0
-
-    async def check(self) -> bool:
-        return True
-
-    async def size(self) -> int | None:
-        return None
 
     async def close(self) -> None:
         """There is nothing to release."""

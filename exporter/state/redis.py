@@ -22,7 +22,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence, Set
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
@@ -31,26 +31,16 @@ from exporter.config.schema import State
 from exporter.errors import StateError, StateTaken, StateUnreachable
 from exporter.model import Key, Scope
 from exporter.shard import weight
-from exporter.state.base import Stored
-from exporter.state.leases import Assignment, Member, Phase, Watch
-from exporter.state.redis_client import (
-    BEAT,
-    CLAIM,
-    COMMIT,
-    FORGET,
-    RELEASE,
-    RUN_ID,
-    Client,
-    ClientObserver,
-    Command,
-    script,
-)
+from exporter.state.base import Store, Stored
+from exporter.state.leases import Assignment, Member, Peers, Phase
+from exporter.state.redis_client import BEAT, RUN_ID, Client, Command, RunId, script, text_fields
 from exporter.state.redis_keys import SCHEMA, Found, Keyspace, budget, connect_to, read_found, read_reply
+from exporter.telemetry import Telemetry
 
 MOST_PAYLOAD = 16 * 2**20
 """Bytes of one payload: a larger one would hold up the server, and all replicas with it."""
 CHUNK = 50
-"""Keys that are looked at, claimed or released in one go; a heartbeat fits in between."""
+"""Keys that are read, claimed or released in one go; a heartbeat fits in between."""
 CHUNK_BYTES = 2**20
 HEALING = 3
 """Heartbeats within which all that hold a lease have noticed that the store has lost writes."""
@@ -60,19 +50,6 @@ FEW = 1000
 Cause = Literal["join", "dead", "released", "healed"]
 """Why a key was taken: nobody had it, its owner was dead or had released it; or it was held, and the store had lost
 that."""
-
-
-class StateObserver(ClientObserver, Protocol):
-    """Receives events of the store; `Telemetry` turns them into metrics."""
-
-    def takeover(self, cause: Cause) -> None:
-        """A key was taken."""
-
-    def fenced(self) -> None:
-        """A key was lost to another replica."""
-
-    def state_rollback(self) -> None:
-        """The store has lost writes."""
 
 
 def boot_time() -> float:
@@ -89,7 +66,7 @@ class _Held(msgspec.Struct):
     current: bool = True
 
 
-class _Tenure(msgspec.Struct):
+class _Lease(msgspec.Struct):
     """One unbroken lease. `number` of its newest heartbeat, `confirmed` of the newest that was confirmed; `until`: when
     it lapses; `restarts` of the server when it was confirmed first. `settled`: all that is held is held in its name."""
 
@@ -101,7 +78,7 @@ class _Tenure(msgspec.Struct):
     until: float = float("inf")
 
 
-class RedisStore:
+class RedisStore(Store):
     """See `Store`, for one of several replicas: it may load and commit what it has claimed.
 
     `pod`: the name of this replica, which a restart keeps. `every`: seconds between two heartbeats. `waiting`: keys
@@ -113,50 +90,50 @@ class RedisStore:
         state: State,
         *,
         pod: str,
-        observer: StateObserver,
+        telemetry: Telemetry,
         boot: Callable[[], float] = boot_time,
         wall: Callable[[], float] = time.time,
         client: Client | None = None,
     ) -> None:
-        self.resets = 0
         self.every = min(0.5, state.lease_ttl / 10)
         self.waiting = 0
         self._group = ""
         self._pod = pod
         self._keys = Keyspace(state.key_prefix)
         self._ttl = state.lease_ttl
-        self._observer = observer
+        self._telemetry = telemetry
         self._boot = boot
         self._wall = wall
-        self._watch = Watch(state.lease_ttl)
+        self._peers = Peers(state.lease_ttl)
         self._held: dict[Key, _Held] = {}
-        self._doubtful: dict[Key, int] = {}
+        self._unanswered: dict[Key, int] = {}
         self._names: set[str] = set()
-        self._tenure = self._new_tenure(settled=True)
+        self._lease = self._new_lease(settled=True)
         self._phase: Phase = "join"
         self._released = 0
         self._until = float("-inf")
         self._broken = self._rewound = False
         self._cautious = False
         self._lost: Callable[[Key], None] = lambda key: None
-        self._buried: list[str] = []
+        self._dead_entries: list[str] = []
         self._sent = float("-inf")
         self._beating = asyncio.Lock()
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
-        self._beaten = asyncio.Event()
-        self._looked: object = None
-        self._looked_at = float("-inf")
+        self._heartbeat_sent = asyncio.Event()
+        self._claimed_on: object = None
+        self._claimed_at = float("-inf")
         self._mine: frozenset[Scope] = frozenset()
-        self._shared: object = None
+        self._assigned_for: object = None
         self._scopes = Assignment()
-        self._twins = Assignment()
+        self._same_pod = Assignment()
         self._budget = budget(state)
-        self._client = client or connect_to(state, observer)
+        self._client = client or connect_to(state, telemetry)
 
     async def open(self, *, read_only: bool = False) -> None:
-        """Reach the server. One that cannot be reached is tried again by `keep`; one that does not fit is an error."""
+        """Reach the server; `send_heartbeats` tries again one that cannot be reached. Raises StateError for one that
+        does not fit."""
         try:
             await self._client.connect()
         except StateUnreachable as error:
@@ -164,10 +141,10 @@ class RedisStore:
 
     async def close(self) -> None:
         """Leave the table of members and close the connection."""
-        if self._tenure.confirmed:
+        if self._lease.confirmed:
             with contextlib.suppress(StateError, TimeoutError):
                 async with asyncio.timeout(self._budget / 2):
-                    await self._client.run(("HDEL", self._keys.members, self._tenure.name), urgent=True)
+                    await self._client.run(("HDEL", self._keys.members, self._lease.name), urgent=True)
         await self._client.close()
 
     # What is asked and changed by key
@@ -178,8 +155,7 @@ class RedisStore:
 
     async def read(self, key: Key) -> Stored | None:
         """What the owner of the key, this replica or another, has committed last."""
-        ((payload,),) = await self._client.run(("HMGET", self._keys.name(key), "p"))
-        return None if payload is None else Stored(payload)
+        return await self._keys.load(self._client, key)
 
     def ensure(self, key: Key) -> None:
         self._hold(key)
@@ -208,23 +184,17 @@ class RedisStore:
 
     async def purge(self, keep: Iterable[Key], older_than: float) -> int:
         """See `Store`. One replica does it for all; keys of replicas that are alive stay."""
-        takers = self._watch.takers(self._group)
-        if not takers or self._tenure.name != max(takers, key=lambda one: weight(one.name, "purge")).name:
+        takers = self._peers.takers(self._group)
+        if not takers or self._lease.name != max(takers, key=lambda one: weight(one.name, "purge")).name:
             return 0
         kept, forgotten = set(keep), 0
+
+        def unwanted(own: str, updated: float) -> bool:
+            return updated < older_than and (not own or not self._peers.alive(own, self._boot()))
+
         async for keys in self._keys.scan(self._client):
             gone = [key for key in keys if key not in kept]
-            if not gone:
-                continue
-            found = await self._client.run(*(("HMGET", self._keys.name(key), "own", "epoch", "upd") for key in gone))
-            now = self._boot()
-            commands = []
-            for key, values in zip(gone, found, strict=True):
-                own, epoch, upd = (value.decode() if value else "" for value in values)
-                if float(upd or 0) < older_than and (not own or not self._watch.alive(own, now)):
-                    commands.append(script(FORGET, self._keys.name(key), own, epoch or "0", upd))
-            if commands:
-                forgotten += sum(await self._client.run(*commands))
+            forgotten += await self._keys.forget(self._client, gone, unwanted)
         return forgotten
 
     async def keys(self) -> dict[Key, float]:
@@ -232,12 +202,6 @@ class RedisStore:
 
     async def forget(self, keys: Iterable[Key]) -> None:
         raise StateError("a running replica forgets nothing")
-
-    async def check(self) -> bool:
-        return True  # every heartbeat does
-
-    async def size(self) -> int | None:
-        return None
 
     # Sharing
 
@@ -268,13 +232,13 @@ class RedisStore:
 
     @property
     def name(self) -> str:
-        return self._tenure.name
+        return self._lease.name
 
     def members(self) -> list[Member]:
         """All replicas that are alive, this one included."""
-        return self._watch.members()
+        return self._peers.members()
 
-    async def keep(self, lost: Callable[[Key], None]) -> None:
+    async def send_heartbeats(self, lost: Callable[[Key], None]) -> None:
         """Send heartbeats for ever. `lost` is called with each key that another replica has taken; it must not be
         shown when that returns."""
         self._lost = lost
@@ -289,29 +253,29 @@ class RedisStore:
                 log.get().warning("state_unreachable", reason=str(error))
             except StateError as error:
                 log.get().error("state_refused", reason=str(error))
-            self._beaten.set()
+            self._heartbeat_sent.set()
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, self.every - (self._boot() - began))):
                     await self._wake.wait()
 
-    async def beaten(self) -> None:
+    async def next_heartbeat(self) -> None:
         """Wait for the next heartbeat."""
-        self._beaten.clear()
-        await self._beaten.wait()
+        self._heartbeat_sent.clear()
+        await self._heartbeat_sent.wait()
 
     async def assigned(self, scopes: Sequence[Scope]) -> frozenset[Scope] | None:
         """Those of `scopes` that this replica should have; None while that is not known."""
-        if not self.valid or self._phase != "ready" or not self._tenure.settled:
+        if not self.valid or self._phase != "ready" or not self._lease.settled:
             return None
-        takers = self._watch.takers(self._group)
+        takers = self._peers.takers(self._group)
         pods = frozenset(one.pod for one in takers)
         # Replicas of one name on one machine, or a restarted one beside its former self.
-        twins = frozenset(one.name for one in takers if one.pod == self._pod) - {self._tenure.name}
-        if self._shared != (scopes, pods, twins):
-            work = partial(self._assign, scopes, pods, twins)
+        same_pod = frozenset(one.name for one in takers if one.pod == self._pod) - {self._lease.name}
+        if self._assigned_for != (scopes, pods, same_pod):
+            work = partial(self._assign, scopes, pods, same_pod)
             self._mine = work() if len(scopes) <= FEW else await asyncio.to_thread(work)
-            self._shared = (scopes, pods, twins)
+            self._assigned_for = (scopes, pods, same_pod)
         return self._mine
 
     async def claim(self, keys: Sequence[Key]) -> AsyncIterator[list[Key]]:
@@ -320,15 +284,15 @@ class RedisStore:
         now = self._boot()
         signature = (
             frozenset(keys),
-            frozenset(self._watch.names()),
-            frozenset((one.name, one.released, one.phase) for one in self._watch.members()),
-            self._watch.watched(now),
+            frozenset(self._peers.names()),
+            frozenset((one.name, one.released, one.phase) for one in self._peers.members()),
+            self._peers.watched(now),
             self._may_claim(now),
         )
-        await self._clear_doubts()
+        await self._release_unanswered()
         if not keys:
             self.waiting = 0
-        if not keys or (signature == self._looked and now - self._looked_at < self._ttl / 3):
+        if not keys or (signature == self._claimed_on and now - self._claimed_at < self._ttl / 3):
             return
         waiting = 0
         try:
@@ -338,24 +302,22 @@ class RedisStore:
                 waiting += missing
                 if taken:
                     yield taken
-            self._looked, self._looked_at, self.waiting = signature, now, waiting
+            self._claimed_on, self._claimed_at, self.waiting = signature, now, waiting
         except _Broken:
             pass
         except StateError as error:
             log.get().warning("state_claim_failed", reason=str(error))
 
-    async def _clear_doubts(self) -> None:
+    async def _release_unanswered(self) -> None:
         """Release the keys that claims without an answer may have taken; otherwise no replica would poll them."""
         with contextlib.suppress(StateError):
-            while self._doubtful:
+            while self._unanswered:
                 async with self._beating:
-                    part = list(self._doubtful.items())[:CHUNK]
-                    name = self._tenure.name
-                    await self._client.run(
-                        *(script(RELEASE, self._keys.name(key), name, str(epoch)) for key, epoch in part)
-                    )
+                    part = list(self._unanswered.items())[:CHUNK]
+                    name = self._lease.name
+                    await self._client.run(*(self._keys.release(key, name, epoch) for key, epoch in part))
                     for key, _ in part:
-                        del self._doubtful[key]
+                        del self._unanswered[key]
 
     async def release(self, keys: Sequence[Key]) -> None:
         """Give back keys that are neither polled nor shown any more. Those for which that fails are still `held`."""
@@ -364,21 +326,19 @@ class RedisStore:
                 if self._broken:
                     raise StateUnreachable("the lease has lapsed")
                 held = [(key, self._held[key]) for key in part if key in self._held]
-                await self._client.run(
-                    *(script(RELEASE, self._keys.name(key), self._tenure.name, str(hold.epoch)) for key, hold in held)
-                )
+                await self._client.run(*(self._keys.release(key, self._lease.name, hold.epoch) for key, hold in held))
                 for key, _ in held:
                     del self._held[key]
                 self._released += len(held)
         if keys:
-            await self.beat()
+            await self.send_heartbeat()
 
     async def leave(self) -> None:
         """Tell the other replicas that this one is about to release all its keys."""
         self._phase = "leave"
-        await self.beat()
+        await self.send_heartbeat()
 
-    async def beat(self) -> None:
+    async def send_heartbeat(self) -> None:
         """Send a heartbeat now, because this replica's entry has changed. Never raises."""
         with contextlib.suppress(StateError, _Broken):
             async with self._beating:
@@ -393,38 +353,38 @@ class RedisStore:
         Raises _Broken when the lease has lapsed before the answer, or the store has lost writes: then the table says
         nothing about what was found, and `_renew` is next.
         """
-        tenure = self._tenure
-        tenure.number += 1
-        me = Member(tenure.name, tenure.number, self._released, self._phase, self._group)
+        lease = self._lease
+        lease.number += 1
+        me = Member(lease.name, lease.number, self._released, self._phase, self._group)
         sent = self._boot()
-        confirmed = str(tenure.confirmed)
-        beat = script(BEAT, self._keys.members, me.name, confirmed, me.value, *self._buried)
+        confirmed = str(lease.confirmed)
+        beat = script(BEAT, self._keys.members, me.name, confirmed, me.value, *self._dead_entries)
         answers = await self._client.run(*peeks, beat, urgent=True)
         received = self._boot()
         written, flat = answers.pop()
-        table = dict(zip(map(bytes.decode, flat[::2]), map(bytes.decode, flat[1::2]), strict=True))
-        rewound = not written or (tenure.confirmed > 0 and self._client.restarts != tenure.restarts)
-        if rewound or received > tenure.until:
+        table = text_fields(flat)
+        rewound = not written or (lease.confirmed > 0 and self._client.restarts != lease.restarts)
+        if rewound or received > lease.until:
             self._break(rewound=rewound)
             raise _Broken
-        self._watch.look(table, sent, received)
+        self._peers.observe(table, sent, received)
         # Not its own former names: what is held in them could be taken from it as soon as they are gone.
-        gone = [name for name in self._watch.buried(table) if name not in self._names]
-        self._buried = [text for name in gone for text in (name, table[name])]
-        tenure.confirmed, tenure.restarts, tenure.until = tenure.number, self._client.restarts, sent + self._ttl
+        gone = [name for name in self._peers.dead_in(table) if name not in self._names]
+        self._dead_entries = [text for name in gone for text in (name, table[name])]
+        lease.confirmed, lease.restarts, lease.until = lease.number, self._client.restarts, sent + self._ttl
         self._sent = sent
-        if tenure.settled:
-            self._until = tenure.until
+        if lease.settled:
+            self._until = lease.until
         if self._phase == "join" and self._may_claim(sent):
             self._phase = "ready"
         return answers
 
     async def _renew(self) -> None:
         """Go on under another name after a break, with all that is held and that nobody else has taken."""
-        self._watch.bury(self._tenure.name)
-        self._watch.restart(rewound=self._rewound)
-        self._tenure = self._new_tenure(settled=False)
-        self._doubtful.clear()  # claimed in a name that is gone
+        self._peers.mark_dead(self._lease.name)
+        self._peers.restart(rewound=self._rewound)
+        self._lease = self._new_lease(settled=False)
+        self._unanswered.clear()  # claimed in a name that is gone
         self._cautious = self._rewound
         await self._beat()
         if self._rewound and not self.valid:
@@ -432,10 +392,10 @@ class RedisStore:
             await asyncio.sleep(HEALING * self.every)
         for part in _parts(list(self._held), lambda key: len(self._held[key].payload or b"")):
             await self._reclaim(part)
-        former = self._names - {self._tenure.name}
+        former = self._names - {self._lease.name}
         await self._client.run(("HDEL", self._keys.members, *former), urgent=True)
-        self._names = {self._tenure.name}
-        self._tenure.settled = True
+        self._names = {self._lease.name}
+        self._lease.settled = True
         await self._beat()
         self._broken = self._rewound = False
         self._settled.set()
@@ -463,7 +423,7 @@ class RedisStore:
                 continue
             epoch = max(seen.epoch, hold.epoch, int(self._wall() * 1000)) + 1
             claims.append((key, hold, epoch, healed, len(commands)))
-            commands.append(self._claim_command(key, seen, epoch))
+            commands.append(self._keys.claim(key, self._lease.name, seen, epoch))
             if hold.payload is not None and (healed or seen.ver < hold.ver):
                 hold.ver = max(hold.ver, seen.ver)
                 commands.append(self._commit(key, hold, epoch))
@@ -474,7 +434,7 @@ class RedisStore:
             if read_reply(answers[position])[0] == 1:
                 hold.epoch = epoch
                 if healed:
-                    self._observer.takeover("healed")
+                    self._telemetry.takeover("healed")
             else:
                 self._drop(key)
 
@@ -497,15 +457,16 @@ class RedisStore:
             if key in self._held:
                 continue
             if cause is None:
-                missing += not self._watch.belongs_to_others(seen.own, self._group)
+                missing += not self._peers.belongs_to_others(seen.own, self._group)
                 continue
             epoch = max(seen.epoch, int(self._wall() * 1000)) + 1
             wanted.append((key, epoch, cause))
-            commands += [self._claim_command(key, seen, epoch), ("HMGET", self._keys.name(key), "run", "ver", "p")]
-        self._doubtful |= {key: epoch for key, epoch, _ in wanted}
+            commands.append(self._keys.claim(key, self._lease.name, seen, epoch))
+            commands.append(("HMGET", self._keys.name(key), "run", "ver", "p"))
+        self._unanswered |= {key: epoch for key, epoch, _ in wanted}
         answers = await self._client.run(*commands) if commands else []
         for key, _, _ in wanted:
-            del self._doubtful[key]
+            del self._unanswered[key]
         taken = []
         for (key, epoch, cause), claimed, (run, ver, payload) in zip(wanted, answers[::2], answers[1::2], strict=True):
             if read_reply(claimed)[0] != 1:
@@ -513,7 +474,7 @@ class RedisStore:
                 continue
             current = payload is None or run.decode() == self._client.run_id
             self._held[key] = _Held(epoch, int(ver or 0), payload, current)
-            self._observer.takeover(cause)
+            self._telemetry.takeover(cause)
             taken.append(key)
         return taken, missing
 
@@ -522,25 +483,25 @@ class RedisStore:
         carries no run id of a server, because it may be older than what was shown."""
         if hold.payload is None:
             return []
-        claim = self._claim_command(key, seen, hold.epoch)
+        name, epoch = self._lease.name, hold.epoch
         hold.ver = max(hold.ver, seen.ver)
-        commit = tuple("" if part is RUN_ID else part for part in self._commit(key, hold))
-        return [claim, commit, script(RELEASE, self._keys.name(key), self._tenure.name, str(hold.epoch))]
+        commit = self._commit(key, hold, run="")
+        return [self._keys.claim(key, name, seen, epoch), commit, self._keys.release(key, name, epoch)]
 
     def _free(self, seen: Found, now: float, sent: float) -> Cause | None:
         """Why a key may be taken, None when it may not. A key that never had an owner may be one whose owner has not
         noticed yet that the store is empty."""
-        alive = bool(seen.own) and seen.own not in self._names and self._watch.alive(seen.own, now)
+        alive = bool(seen.own) and seen.own not in self._names and self._peers.alive(seen.own, now)
         if alive or not self._may_claim(sent):
             return None
         if not seen.own:
-            return ("released" if seen.epoch else "join") if seen.epoch or self._watch.watched(sent) else None
+            return ("released" if seen.epoch else "join") if seen.epoch or self._peers.watched(sent) else None
         return "dead"
 
     def _may_claim(self, sent: float) -> bool:
         """Whether what the store says of others can be believed: soon after the start, or after a break; one ttl after
         the store has lost writes, since what it says now may be from before."""
-        return self._watch.watched(sent) if self._cautious else self._watch.age(sent) >= HEALING * self.every
+        return self._peers.watched(sent) if self._cautious else self._peers.age(sent) >= HEALING * self.every
 
     def _superseded(self, hold: _Held, own: str, epoch: int) -> bool:
         """Whether a claim that stands in the store is this replica's, or older than what it holds."""
@@ -548,7 +509,7 @@ class RedisStore:
 
     def _drop(self, key: Key) -> None:
         if self._held.pop(key, None) is not None:
-            self._observer.fenced()
+            self._telemetry.fenced()
             log.get().warning(
                 "scope_lost", scope=str(key.scope), collector=key.collector, message="another replica has taken it"
             )
@@ -560,28 +521,28 @@ class RedisStore:
         if self._broken:
             return
         if rewound:
-            self._observer.state_rollback()
+            self._telemetry.state_rollback()
             log.get().warning("state_lost_writes", consequence="what is held is written again")
         else:
             log.get().warning("lease_lapsed", consequence="nothing is shown until every scope has been claimed again")
         self._broken = True
-        self._tenure.settled = False
+        self._lease.settled = False
         self._settled.clear()
         self._wake.set()
 
     # Helpers
 
-    def _assign(self, scopes: Sequence[Scope], pods: Iterable[str], twins: Collection[str]) -> frozenset[Scope]:
+    def _assign(self, scopes: Sequence[Scope], pods: Iterable[str], same_pod: Collection[str]) -> frozenset[Scope]:
         named = {str(scope): scope for scope in scopes}
         mine = self._scopes.of(self._pod, pods, tuple(named))
-        if twins:
-            mine = self._twins.of(self._tenure.name, twins, tuple(sorted(mine)))
+        if same_pod:
+            mine = self._same_pod.of(self._lease.name, same_pod, tuple(sorted(mine)))
         return frozenset(named[name] for name in mine)
 
-    def _new_tenure(self, *, settled: bool) -> _Tenure:
-        tenure = _Tenure(f"{self._pod}.{secrets.token_hex(4)}", settled=settled)
-        self._names.add(tenure.name)
-        return tenure
+    def _new_lease(self, *, settled: bool) -> _Lease:
+        lease = _Lease(f"{self._pod}.{secrets.token_hex(4)}", settled=settled)
+        self._names.add(lease.name)
+        return lease
 
     def _hold(self, key: Key) -> _Held:
         try:
@@ -596,16 +557,11 @@ class RedisStore:
         except TimeoutError:
             raise StateUnreachable("the lease has lapsed: the state does not answer") from None
 
-    def _claim_command(self, key: Key, seen: Found, epoch: int) -> Command:
-        return script(CLAIM, self._keys.name(key), self._tenure.name, seen.own, str(seen.epoch), str(epoch))
-
-    def _commit(self, key: Key, hold: _Held, epoch: int | None = None) -> Command:
+    def _commit(self, key: Key, hold: _Held, epoch: int | None = None, run: str | RunId = RUN_ID) -> Command:
         assert hold.payload is not None
         hold.ver += 1
-        return script(
-            COMMIT, self._keys.name(key), self._tenure.name, str(epoch or hold.epoch), str(hold.ver), RUN_ID,
-            str(int(self._wall())), str(SCHEMA), hold.payload,
-        )  # fmt: skip
+        name = self._lease.name
+        return self._keys.commit(key, name, epoch or hold.epoch, hold.ver, hold.payload, self._wall(), run)
 
 
 class _Broken(Exception):

@@ -36,14 +36,15 @@ from exporter import log
 from exporter.config.secret import Secret
 from exporter.config.state_url import RedisUrl
 from exporter.errors import StateError, StateUnreachable
+from exporter.telemetry import Telemetry
 
 
-class _RunId:
+class RunId:
     """Stands for the run id of the server that a command is sent to."""
 
 
-RUN_ID = _RunId()
-Command = tuple[str | bytes | int | _RunId, ...]
+RUN_ID = RunId()
+Command = tuple[str | bytes | int | RunId, ...]
 Place = tuple[str, int]
 
 LEAST_VERSION = (7, 0)
@@ -97,19 +98,9 @@ return redis.call('DEL', KEYS[1])"""
 """key; expected own, epoch, upd → 1 when it was deleted."""
 
 
-def script(text: str, key: str, *arguments: str | bytes | int | _RunId) -> Command:
+def script(text: str, key: str, *arguments: str | bytes | int | RunId) -> Command:
     """The command that runs a script on one key."""
     return ("EVAL", text, 1, key, *arguments)
-
-
-class ClientObserver(Protocol):
-    """Receives events about the client's requests; `Telemetry` turns them into metrics."""
-
-    def state_roundtrip(self, seconds: float) -> None:
-        """A pipeline was answered after `seconds`."""
-
-    def state_acknowledged(self, replicas: int) -> None:
-        """`replicas` of the server have the newest writes."""
 
 
 class Client(Protocol):
@@ -187,7 +178,7 @@ class RedisClient:
         budget: float,
         wait_replicas: int,
         probe: Sequence[Command],
-        observer: ClientObserver,
+        telemetry: Telemetry,
     ) -> None:
         self.run_id = ""
         self.restarts = 0
@@ -199,7 +190,7 @@ class RedisClient:
         self._budget = budget
         self._wait_replicas = wait_replicas
         self._probe = probe
-        self._observer = observer
+        self._telemetry = telemetry
         self._last_run_id = ""
         self._connection: AbstractConnection | None = None
         self._queue: deque[_Request] = deque()
@@ -301,7 +292,7 @@ class RedisClient:
         except BaseException:
             self._fail(batch, StateError("the state is closed"))
             raise
-        self._observer.state_roundtrip(time.monotonic() - began)
+        self._telemetry.state_roundtrip(time.monotonic() - began)
         if self._wait_replicas:
             acknowledged = answers.pop()
             if isinstance(acknowledged, RedisError) or acknowledged < self._wait_replicas:
@@ -313,7 +304,7 @@ class RedisClient:
                 )
                 self._fail(batch, self._failure)
                 return
-            self._observer.state_acknowledged(acknowledged)
+            self._telemetry.state_acknowledged(acknowledged)
         if any(isinstance(answer, ReadOnlyError) for answer in answers):
             await self.disconnect()
         position = 0
@@ -421,7 +412,7 @@ class RedisClient:
             raise self._error(error, f"the sentinel {place[0]}:{place[1]}: ") from None
         finally:
             await _close(connection)
-        fields = dict(zip(map(bytes.decode, answer[::2]), map(bytes.decode, answer[1::2]), strict=True))
+        fields = text_fields(answer)
         return int(fields["config-epoch"]), (fields["ip"], int(fields["port"]))
 
     def _error(self, error: Exception, who: str = "") -> StateError:
@@ -467,6 +458,11 @@ def _first_error(answers: Sequence[Any]) -> RedisError | None:
 async def _close(connection: AbstractConnection) -> None:
     with contextlib.suppress(RedisError, OSError):
         await connection.disconnect(nowait=True)
+
+
+def text_fields(flat: Sequence[bytes]) -> dict[str, str]:
+    """A list of names and values in turn, as RESP 2 has a map."""
+    return dict(zip(map(bytes.decode, flat[::2]), map(bytes.decode, flat[1::2]), strict=True))
 
 
 def _info(text: bytes) -> dict[str, str]:

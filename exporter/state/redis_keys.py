@@ -13,19 +13,22 @@ from exporter.config.schema import State, Tls
 from exporter.config.state_url import RedisUrl
 from exporter.config.tls import client_context
 from exporter.model import Key, Scope
+from exporter.state.base import Stored
 from exporter.state.redis_client import (
     BEAT,
     CLAIM,
     COMMIT,
     FORGET,
     RELEASE,
+    RUN_ID,
     Client,
-    ClientObserver,
     Command,
     Credentials,
     RedisClient,
+    RunId,
     script,
 )
+from exporter.telemetry import Telemetry
 
 SCHEMA = 1
 """Of the payloads; a newer one is left alone."""
@@ -63,7 +66,34 @@ class Keyspace:
         return f"{self._prefix}s:{key.collector}:{key.scope.bk_scope_type}:{key.scope.bk_scope_id}"
 
     def peek(self, key: Key) -> Command:
+        """What `read_found` reads."""
         return ("HMGET", self.name(key), "own", "epoch", "ver", "schema")
+
+    def claim(self, key: Key, me: str, seen: Found, epoch: int) -> Command:
+        return script(CLAIM, self.name(key), me, seen.own, str(seen.epoch), str(epoch))
+
+    def commit(
+        self, key: Key, me: str, epoch: int, ver: int, payload: bytes, now: float, run: str | RunId = RUN_ID
+    ) -> Command:
+        """`now`: unix seconds; `run`: the process of the server that takes the commit."""
+        fields = (str(epoch), str(ver), run, str(int(now)), str(SCHEMA), payload)
+        return script(COMMIT, self.name(key), me, *fields)
+
+    def release(self, key: Key, me: str, epoch: int) -> Command:
+        return script(RELEASE, self.name(key), me, str(epoch))
+
+    async def forget(
+        self, client: Client, keys: Sequence[Key], where: Callable[[str, float], bool] = lambda own, updated: True
+    ) -> int:
+        """Remove those of `keys` for whose owner and time of the last commit (unix seconds) `where` is true, unless
+        they change meanwhile. Returns how many."""
+        found = await client.run(*(("HMGET", self.name(key), "own", "epoch", "upd") for key in keys)) if keys else []
+        commands = []
+        for key, values in zip(keys, found, strict=True):
+            own, epoch, upd = (value.decode() if value else "" for value in values)
+            if where(own, float(upd or 0)):
+                commands.append(script(FORGET, self.name(key), own, epoch or "0", upd))
+        return sum(await client.run(*commands)) if commands else 0
 
     async def scan(self, client: Client) -> AsyncIterator[list[Key]]:
         """All keys that have a state, some at a time."""
@@ -75,6 +105,11 @@ class Keyspace:
                 yield keys
             if cursor == b"0":
                 return
+
+    async def load(self, client: Client, key: Key) -> Stored | None:
+        """What has been committed last, whoever has the key."""
+        ((payload,),) = await client.run(("HMGET", self.name(key), "p"))
+        return None if payload is None else Stored(payload)
 
     async def updated(self, client: Client) -> dict[Key, float]:
         """Every key that has a payload, and when that was committed, unix seconds."""
@@ -115,7 +150,7 @@ def budget(state: State) -> float:
     return min(state.lease_ttl / 5, 2.0)
 
 
-def connect_to(state: State, observer: ClientObserver) -> RedisClient:
+def connect_to(state: State, telemetry: Telemetry) -> RedisClient:
     """The client that `state` describes; it connects when it is used."""
     url = state.url
     assert isinstance(url, RedisUrl)
@@ -127,7 +162,7 @@ def connect_to(state: State, observer: ClientObserver) -> RedisClient:
         budget=budget(state),
         wait_replicas=int(url.sentinels) if state.wait_replicas is None else state.wait_replicas,
         probe=Keyspace(state.key_prefix).probe(),
-        observer=observer,
+        telemetry=telemetry,
     )
 
 

@@ -16,6 +16,7 @@ from exporter.config.secret import Secret
 from exporter.config.state_url import StateUrl
 from exporter.errors import StateError, StateUnreachable
 from exporter.state.redis_keys import connect_to
+from exporter.telemetry import Telemetry
 from tests.support.certificates import Authority
 from tests.support.components import ENGINES, Redis, Stack, eventually, free_port
 from tests.support.process import BIZ, Daemon, Simulated, command, configuration
@@ -25,15 +26,6 @@ pytestmark = pytest.mark.component
 PASSWORD = "hunter2-canary"
 RIGHTS = ("eval", "hset", "hget", "hmget", "hgetall", "hdel", "del", "scan", "info", "role", "wait")
 """What docs/en/scale-out.md says that the user needs."""
-
-
-class Observer:
-    acknowledged = -1
-
-    def state_roundtrip(self, seconds: float) -> None: ...
-
-    def state_acknowledged(self, replicas: int) -> None:
-        self.acknowledged = replicas
 
 
 @pytest.fixture
@@ -46,7 +38,7 @@ def connect(url: str, **state: Any) -> None:
     """Connect as a start does, and say PING by a pipeline. Raises StateError."""
 
     async def once() -> None:
-        client = connect_to(State(url=StateUrl().parse(url, Path("/")), lease_ttl=3.0, **state), Observer())
+        client = connect_to(State(url=StateUrl().parse(url, Path("/")), lease_ttl=3.0, **state), Telemetry())
         try:
             await client.connect()
             await client.run(("HMGET", "blueking:none", "own"))
@@ -146,7 +138,7 @@ async def test_an_old_server_and_no_server(answer: bytes | None, told: str) -> N
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         url = StateUrl().parse(f"redis://127.0.0.1:{port}", Path("/"))
-        client = connect_to(State(url=url), Observer())
+        client = connect_to(State(url=url), Telemetry())
         with pytest.raises(StateError, match=told):
             await client.connect()
         await client.close()

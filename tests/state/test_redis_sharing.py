@@ -22,6 +22,7 @@ from exporter.config.state_url import StateUrl
 from exporter.errors import StateError
 from exporter.model import Key, Scope
 from exporter.state.redis import RedisStore
+from exporter.telemetry import Telemetry
 from tests.support.redis_model import ModelClient, Server
 
 TTL = 3.0
@@ -36,8 +37,9 @@ STATE = State(url=StateUrl().parse("redis://127.0.0.1", Path("/")), lease_ttl=TT
 Fault = Literal["kill", "freeze", "leave", "join", "cut", "lossy", "pause", "flush", "restart", "rewind"]
 
 
-class Observer:
+class Observer(Telemetry):
     def __init__(self) -> None:
+        super().__init__()
         self.takeovers: dict[str, int] = {}
         self.fenced_keys = self.rollbacks = 0
 
@@ -50,10 +52,6 @@ class Observer:
     def state_rollback(self) -> None:
         self.rollbacks += 1
 
-    def state_roundtrip(self, seconds: float) -> None: ...
-
-    def state_acknowledged(self, replicas: int) -> None: ...
-
 
 class Replica:
     """A process in small: a store, what the fleet does with it, and polls that count up to the platform's time."""
@@ -63,12 +61,12 @@ class Replica:
         self.observer = Observer()
         self.client = ModelClient(server, chance, TTL / 5)
         self.store = RedisStore(
-            STATE, pod=pod, observer=self.observer, boot=self.loop.time, client=self.client,
+            STATE, pod=pod, telemetry=self.observer, boot=self.loop.time, client=self.client,
             wall=lambda: 1_795_000_000 + self.loop.time(),
         )  # fmt: skip
         self.shown: dict[Scope, int] = {}
         self.polls: dict[Key, asyncio.Task[None]] = {}
-        self.tasks = [asyncio.create_task(self.store.keep(self.lost)), asyncio.create_task(self.share())]
+        self.tasks = [asyncio.create_task(self.store.send_heartbeats(self.lost)), asyncio.create_task(self.share())]
         self.frozen = asyncio.Event()
 
     def page(self) -> dict[Scope, int]:
@@ -82,7 +80,7 @@ class Replica:
 
     async def share(self) -> None:
         while True:
-            await self.store.beaten()
+            await self.store.next_heartbeat()
             mine = await self.store.assigned(SCOPES)
             if mine is None:
                 continue

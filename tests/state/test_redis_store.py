@@ -16,6 +16,7 @@ from exporter.errors import StateError, StateTaken
 from exporter.model import Key, Scope
 from exporter.state.base import Stored
 from exporter.state.redis import MOST_PAYLOAD, RedisStore
+from exporter.telemetry import Telemetry
 from tests.support.components import Redis, Stack
 
 pytestmark = pytest.mark.component
@@ -24,29 +25,17 @@ MINE, OLD, OTHERS = (Key("job", Scope("biz", number)) for number in ("1", "2", "
 DAY = 86400
 
 
-class Observer:
-    def takeover(self, cause: str) -> None: ...
-
-    def fenced(self) -> None: ...
-
-    def state_rollback(self) -> None: ...
-
-    def state_roundtrip(self, seconds: float) -> None: ...
-
-    def state_acknowledged(self, replicas: int) -> None: ...
-
-
 @asynccontextmanager
 async def replica(server: Redis, prefix: str = "blueking:") -> AsyncIterator[RedisStore]:
     """A replica that has joined and been there for a ttl."""
     url = StateUrl().parse(f"redis://127.0.0.1:{server.port}", Path("/"))
-    store = RedisStore(State(url=url, lease_ttl=3.0, key_prefix=prefix), pod="a", observer=Observer())
+    store = RedisStore(State(url=url, lease_ttl=3.0, key_prefix=prefix), pod="a", telemetry=Telemetry())
     await store.open()
-    beating = asyncio.create_task(store.keep(lambda key: None))
+    beating = asyncio.create_task(store.send_heartbeats(lambda key: None))
     try:
         async with asyncio.timeout(30):
             while MINE not in store.held:
-                await store.beaten()
+                await store.next_heartbeat()
                 async for _ in store.claim([MINE, OLD]):
                     pass
         yield store
@@ -76,7 +65,7 @@ async def test_keys_are_forgotten_when_nobody_has_or_wants_them(stack: Stack, en
         assert (await store.keys()).keys() >= {MINE, OLD, OTHERS}
 
         for _ in range(3):  # this replica has been there long enough to be the one that purges
-            await store.beaten()
+            await store.next_heartbeat()
         limit = time.time() - 7 * DAY
         assert await store.purge([OTHERS], limit) == 1, "OLD: released, old, not wanted"
         left = {key.scope.bk_scope_id for key in await store.keys()}
