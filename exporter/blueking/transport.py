@@ -22,10 +22,9 @@ from exporter import __version__
 from exporter.blueking.envelope import Reply
 from exporter.blueking.inflate import read_body
 from exporter.blueking.text import clean_text
-from exporter.config.files import reason as file_reason
 from exporter.config.files import stamp
 from exporter.config.schema import BlueKing
-from exporter.config.tls import client_context
+from exporter.config.tls import TlsFileError, client_context
 from exporter.errors import ApiError, ApiReason, ConfigError, Problem
 
 MAX_HEADER = 64 * 1024
@@ -166,11 +165,9 @@ class HttpTransport:
                     # A new context is another key of the connection pool, so new requests make new connections.
                     self._tls = await asyncio.to_thread(client_context, tls)
                     self._problems = []
-                except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-                    message = (
-                        f"cannot be used: {_tls_text(error) if isinstance(error, ssl.SSLError) else file_reason(error)}"
-                    )
-                    self._problems = [Problem(", ".join(map(str, files)), 0, 0, "blueking.tls", message)]
+                except TlsFileError as error:
+                    file = str(getattr(tls, error.key))
+                    self._problems = [Problem(file, 0, 0, f"blueking.tls.{error.key}", str(error))]
         return self._problems
 
     async def _send_once(

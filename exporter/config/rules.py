@@ -11,6 +11,7 @@ import msgspec
 from exporter.config.read import Reader
 from exporter.config.schema import Auth, BlueKing, Collectors, ConfigFile, ScopeEntry, State, Tls, Watch
 from exporter.config.state_url import RedisUrl
+from exporter.config.tls import TlsFileError, client_context
 from exporter.model import Scope
 
 SHORTEST_LEASE, LONGEST_LEASE = 3.0, 300.0
@@ -62,8 +63,7 @@ def _check_state(reader: Reader, state: State) -> None:
             reader.problem(written, "given in state.url too; want one of them")
     if state.sentinel_password and not url.sentinels:
         reader.problem("state.sentinel_password", "has no effect without redis+sentinel in state.url")
-    if state.tls.key_file and not state.tls.cert_file:
-        reader.problem("state.tls.key_file", "a client key needs cert_file")
+    _check_tls(reader, state.tls, "state.tls")
     if state.tls != Tls() and url.scheme in ("redis", "unix"):
         reader.problem("state.tls", f"has no effect with {url.scheme}://; want rediss:// or redis+sentinel://")
     if state.accept_reshard:
@@ -82,6 +82,17 @@ def _check_state(reader: Reader, state: State) -> None:
         )
 
 
+def _check_tls(reader: Reader, tls: Tls, path: str) -> None:
+    if tls.key_file and not tls.cert_file:
+        reader.problem(f"{path}.key_file", "a client key needs cert_file")
+    if tls == Tls() or not reader.has_no_problem(path):
+        return
+    try:
+        client_context(tls)
+    except TlsFileError as error:
+        reader.problem(f"{path}.{error.key}", str(error))
+
+
 def _check_blueking(reader: Reader, blueking: BlueKing) -> None:
     auth = blueking.auth
     if not (blueking.job or blueking.nodeman or blueking.nodeman_legacy or blueking.nodemgr):
@@ -96,8 +107,7 @@ def _check_blueking(reader: Reader, blueking: BlueKing) -> None:
                     f"blueking.auth.{name}",
                     "not used: with app_type: true the application asks in the name of username",
                 )
-    if blueking.tls.key_file and not blueking.tls.cert_file:
-        reader.problem("blueking.tls.key_file", "a client key needs cert_file")
+    _check_tls(reader, blueking.tls, "blueking.tls")
     if blueking.tls.insecure_skip_verify:
         reader.warn(
             "blueking.tls.insecure_skip_verify", "certificates are not verified; the app secret can be read on the way"

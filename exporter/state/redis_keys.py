@@ -11,7 +11,7 @@ import msgspec
 
 from exporter.config.schema import State, Tls
 from exporter.config.state_url import RedisUrl
-from exporter.config.tls import client_context
+from exporter.config.tls import TlsFileError, client_context
 from exporter.model import Key, Scope
 from exporter.state.base import Stored
 from exporter.state.redis_client import (
@@ -174,7 +174,7 @@ def _tls(url: RedisUrl, tls: Tls) -> Callable[[], tuple[ssl.SSLContext, str | No
     def context() -> tuple[ssl.SSLContext, str | None]:
         try:
             return client_context(tls), tls.server_name
-        except ValueError as error:
-            raise OSError(f"state.tls: a file {error}") from None
+        except TlsFileError as error:
+            raise OSError(f"state.tls.{error.key}: {error}") from None
 
     return context

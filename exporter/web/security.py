@@ -29,8 +29,9 @@ import msgspec
 from aiohttp.web_request import BaseRequest
 
 from exporter import log
-from exporter.config.files import read_file, reason, stamp
+from exporter.config.files import read_file, stamp
 from exporter.config.secret import Secret
+from exporter.config.tls import why
 from exporter.config.web_file import CIPHERS, CURVES, VERSIONS, TlsServer, WebFile, load_web
 from exporter.errors import ConfigError, Problem
 
@@ -419,7 +420,7 @@ def context(tls: TlsServer) -> ssl.SSLContext:
                 made.load_verify_locations(authority)
         except (OSError, ValueError) as error:
             key = "client_ca_file" if tls.client_ca_file else "client_ca"
-            raise TlsError(key, f"is no CA certificate: {_why(error)}") from None
+            raise TlsError(key, f"is no CA certificate: {why(error)}") from None
     return made
 
 
@@ -441,13 +442,7 @@ def _load_certificate(made: ssl.SSLContext, tls: TlsServer) -> None:
             made.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ValueError) as error:
         name = "cert_file" if tls.cert_file else "cert"
-        raise TlsError(name, f"certificate and key cannot be used: {_why(error)}") from None
-
-
-def _why(error: OSError | ValueError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or "not PEM").lower().replace("_", " ")
-    return reason(error)
+        raise TlsError(name, f"certificate and key cannot be used: {why(error)}") from None
 
 
 @contextmanager

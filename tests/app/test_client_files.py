@@ -85,7 +85,7 @@ def test_F55_a_rotated_client_certificate_is_used_and_a_broken_one_shows(tmp_pat
         (tmp_path / "tls.key").write_bytes((tmp_path / "first.key").read_bytes())
         eventually(lambda: daemon.value(LOADED) == 0, LONG, 0.1)
         status, body = daemon.get("/-/reload", data=b"")
-        assert (status, b"blueking.tls: cannot be used: key values mismatch" in body) == (500, True)
+        assert (status, b"blueking.tls.cert_file: cannot be used: key values mismatch" in body) == (500, True)
         asked = len(platform.names)
         daemon.wait_success()
         assert platform.names[asked:]

@@ -17,6 +17,7 @@ import jsonschema
 import msgspec
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,8 +31,10 @@ from exporter.config.yaml import Mapping as MappingNode
 from exporter.config.yaml import Sequence as SequenceNode
 from exporter.errors import ConfigError
 from exporter.model import Scope
+from tests.support.certificates import Authority
 from tests.support.paths import ROOT
 
+NOT_PEM = "not PEM, or without its key, or a key that needs a password"
 BROKEN = Path(__file__).parent / "broken"
 CANARY = "hunter2canary"
 
@@ -497,8 +500,8 @@ scopes: [{bk_scope_type: biz, bk_scope_id: "${BIZ}"}]
 
 def test_paths_start_at_their_file(write: Write, tmp_path: Path) -> None:
     """Relative paths are relative to the file they stand in, whatever the current directory."""
-    write("x", "conf/ca.pem")
     path = write(MINIMAL + "state: {url: 'sqlite:../x/state.db'}\n", "conf/c.yaml")
+    Authority(tmp_path / "conf")
     path.write_text(path.read_text().replace("  auth:", "  tls: {ca_file: ca.pem}\n  auth:"))
     config = load(path, environ={}).config
     assert config.blueking.tls.ca_file == tmp_path / "conf/ca.pem"
@@ -662,14 +665,17 @@ scopes: [{{bk_scope_type: biz, bk_scope_id: 2, collectors: {scope}}}, {{bk_scope
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o604])
 @pytest.mark.parametrize("key", ["app_secret_file", "key_file"])
-def test_F65_a_secret_that_others_can_read_is_warned_about(write: Write, key: str, mode: int) -> None:
+def test_F65_a_secret_that_others_can_read_is_warned_about(write: Write, tmp_path: Path, key: str, mode: int) -> None:
     """The file of a secret or private key is for its owner, and a group of readers at most."""
-    write("x", "cert")
-    write("x", "key").chmod(mode)
-    text = MINIMAL.replace("  auth:", "  tls: {cert_file: cert, key_file: key}\n  auth:")
-    place = "4:36: blueking.tls.key_file"
     if key == "app_secret_file":
+        write("x", "key").chmod(mode)
         text, place = MINIMAL.replace("app_secret: hunter2canary", "app_secret_file: key"), "4:40: blueking.auth." + key
+    else:
+        Authority(tmp_path).issue("a")[1].chmod(mode)
+        text, place = (
+            MINIMAL.replace("  auth:", "  tls: {cert_file: a.crt, key_file: a.key}\n  auth:"),
+            "4:37: blueking.tls." + key,
+        )
     path = write(text)
     expected = [f"config.yaml:{place}: others can read the file: chmod o-r"] if mode & 0o004 else []
     assert warned(load(path, environ={}), path) == expected
@@ -775,6 +781,38 @@ def test_F56_only_regular_files_are_read(write: Write, tmp_path: Path, kind: str
     place = "4:40: blueking.auth.app_secret_file" if secret else "4:18: blueking.tls.ca_file"
     verb = "the file" if secret and kind != "directory" else "cannot be read:"
     assert refused(write(text)) == [f"config.yaml:{place}: {verb} {words}"]
+
+
+@pytest.mark.parametrize(
+    ("files", "key", "words"),
+    [
+        ("ca_file: text", "ca_file", "no certificate or crl found"),
+        ("ca_file: a.key", "ca_file", "no certificate or crl found"),
+        ("cert_file: text, key_file: a.key", "cert_file", NOT_PEM),
+        ("cert_file: a.crt, key_file: b.key", "cert_file", "key values mismatch"),
+        ("cert_file: a.crt", "cert_file", NOT_PEM),
+        ("ca_file: ca.pem, cert_file: a.crt, key_file: locked.key", "cert_file", NOT_PEM),
+    ],
+)
+@pytest.mark.parametrize("section", ["blueking", "state"])
+def test_F55_tls_files_that_cannot_be_used(
+    write: Write, tmp_path: Path, section: str, files: str, key: str, words: str
+) -> None:
+    """A certificate that is none, a key of another one, a key with a password: told at its key, without a network."""
+    ca = Authority(tmp_path)
+    ca.issue("a"), ca.issue("b")
+    write("no certificate", "text")
+    locked = serialization.load_pem_private_key((tmp_path / "a.key").read_bytes(), None).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"word")
+    )
+    (tmp_path / "locked.key").write_bytes(locked)
+    line = f"tls: {{{files}}}"
+    if section == "blueking":
+        text, at = MINIMAL.replace("  auth:", f"  {line}\n  auth:"), 4
+    else:
+        text, at = f"{MINIMAL}state:\n  url: rediss://store\n  {line}\n", 8
+    column = f"  {line}".index(f"{key}: ") + len(f"{key}: ") + 1
+    assert refused(write(text)) == [f"config.yaml:{at}:{column}: {section}.tls.{key}: cannot be used: {words}"]
 
 
 @pytest.mark.parametrize("kind", NOT_REGULAR)
