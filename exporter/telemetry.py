@@ -42,7 +42,7 @@ PROCESS_FAMILIES = (
         "api_requests_total",
         ("api", "code"),
         "Requests to BlueKing by operation and HTTP status, `none` when no answer came.",
-        "对蓝鲸的请求数，按接口与 HTTP 状态码统计；没有应答时为 none。",
+        "对蓝鲸的请求数，按接口与 HTTP 状态码统计；没有响应时为 none。",
     ),
     _row(
         "histogram",
@@ -65,7 +65,7 @@ PROCESS_FAMILIES = (
         "api_quota_remaining",
         ("api",),
         "Requests that the gateway still allows, according to its last answer.",
-        "网关在最近一次应答中给出的剩余配额。",
+        "网关在最近一次响应中给出的剩余配额。",
     ),
     _row(
         "gauge",
@@ -184,7 +184,7 @@ SHARING_FAMILIES = (
         "Replicas that are alive, as this one sees them: join, ready, leave.",
         "本副本看到的存活副本数，按阶段统计：join、ready、leave。",
     ),
-    _row("gauge", "scopes_owned", (), "Scopes that this replica polls and shows.", "本副本负责采集与展示的范围数。"),
+    _row("gauge", "scopes_owned", (), "Scopes that this replica polls and shows.", "本副本负责轮询与展示的范围数。"),
     _row("gauge", "scopes_configured", (), "Scopes of the configuration.", "配置的范围数。"),
     _row(
         "gauge",

@@ -1,4 +1,4 @@
-// Severity: critical wakes somebody, warning waits for the morning.
+// Severity: critical needs action at once, warning during working hours.
 (import 'exporter.libsonnet') +
 (import 'job.libsonnet') +
 (import 'nodeman.libsonnet')

@@ -1,4 +1,4 @@
-// Can the numbers be believed? Alerts about the exporter and its way to the platform.
+// Alerts about the exporter and its access to the platform: whether the numbers are right.
 local lib = import 'alert.libsonnet';
 {
   local config = $._config,
@@ -21,11 +21,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'blueking-exporter {{ $labels.instance }} cannot be scraped',
-                'Nothing is known of BlueKing. Alerts about jobs and hosts cannot fire, and those that fired have resolved without meaning it. Counts are not lost: the history is read when the exporter is back.',
+                'There is no data about BlueKing. Alerts about jobs and hosts cannot fire, and firing ones resolve although the problem is not solved. Counts are not lost: the exporter reads the history when it is back.',
               ],
               zh: [
                 'blueking-exporter {{ $labels.instance }} 无法抓取',
-                '此刻对蓝鲸平台一无所知：作业与主机告警不会触发，已触发的会自行恢复，但并不代表问题已解决。计数不会丢失，恢复后会补读历史。',
+                '当前没有蓝鲸平台的任何数据：作业与主机告警不会触发，已触发的会自行恢复，但并不代表问题已解决。计数不会丢失，exporter 恢复后会补读历史。',
               ],
             },
             config.exporterDownFor,
@@ -37,11 +37,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'BlueKing does not answer blueking-exporter {{ $labels.instance }}',
-                '{{ $value }} collector(s) get through in none of their scopes. One alert in place of one for each business; the reason is in blueking_exporter_collector_errors_total.',
+                '{{ $value }} collector(s) cannot poll any of their scopes. This one alert stands for all businesses. The reason is in blueking_exporter_collector_errors_total.',
               ],
               zh: [
-                '蓝鲸平台不应答 blueking-exporter {{ $labels.instance }}',
-                '有 {{ $value }} 个采集项在所有范围都采集不到数据。此告警代替逐个业务的告警；原因见 blueking_exporter_collector_errors_total。',
+                '蓝鲸平台不响应 blueking-exporter {{ $labels.instance }}',
+                '有 {{ $value }} 个采集项在所有范围的轮询都失败。此告警代替逐个业务的告警。原因见 blueking_exporter_collector_errors_total。',
               ],
             },
             config.platformUnreachableFor,
@@ -53,11 +53,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'Collector {{ $labels.collector }} fails for ' + lib.scope,
-                'Every poll of this scope fails, those of other scopes do not. Counters stand still, gauges are withheld.',
+                'Every poll of this scope fails; polls of other scopes succeed. Counters do not increase, gauges are not exposed.',
               ],
               zh: [
-                '采集项 {{ $labels.collector }} 采集失败：' + lib.scope,
-                '该范围的每次采集都失败，而其他范围正常。计数器停止增长，瞬时值不再提供。',
+                '采集项 {{ $labels.collector }} 轮询失败：' + lib.scope,
+                '该范围的每次轮询都失败，其他范围正常。计数器不再增长，gauge 不再提供。',
               ],
             },
             config.collectorFailingFor,
@@ -73,11 +73,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'Data of ' + lib.scope + ' is {{ $value | humanizeDuration }} old ({{ $labels.collector }})',
-                'The last complete poll is more than %(staleIntervals)d intervals ago. Soon gauges are withheld, and alerts that stand on them resolve without meaning it.' % config,
+                'The last complete poll is more than %(staleIntervals)d intervals ago. Gauges will disappear soon. Alerts on them will resolve although the problem is not solved.' % config,
               ],
               zh: [
                 lib.scope + ' 的数据已有 {{ $value | humanizeDuration }} 未更新（{{ $labels.collector }}）',
-                '最近一次完整采集已过去超过 %(staleIntervals)d 个周期。随后瞬时值会被撤下，依赖它们的告警会恢复，但并不代表问题已解决。' % config,
+                '最近一次完整轮询已过去超过 %(staleIntervals)d 个间隔。随后 gauge 会消失，依赖它们的告警会恢复，但并不代表问题已解决。' % config,
               ],
             },
             config.staleFor,
@@ -93,11 +93,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'BlueKing refuses {{ $labels.collector }} in {{ $value }} scope(s): {{ $labels.reason }}',
-                'auth: the credentials of the application are refused. permission: the application may not read this API or this business. Trying again does not help.',
+                'auth: the credentials of the application are refused. permission: the application may not read this API or this business. Retries do not help.',
               ],
               zh: [
                 '蓝鲸平台拒绝采集项 {{ $labels.collector }}（{{ $value }} 个范围）：{{ $labels.reason }}',
-                'auth：应用凭证被拒绝。permission：应用没有该接口或该业务的查看权限。重试无济于事。',
+                'auth：应用凭证被拒绝。permission：应用没有该接口或该业务的查看权限。重试没有用。',
               ],
             },
           ),
@@ -108,11 +108,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'Part of the history of ' + lib.scope + ' was never counted ({{ $labels.collector }})',
-                'The exporter was away for longer than max_catchup; what happened before is in no counter and never will be.',
+                'The exporter did not poll for longer than max_catchup. Executions before that time are in no counter and will not be counted later.',
               ],
               zh: [
                 lib.scope + ' 有一段历史从未计数（{{ $labels.collector }}）',
-                '采集中断超过 max_catchup；更早发生的执行不在任何计数器中，也不会再补。',
+                '轮询中断超过 max_catchup。更早的执行不在任何计数器中，以后也不会计入。',
               ],
             },
           ),
@@ -122,12 +122,12 @@ local lib = import 'alert.libsonnet';
             lib.grew('blueking_exporter_collector_truncated_total', config.historyWindow, config.restartLabels),
             {
               en: [
-                'BlueKing did not give the history of ' + lib.scope + ' completely ({{ $labels.collector }})',
-                'Executions were counted without their host results, or more lie in one millisecond than the API lists. Counts of hosts are too low by these.',
+                'BlueKing did not return the complete history of ' + lib.scope + ' ({{ $labels.collector }})',
+                'Some executions were counted without their host results, or one millisecond contains more executions than the API lists. The counts of hosts are too low.',
               ],
               zh: [
-                '蓝鲸平台未完整给出 ' + lib.scope + ' 的历史（{{ $labels.collector }}）',
-                '部分执行在没有主机结果的情况下计数，或同一毫秒内的执行多于接口可列出的数量；主机计数因此偏低。',
+                '蓝鲸平台未完整返回 ' + lib.scope + ' 的历史（{{ $labels.collector }}）',
+                '部分执行计数时没有主机结果，或同一毫秒内的执行多于接口可列出的数量。主机计数因此偏低。',
               ],
             },
           ),
@@ -146,11 +146,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'BlueKing limits the rate of blueking-exporter {{ $labels.instance }}',
-                lib.rounded + ' refusals within %(errorWindow)s. The quota is shared with whoever uses the same application; data becomes late.' % config,
+                lib.rounded + ' calls were refused within %(errorWindow)s. All users of the same application share its quota. Data is late.' % config,
               ],
               zh: [
                 '蓝鲸网关对 blueking-exporter {{ $labels.instance }} 限流',
-                '%(errorWindow)s 内被拒绝 ' % config + lib.rounded + ' 次。配额由使用同一应用的各方共享；数据会变迟。',
+                '%(errorWindow)s 内被拒绝 ' % config + lib.rounded + ' 次。使用同一应用的各方共享配额。数据会延迟。',
               ],
             },
             config.rateLimitedFor,
@@ -162,11 +162,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'BlueKing sends values in {{ $labels.field }} that blueking-exporter does not know',
-                'The platform is newer than the exporter, or a row is broken. A status that is not known counts as a failure once it has an end time.',
+                'The platform is newer than the exporter, or a row is invalid. An execution with an unknown status and an end time counts as a failure.',
               ],
               zh: [
                 '蓝鲸平台的字段 {{ $labels.field }} 出现 blueking-exporter 不认识的值',
-                '平台版本比采集器新，或数据行有误。不认识的状态一旦有结束时间即按失败计数。',
+                '平台版本比 exporter 新，或数据行有误。状态未知而有结束时间的执行按失败计数。',
               ],
             },
           ),
@@ -177,11 +177,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'blueking-exporter {{ $labels.instance }} leaves out series of {{ $labels.family }}',
-                'The page has reached max_series, so the detail of some hosts or watched jobs is missing. The counts beside them stay exact.',
+                '/metrics has reached max_series, so the series of some hosts or watched jobs are missing. The counts of hosts and executions stay exact.',
               ],
               zh: [
                 'blueking-exporter {{ $labels.instance }} 省略了 {{ $labels.family }} 的部分序列',
-                '页面达到 max_series，部分主机或关注作业的明细缺失；汇总计数仍然准确。',
+                '/metrics 达到 max_series，部分主机或关注作业的序列缺失。主机与执行的计数仍然准确。',
               ],
             },
           ),
@@ -192,11 +192,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'blueking-exporter {{ $labels.instance }} cannot write its state',
-                'What cannot be committed is not counted: polls fail until the state can be written. The disk may be full or read-only.',
+                'Polls fail and nothing is counted until the state can be written. The disk may be full or read-only.',
               ],
               zh: [
                 'blueking-exporter {{ $labels.instance }} 无法写入状态',
-                '无法提交的内容不会计数：在状态可写之前采集持续失败。磁盘可能已满或只读。',
+                '在状态可写之前，轮询持续失败，也不会计数。磁盘可能已满或只读。',
               ],
             },
           ),
@@ -207,11 +207,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'blueking-exporter {{ $labels.instance }} refuses its new configuration',
-                'It goes on with the old one. After a restart it would not start.',
+                'It keeps using the old one. If you restart it now, it will not start.',
               ],
               zh: [
                 'blueking-exporter {{ $labels.instance }} 拒绝了新配置',
-                '仍在使用旧配置；若重启将无法启动。',
+                'exporter 仍在使用旧配置。此时重启将无法启动。',
               ],
             },
             config.reloadFailedFor,
@@ -222,12 +222,12 @@ local lib = import 'alert.libsonnet';
             'blueking_exporter_lease_valid == 0',
             {
               en: [
-                'blueking-exporter {{ $labels.instance }} shows no scope: its lease has lapsed',
-                'Redis or Valkey does not confirm its heartbeats. If the other replicas are well, they have taken over; if all are in this state, nothing is known of BlueKing. Counts are not lost.',
+                'blueking-exporter {{ $labels.instance }} exposes no scope: its lease has expired',
+                'Redis or Valkey does not confirm its heartbeats. If other replicas work, they have taken over its scopes. If no replica works, there is no data about BlueKing. Counts are not lost.',
               ],
               zh: [
                 'blueking-exporter {{ $labels.instance }} 的租约已失效，不展示任何范围',
-                'Redis 或 Valkey 不再确认其心跳。其他副本正常时已由它们接管；若全部如此，则对蓝鲸平台一无所知。计数不会丢失。',
+                'Redis 或 Valkey 不再确认其心跳。如果其他副本正常，它们已接管其范围。如果所有副本都如此，则没有蓝鲸平台的任何数据。计数不会丢失。',
               ],
             },
             config.leaseLostFor,
@@ -244,11 +244,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 '{{ $value }} scope(s) are polled by no replica of blueking-exporter',
-                'They are on no page. Replicas may be missing, cut off from Redis or Valkey, or have different configurations.',
+                'No replica exposes them. Replicas may be missing, may not reach Redis or Valkey, or may have different configurations.',
               ],
               zh: [
-                '有 {{ $value }} 个范围没有任何 blueking-exporter 副本采集',
-                '这些范围不在任何页面上。可能是副本不足、无法连接 Redis 或 Valkey，或各副本配置不同。',
+                '有 {{ $value }} 个范围没有任何 blueking-exporter 副本轮询',
+                '没有副本展示这些范围。可能是副本不足、无法连接 Redis 或 Valkey，或各副本配置不同。',
               ],
             },
             config.unownedFor,
@@ -267,11 +267,11 @@ local lib = import 'alert.libsonnet';
             {
               en: [
                 'Replicas of blueking-exporter have {{ $value }} different configurations',
-                'Each keeps to its own scopes and rates. After a change all of them need the new file.',
+                'Each replica uses the scopes and rate limits of its own configuration. After a change give the new file to all replicas.',
               ],
               zh: [
                 'blueking-exporter 的各副本使用了 {{ $value }} 份不同的配置',
-                '各副本按自己的范围与速率采集。修改配置后须更新全部副本。',
+                '各副本使用各自配置中的范围与速率限制。修改配置后须更新全部副本。',
               ],
             },
             config.configDiffersFor,
@@ -295,12 +295,12 @@ local lib = import 'alert.libsonnet';
             ||| % config,
             {
               en: [
-                'Shards of blueking-exporter are missing, doubled, or differ in their number',
-                'Each of the shards 0 to total - 1 must run once. Scopes of a missing one are on no page, those of a doubled one are counted twice.',
+                'Shards of blueking-exporter are missing, run twice, or have different total numbers',
+                'Each of the shards 0 to total - 1 must run exactly once. Nothing exposes the scopes of a missing shard. The scopes of a shard that runs twice are counted twice.',
               ],
               zh: [
                 'blueking-exporter 的分片缺失、重复，或分片总数不一致',
-                '分片 0 至 total - 1 必须各运行一个。缺失分片的范围不在任何页面上，重复分片的范围会被计两次。',
+                '分片 0 至 total - 1 必须各运行一个。缺失分片的范围没有数据，重复分片的范围会被计两次。',
               ],
             },
             config.shardsFor,

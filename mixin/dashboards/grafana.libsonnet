@@ -1,13 +1,13 @@
 // Grafana dashboards as plain data: panels, variables, and a layout that cannot overlap.
-// Titles are "English · 中文". Panels flow from left to right in rows of 24; nobody writes coordinates.
+// Titles are "English · 中文". Panels are placed from left to right in rows of 24 cells; coordinates are computed.
 {
   local datasource = { type: 'prometheus', uid: '${datasource}' },
 
-  // Where in the dashboard's variables the exporter is.
+  // The exporters that the variables of the dashboard select.
   exporter:: 'job="$job", instance=~"$instance"',
   scope:: self.exporter + ', bk_scope_type="$bk_scope_type", bk_scope_id="$bk_scope_id"',
 
-  // Queries. `legend` may be left out where a panel shows labels by itself.
+  // Queries. `legend` is not needed where a panel shows labels itself.
   range(expr, legend='__auto'):: { expr: expr, legendFormat: legend, range: true },
   instant(expr, legend='__auto'):: { expr: expr, legendFormat: legend, instant: true },
   table(expr):: { expr: expr, format: 'table', instant: true },
@@ -87,7 +87,7 @@
       }
     ),
 
-  // `columns`: [[field, title, unit]]; the fields are labels, and "Value #A" … for the queries. Others are not shown.
+  // `columns`: [[field, title, unit]]. A field is a label, or "Value #A" … for a query. Other fields are not shown.
   details(title, description, queries, columns, links={})::
     panel(
       'table', title, description, 'short', queries, {
@@ -144,7 +144,7 @@
     includeAll: false,
   },
 
-  // One line after the other: x, y and the height of the line so far travel through the fold.
+  // Places the panels one after another. `at` holds x, y and the height of the current line.
   local layout(sections) = std.foldl(
     function(at, panel)
       local wraps = at.x + panel.width > 24 || panel.type == 'row';
@@ -203,7 +203,7 @@
     panels: layout(sections),
   },
 
-  // From a row of a table to the dashboard of its business.
+  // A link from a row of a table to the dashboard of its business.
   toBusiness:: {
     title: 'Open this business · 打开该业务',
     url: '/d/blueking-business?var-datasource=${datasource}&var-job=${job}'

@@ -1,11 +1,11 @@
-// NodeMan: do agents and plugins get installed, and where does it break?
+// NodeMan: installs of agents and plugins, and the steps at which they fail.
 local g = import 'grafana.libsonnet';
 local sel = g.exporter + ', bk_scope_id=~"$bk_scope_id"';
 
 g.dashboard(
   'blueking-nodeman',
   'NodeMan · 节点管理',
-  'Installs of agents and plugins: jobs, subscriptions and tasks of NodeMan 1.x. Agent 与插件安装：任务、订阅与 1.x 任务。',
+  'Installs of agents and plugins: jobs and subscriptions of NodeMan 2.x, tasks of 1.x, workflows of V3. Agent 与插件安装：2.x 任务与订阅、1.x 任务、V3 工作流。',
   [
     g.variable(
       'bk_scope_id',
@@ -18,7 +18,7 @@ g.dashboard(
     g.section('Now · 当前', [
       g.stat(
         'Data age · 数据时效',
-        'Time since the last complete poll, the oldest of all. 距最近一次完整采集，取最旧者。',
+        'Time since the last complete poll, the largest of all. 距最近一次完整轮询的时间，取最大值。',
         's',
         g.instant('max(time() - blueking_exporter_collector_last_success_timestamp_seconds{%s, collector=~"nodeman_.+|nodemgr"})' % sel),
         [[300, 'orange'], [900, 'red']]
@@ -31,14 +31,14 @@ g.dashboard(
       ),
       g.stat(
         'Oldest unfinished · 最久未结束',
-        'Age of the oldest job that has not ended. 最早开始且未结束的任务的时长。',
+        'Time since the start of the oldest job that has not ended. 最早的未结束任务自开始以来的时间。',
         's',
         g.instant('max(time() - blueking_nodeman_oldest_unfinished_timestamp_seconds{%s})' % sel),
         [[3600, 'red']]
       ),
       g.stat(
         'Hosts failing · 失败主机',
-        'Hosts whose newest operation failed. 最新操作失败的主机。',
+        'Hosts whose newest result is a failure. 最新结果为失败的主机。',
         'short',
         g.instant('sum(blueking_nodeman_hosts_failing{%s})' % sel),
         [[1, 'orange']]
@@ -60,7 +60,7 @@ g.dashboard(
     g.section('Failures · 失败', [
       g.details(
         'Failing hosts · 失败主机明细',
-        'The oldest, up to max_failing_hosts. Hosts of NodeMan 1.x carry no id. Ids of the jobs: /api/v1/failures. 1.x 主机没有 ID；任务 ID 见 /api/v1/failures。',
+        'The hosts that have failed longest, up to max_failing_hosts. Hosts of NodeMan 1.x have no id. The page /failures of the exporter lists all of them, with links to the jobs. 失败时间最长的主机，至多 max_failing_hosts 台；1.x 主机没有 ID。exporter 的 /failures 页面列出全部主机，并有任务的链接。',
         [g.table('max by (bk_scope_id, collector, bk_cloud_id, bk_host_id, ip, job_type, step, code) (blueking_nodeman_host_failing_since_timestamp_seconds{%s}) * 1000' % sel)],
         [
           ['bk_scope_id', 'Business · 业务', 'string'],
@@ -76,7 +76,7 @@ g.dashboard(
       ),
       g.timeseries(
         'Hosts failing, by step · 失败主机（按步骤）',
-        'Exact. The step is the first one that failed. 精确值；步骤为首个失败的子步骤。',
+        'Exact. Not limited by max_failing_hosts. The step is the first one that failed. 精确值，不受 max_failing_hosts 限制；步骤为首个失败的子步骤。',
         'short',
         [g.range('sum by (step) (blueking_nodeman_hosts_failing{%s})' % sel, '{{step}}')],
         stacked=true
@@ -105,20 +105,20 @@ g.dashboard(
       ),
       g.timeseries(
         'Hosts of jobs, by status · 任务主机（按状态）',
-        'Over unfinished and recently finished jobs. 未结束与近期结束任务的主机数。',
+        'Hosts of unfinished and recently finished jobs. 未结束与近期结束任务的主机数。',
         'short',
         [g.range('sum by (status) (blueking_nodeman_job_instances{%s})' % sel, '{{status}}')],
         stacked=true
       ),
       g.timeseries(
         'Duration, by operation · 耗时（按操作）',
-        'Of 95 of 100 jobs, first run only. 任务首次运行的 P95。',
+        '95th percentile, first run of a job only. P95，仅任务的首次运行。',
         's',
         [g.range('histogram_quantile(0.95, sum by (job_type, le) (rate(blueking_nodeman_job_duration_seconds_bucket{%s}[$__rate_interval])))' % sel, '{{job_type}}')]
       ),
       g.bars(
         'Time per step · 各步骤平均耗时',
-        'Average over the time range, of the rows that were read. 时间范围内平均值。',
+        'Average over the time range, of the sub-steps that were read. 时间范围内已读取的子步骤的平均值。',
         's',
         g.instant(|||
           sort_desc(
@@ -130,9 +130,52 @@ g.dashboard(
       ),
       g.timeseries(
         'Duration of steps · 步骤耗时',
-        'Of 95 of 100 sub-steps: the ten slowest. P95 最慢的十个子步骤。',
+        '95th percentile of the ten slowest sub-steps. 最慢的十个子步骤的 P95。',
         's',
         [g.range('topk(10, histogram_quantile(0.95, sum by (step, le) (rate(blueking_nodeman_step_duration_seconds_bucket{%s}[$__rate_interval]))))' % sel, '{{step}}')]
+      ),
+    ]),
+    g.section('NodeMan V3 · 节点管理 V3', [
+      g.timeseries(
+        'Workflows ended, by status · 结束的工作流（按状态）',
+        'Workflows per second that ended. node: agents and proxies. 每秒结束的工作流；node 为 Agent 与 Proxy。',
+        'ops',
+        [g.range('sum by (domain, status) (rate(blueking_nodemgr_workflows_finished_total{%s}[$__rate_interval]))' % sel, '{{domain}} {{status}}')],
+        stacked=true
+      ),
+      g.timeseries(
+        'Unfinished workflows, by type · 未结束的工作流（按类型）',
+        'Workflows that have not ended. 未结束的工作流。',
+        'short',
+        [g.range('sum by (domain, workflow_type) (blueking_nodemgr_workflows_unfinished{%s})' % sel, '{{domain}} {{workflow_type}}')],
+        stacked=true
+      ),
+      g.timeseries(
+        'Oldest unfinished workflow · 最早的未结束工作流',
+        'Time since the start of the oldest workflow that has not ended. 最早的未结束工作流自开始以来的时间。',
+        's',
+        [g.range('max by (domain) (time() - blueking_nodemgr_oldest_unfinished_timestamp_seconds{%s})' % sel, '{{domain}}')]
+      ),
+      g.timeseries(
+        'Duration of workflows, by type · 工作流耗时（按类型）',
+        '95th percentile, first run of a workflow only. P95，仅工作流的首次运行。',
+        's',
+        [g.range('histogram_quantile(0.95, sum by (workflow_type, le) (rate(blueking_nodemgr_workflow_duration_seconds_bucket{%s}[$__rate_interval])))' % sel, '{{workflow_type}}')]
+      ),
+      g.bars(
+        'Failed operations, by type and step · 失败的操作（按类型与步骤）',
+        'In the time range. 时间范围内。',
+        'short',
+        g.instant('sort_desc(sum by (job_type, step, code) (increase(blueking_nodeman_host_failures_total{%s, collector="nodemgr"}[$__range])))' % sel, '{{job_type}} {{step}} {{code}}')
+      ),
+      g.timeseries(
+        'Workflows reopened, lost · 重新运行与放弃的工作流',
+        'reopened: finished workflows that ran again. lost: unfinished workflows that are too old, or that the platform no longer has. reopened：结束后重新运行的工作流。lost：未结束而过旧，或平台上已不存在的工作流。',
+        'short',
+        [
+          g.range('sum(increase(blueking_nodemgr_workflows_reopened_total{%s}[$__rate_interval]))' % sel, 'reopened'),
+          g.range('sum(increase(blueking_nodemgr_workflows_lost_total{%s}[$__rate_interval])) or vector(0)' % sel, 'lost'),
+        ]
       ),
     ]),
     g.section('Watched jobs · 关注任务', [
@@ -163,7 +206,7 @@ g.dashboard(
       ),
       g.timeseries(
         'Since the last run of subscriptions · 距订阅上次执行',
-        'Time since the newest end. 距最近一次结束的时间。',
+        'Time since the newest end of an instance. 距最近一次实例结束的时间。',
         's',
         [g.range('max by (subscription_id) (time() - blueking_nodeman_subscription_last_finished_timestamp_seconds{%s})' % sel, '{{subscription_id}}')]
       ),

@@ -8,9 +8,9 @@
         name: 'blueking-exporter-rules',
         rules: [
           {
-            // Present while a collector succeeds in none of its scopes: every newest poll failed, or none has been complete
-            // for a while (a poll that hangs takes its time to fail). The age is that at the scrape: at the evaluation it
-            // would contain up to a whole scrape interval.
+            // Exists while a collector succeeds in none of its scopes: either the newest poll of every scope has failed, or
+            // no poll has been complete for some time (a poll that hangs fails late). The age is computed from the time of
+            // the scrape: with the time of the evaluation it would be too large by up to a scrape interval.
             record: 'collector:blueking_exporter_unreachable',
             expr: |||
               max without (bk_scope_type, bk_scope_id) (blueking_exporter_collector_success) == 0
@@ -40,7 +40,7 @@
             ||| % config,
           },
           {
-            // A job that has never succeeded is overdue max_age after it was first watched, which nothing else knows.
+            // A job that has never succeeded is overdue max_age after it was first watched. Only this rule records that time.
             record: 'job_name:blueking_job_watched:first_seen_timestamp_seconds',
             expr: |||
               last_over_time(job_name:blueking_job_watched:first_seen_timestamp_seconds[1d])

@@ -153,6 +153,11 @@ def test_a_failing_host_pages_and_resolves(tmp_path: pathlib.Path, stack: Stack)
             assert f"Scope {BIZ}" in text
             assert "3" in text
         assert "gse_agent_abnormal" in alert["annotations"]["summary"]
+        for link, language in (("failures_url", "en"), ("failures_url_zh", "zh")):
+            status, page = http(alert["annotations"][link])
+            assert status == 200
+            assert str(HOST.ip).encode() in page
+            assert f'lang="{language}'.encode() in page
 
         began = time.monotonic()
         run(simulated, 9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import subprocess
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from exporter.collectors import COLLECTORS
+from exporter.web.query import failure_filter
 from mixin.render import HERE, evaluate, render
 from tests.support.components import require
 from tests.support.paths import GOLDEN, ROOT
@@ -580,24 +583,55 @@ def test_pages_say_what_the_golden_file_says(tmp_path: pathlib.Path) -> None:
     assert not promtool(tmp_path, tests)
 
 
-def test_alerts_carry_what_somebody_needs() -> None:
-    """Severity, component, texts in both languages, and a runbook of the alert's own name."""
+LINKED = {
+    "BlueKingJobFailureRateHigh",
+    "BlueKingJobHostRepeatedlyFailing",
+    "BlueKingJobAgentOutage",
+    "BlueKingJobWatchedOverdue",
+    "BlueKingJobWatchedFailed",
+    "BlueKingNodemanInstallFailing",
+    "BlueKingNodemanSubscriptionFailing",
+}
+"""Alerts about failed executions and hosts, which the page /failures lists."""
+
+
+def test_alerts_have_their_labels_and_annotations() -> None:
+    """Severity, component, texts in both languages, a runbook of the same name, a link to the failures."""
     for name, rule in ALERTS.items():
         assert rule["labels"].keys() == {"severity", "component"}
         assert rule["labels"]["severity"] in {"critical", "warning"}
         texts = rule["annotations"]
-        assert texts.keys() == {
-            f"{text}{language}" for text in ("summary", "description", "runbook_url") for language in ("", "_zh")
-        }
+        wanted = ["summary", "description", "runbook_url", *(["failures_url"] if name in LINKED else [])]
+        assert texts.keys() == {f"{text}{language}" for text in wanted for language in ("", "_zh")}
         for language, key in (("en", "runbook_url"), ("zh", "runbook_url_zh")):
             assert texts[key].endswith(f"/{language}/runbooks/{name}.md")
         for text in ("summary_zh", "description_zh"):
             assert any("\u4e00" <= letter <= "\u9fff" for letter in texts[text])
 
 
+def test_links_to_failures_have_known_parameters() -> None:
+    """The page refuses other parameters; the collector, where the link has one, is one that exists."""
+    for name in LINKED:
+        for language, key in (("en", "failures_url"), ("zh", "failures_url_zh")):
+            address = urllib.parse.urlsplit(ALERTS[name]["annotations"][key])
+            assert address.path == "/failures"
+            query = dict(urllib.parse.parse_qsl(address.query, strict_parsing=True))
+            assert query.pop("lang") == language
+            failure_filter({**query, "bk_scope_type": "biz", "bk_scope_id": "2"})
+            collectors = {kind.name for kind in COLLECTORS} | {"{{ $labels.collector }}"}
+            assert query.pop("collector", "job") in collectors
+
+
 def test_settings_reach_the_rules() -> None:
-    """A threshold and a duration given from outside stand in the rendered alert."""
-    changed = evaluate({"hostConsecutiveFailures": 7, "collectorFailingFor": "3s"})["prometheusAlerts"]
+    """A threshold, a duration and an address from outside are in the rendered alert."""
+    settings = {
+        "hostConsecutiveFailures": 7,
+        "collectorFailingFor": "3s",
+        "exporterUrl": "https://exporter.example.com",
+    }
+    changed = evaluate(settings)["prometheusAlerts"]
     rules = {rule["alert"]: rule for group in changed["groups"] for rule in group["rules"]}
     assert ">= 7" in rules["BlueKingJobHostRepeatedlyFailing"]["expr"]
     assert rules["BlueKingCollectorFailing"]["for"] == "3s"
+    link = rules["BlueKingJobAgentOutage"]["annotations"]["failures_url"]
+    assert link.startswith("https://exporter.example.com/failures?")
