@@ -99,6 +99,8 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, help="how long scopes are watched (5, 30 for the full run; 1 against the base)"
     )
+    parser.add_argument("--executions", type=int, default=200_000, help="of the catch-up, T15")
+    parser.add_argument("--hosts", type=int, default=million.HOSTS, help="of the execution of T16 against the base")
     parser.add_argument("--base", default=against.BASE, metavar="REV", help="the earlier commit")
     flags = parser.parse_args()
     flags.targets = [name for name in flags.groups if name in against.TARGETS]

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 from aiohttp import web
 
+from bench.platform import serve
+
 WRITE = 2**20
 
 
@@ -78,11 +80,7 @@ async def run(hosts: int) -> None:
     app.router.add_get("/-/start", crowd.start)
     app.router.add_get("/{path:.*get_job_instance_list}", crowd.list)
     app.router.add_get("/{path:.*get_job_instance_status}", crowd.status)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
-    await asyncio.Event().wait()
+    await serve(app)
 
 
 if __name__ == "__main__":

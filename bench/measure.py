@@ -148,6 +148,12 @@ def get(url: str, headers: Mapping[str, str] | None = None, *, keep: bool = Fals
     return Got(int(head.split(b" ", 2)[1]), first, last, size - len(top) - 4, bytes(kept[len(top) + 4 :]))
 
 
+def value(address: str, name: str) -> float:
+    """The sum of all series of a metric on the page of a daemon."""
+    page = get(f"{address}/metrics?name[]={name}", keep=True).body.decode()
+    return sum(map(float, re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE)))
+
+
 def eventually(condition: Callable[[], Any], seconds: float = 60, pause: float = 0.02) -> Any:
     """The first truthy value of `condition`."""
     end = time.monotonic() + seconds

@@ -13,6 +13,8 @@ from email.utils import formatdate
 
 from aiohttp import web
 
+from bench.platform import serve
+
 ROWS = 199
 """One less than a full page of v4, so that it is the last."""
 
@@ -76,12 +78,7 @@ async def run() -> None:
     app = web.Application()
     for infix in ("", "/system"):
         app.router.add_get(f"/api/v4{infix}/get_job_instance_list", listing)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
-    await site.start()
-    print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
-    await asyncio.Event().wait()
+    await serve(app)
 
 
 if __name__ == "__main__":

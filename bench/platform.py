@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from aiohttp import web
+
 from exporter.model import Scope
 from exporter.simulator import nodeman_api, nodeman_world
 from exporter.simulator.platform import Platform
@@ -69,6 +71,15 @@ def subscribe(platform: Platform, scope: Scope, instances: int) -> None:
         for index in range(instances)
     }
     nodeman_api.world_of(platform).start_subscription("INSTALL_AGENT", hosts, duration=0.1)
+
+
+async def serve(app: web.Application) -> None:
+    """Serve an application on a free port for good, and print its URL."""
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+    print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
+    await asyncio.Event().wait()
 
 
 async def run(count: int, busy: int, per_minute: float, instances: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from bench import anchors
 from bench.measure import HERE, Build, Row, output, python, scratch, server, skipped, versus
@@ -38,6 +39,11 @@ def measure(rounds: int = 5) -> list[Row]:
         with server(*python("bench.pages")) as (_process, url):
             ours.append(spent(url))
             theirs.append(spent_by_go(go, url))
+    return beside_go(ours, theirs)
+
+
+def beside_go(ours: Sequence[dict[str, float]], theirs: Sequence[float]) -> list[Row]:
+    """The rows of T8. `ours` as of `spent`, `theirs` as of `spent_by_go`, a pair in each round."""
     return [
         versus("T8", f"{WHAT} / Go: {text}", [one[case] for one in ours], theirs, "s", target)
         for case, (text, target) in CASES.items()
