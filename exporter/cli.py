@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -301,14 +301,7 @@ def _probe(given: Given) -> int:
     loaded = _load(given)
     log.configure("error", loaded.config.log.format)
 
-    async def probe() -> bool:
-        fine = True
-        async for line, good in report(loaded.config):
-            print(line, flush=True)
-            fine &= good
-        return fine
-
-    return 0 if asyncio.run(probe()) else 1
+    return 0 if asyncio.run(_print(report(loaded.config))) else 1
 
 
 def _verify(given: Given) -> int:
@@ -319,16 +312,8 @@ def _verify(given: Given) -> int:
 
     loaded = _load(given)
     log.configure(loaded.config.log.level if given["log.level"] else "error", loaded.config.log.format)
-
-    async def run() -> bool:
-        equal = True
-        async for line, good in verify(loaded.config, given["for"], given["record"]):
-            print(line, flush=True)
-            equal &= good
-        return equal
-
     try:
-        equal = asyncio.run(run())
+        equal = asyncio.run(_print(verify(loaded.config, given["for"], given["record"])))
     except KeyboardInterrupt:
         print("blueking-exporter: interrupted, nothing is verified", file=sys.stderr)
         return 1
@@ -479,6 +464,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # Helpers of the commands
+
+
+async def _print(lines: AsyncIterator[tuple[str, bool]]) -> bool:
+    """Print each line as soon as it is known. Whether all of them report a success."""
+    fine = True
+    async for line, good in lines:
+        _say(line)
+        fine &= good
+    return fine
 
 
 def _say(line: str) -> None:

@@ -26,7 +26,15 @@ State = Literal["failing", "stale", "starting", "ok"]
 """As in `Poller.status`."""
 
 
-class PollerStatus(msgspec.Struct, frozen=True, kw_only=True):
+class OfPoller(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that one collector says of one scope."""
+
+    collector: str
+    bk_scope_type: str
+    bk_scope_id: str
+
+
+class PollerStatus(OfPoller, frozen=True, kw_only=True):
     """One collector of one scope. Points in time are unix seconds, durations seconds, None means not yet or not known.
 
     `reason`, `message` and `request_id` (for BlueKing's own logs) are those of the newest attempt when it failed, else
@@ -34,9 +42,6 @@ class PollerStatus(msgspec.Struct, frozen=True, kw_only=True):
     `age` counts from the last success, `next_poll` from now (0.0: due or running). `failing_hosts` is the exact number.
     """
 
-    collector: str
-    bk_scope_type: str
-    bk_scope_id: str
     name: str
     state: State
     last_success: float | None = None
@@ -76,13 +81,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     pollers: Sequence[PollerStatus] = msgspec.field(default=(), name="watches")
 
 
-class FailingExecution(msgspec.Struct, frozen=True, kw_only=True):
+class FailingExecution(OfPoller, frozen=True, kw_only=True):
     """A recent execution (JOB), job (NodeMan) or workflow (NodeMan V3) that failed. `end_time` in unix seconds, `url`:
     its page."""
 
-    collector: str
-    bk_scope_type: str
-    bk_scope_id: str
     status: str
     name: str = ""
     job_instance_id: int | None = None
@@ -91,14 +93,15 @@ class FailingExecution(msgspec.Struct, frozen=True, kw_only=True):
     end_time: float | None = None
     url: str | None = None
 
+    @property
+    def run_id(self) -> int | str | None:
+        return self.job_instance_id or self.job_id or self.workflow_id
 
-class FailingHost(msgspec.Struct, frozen=True, kw_only=True):
+
+class FailingHost(OfPoller, frozen=True, kw_only=True):
     """A host that is failing now. `since` in unix seconds, `consecutive` the failures in a row; ids and `url` are those
     of the newest failing execution. `reason` of NodeMan is the step that failed."""
 
-    collector: str
-    bk_scope_type: str
-    bk_scope_id: str
     bk_cloud_id: str
     bk_host_id: str
     ip: str
@@ -110,6 +113,10 @@ class FailingHost(msgspec.Struct, frozen=True, kw_only=True):
     job_id: int | None = None
     workflow_id: str | None = None
     url: str | None = None
+
+    @property
+    def run_id(self) -> int | str | None:
+        return self.job_instance_id or self.job_id or self.workflow_id
 
 
 class FailureReason(msgspec.Struct, frozen=True, order=True):
@@ -180,9 +187,7 @@ def _poller_status(poller: Poller, name: str) -> PollerStatus:
     state = poller.state
     fresh = poller.exposed.fresh
     return PollerStatus(
-        collector=poller.key.collector,
-        bk_scope_type=poller.key.scope.bk_scope_type,
-        bk_scope_id=poller.key.scope.bk_scope_id,
+        **_of(poller.collector),
         name=name,
         state=poller.status,
         last_success=state.last_success if state else None,
@@ -306,8 +311,7 @@ def _matches(collector: Collector, streak: Streak, code: str, text: str) -> bool
 
 
 def _mentions(execution: FailingExecution, text: str) -> bool:
-    id = execution.job_instance_id or execution.job_id or execution.workflow_id or ""
-    return text in execution.name.lower() or text in execution.status or text in str(id)
+    return text in execution.name.lower() or text in execution.status or text in str(execution.run_id or "")
 
 
 def _code_and_reason(collector: Collector, labels: Labels) -> tuple[str, str]:
@@ -318,9 +322,7 @@ def _code_and_reason(collector: Collector, labels: Labels) -> tuple[str, str]:
 def _failing_executions(collector: Collector, state: CollectorState) -> list[FailingExecution]:
     return [
         FailingExecution(
-            collector=collector.name,
-            bk_scope_type=collector.scope.bk_scope_type,
-            bk_scope_id=collector.scope.bk_scope_id,
+            **_of(collector),
             status=failed.status,
             name=failed.name,
             end_time=failed.end,
@@ -334,9 +336,7 @@ def _failing_executions(collector: Collector, state: CollectorState) -> list[Fai
 def _failing_host(collector: Collector, streak: Streak) -> FailingHost:
     code, reason = _code_and_reason(collector, streak.labels)
     return FailingHost(
-        collector=collector.name,
-        bk_scope_type=collector.scope.bk_scope_type,
-        bk_scope_id=collector.scope.bk_scope_id,
+        **_of(collector),
         bk_cloud_id=streak.host.bk_cloud_id,
         bk_host_id=streak.host.bk_host_id,
         ip=streak.host.ip,
@@ -347,6 +347,11 @@ def _failing_host(collector: Collector, streak: Streak) -> FailingHost:
         url=collector.url(streak.run) or None,
         **_run_id(collector, streak.run),
     )
+
+
+def _of(collector: Collector) -> dict[str, Any]:
+    scope = collector.scope
+    return {"collector": collector.name, "bk_scope_type": scope.bk_scope_type, "bk_scope_id": scope.bk_scope_id}
 
 
 def _run_id(collector: Collector, run: Run) -> dict[str, Any]:

@@ -284,23 +284,8 @@ class TelemetryPath(Text):
 class ScopeId(Text):
     """The number of a business or set, as number or text."""
 
-    def __init__(self) -> None:
-        super().__init__("a positive number", r"[1-9][0-9]{0,18}")
-
-    def parse(self, value: object, directory: Path) -> str:
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value) if abs(value) < 2**63 else ""
-        return str(super().parse(value, directory))
-
-    def schema(self) -> dict[str, object]:
-        return {"anyOf": [{"type": "integer", "minimum": 1}, super().schema()]}
-
-
-class ScopePattern(Text):
-    """The id of a scope as number or text, or a pattern for its name."""
-
-    def __init__(self) -> None:
-        super().__init__("an id or a pattern for a name")
+    def __init__(self, want: str = "a positive number", pattern: str = r"[1-9][0-9]{0,18}") -> None:
+        super().__init__(want, pattern)
 
     def parse(self, value: object, directory: Path) -> str:
         if isinstance(value, int) and not isinstance(value, bool):
@@ -309,6 +294,13 @@ class ScopePattern(Text):
 
     def schema(self) -> dict[str, object]:
         return {"anyOf": [{"type": "integer", "minimum": 1}, super().schema()]}
+
+
+class ScopePattern(ScopeId):
+    """The id of a scope as number or text, or a pattern for its name."""
+
+    def __init__(self) -> None:
+        super().__init__("an id or a pattern for a name", r".+")
 
 
 class Url(Text):

@@ -20,6 +20,7 @@ from exporter.web.pages.html import (
     Choice,
     Frame,
     anchor,
+    cell,
     choose,
     clean,
     collector_cell,
@@ -27,7 +28,9 @@ from exporter.web.pages.html import (
     framed,
     moment,
     reply,
+    row,
     scope_cell,
+    table,
     with_query,
 )
 from exporter.web.pages.texts import Texts
@@ -180,9 +183,8 @@ def _section(name: str, total: int, columns: Sequence[str], rows: Sequence[str],
         return ""
     begin = (view.number - 1) * ROWS
     shown = text["failures.rows"].format(f"{begin + 1:,}", f"{begin + len(rows):,}", f"{total:,}")
-    head = "".join(f'<th scope="col"{_numeric(column)}>{text[f"col.{column}"]}</th>' for column in columns)
-    table = f'<table class="failures"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    return f'<h2>{text[f"failures.{name}"]}<small>{shown}</small></h2>\n<div class="box">{table}</div>'
+    content = table(columns, "consecutive", rows, text, "failures")
+    return f'<h2>{text[f"failures.{name}"]}<small>{shown}</small></h2>\n<div class="box">{content}</div>'
 
 
 def _nothing(name: str, view: View) -> str:
@@ -191,27 +193,22 @@ def _nothing(name: str, view: View) -> str:
     return "failures.no_match" if view.wanted != FailureFilter() else f"failures.no_{name}"
 
 
-def _numeric(column: str) -> str:
-    return ' class="num"' if column == "consecutive" else ""
-
-
 def _host(host: FailingHost, view: View) -> str:
     text = view.text
     names = [text["host.id"].format(clean(host.bk_host_id))] if host.bk_host_id else []
     names.append(text["host.cloud"].format(clean(host.bk_cloud_id)))
-    id = host.job_instance_id or host.job_id or host.workflow_id
+    why = _words(FailureReason(host.collector, host.code, host.reason), view)
+    since = moment(host.since, duration(view.now - host.since, text))
     cells = [
         f'<td class="host"><b>{clean(host.ip or host.bk_host_id)}</b><span class="sub">{" · ".join(names)}</span></td>',
         _scope(host, view),
         collector_cell(host.collector),
-        f'<td class="why" data-label="{text["col.why"]}">'
-        f"{_words(FailureReason(host.collector, host.code, host.reason), view)}</td>",
-        f'<td class="nowrap" data-label="{text["col.since"]}">'
-        f"{moment(host.since, duration(view.now - host.since, text))}</td>",
-        f'<td class="num" data-label="{text["col.consecutive"]}">{host.consecutive:,}</td>',
-        _newest(id, host.url, text),
+        cell("why", "why", why, text),
+        cell("nowrap", "since", since, text),
+        cell("num", "consecutive", f"{host.consecutive:,}", text),
+        _newest(host, text),
     ]
-    return f"<tr>{''.join(cells)}</tr>"
+    return row(cells)
 
 
 def _execution(execution: FailingExecution, view: View) -> str:
@@ -222,11 +219,11 @@ def _execution(execution: FailingExecution, view: View) -> str:
         f'<td class="host"><b>{clean(execution.name) or text["unknown"]}</b></td>',
         _scope(execution, view),
         collector_cell(execution.collector),
-        f'<td class="why" data-label="{text["col.status"]}">{_labelled(status, execution.status)}</td>',
-        f'<td class="nowrap" data-label="{text["col.ended"]}">{words}</td>',
-        _newest(execution.job_instance_id or execution.job_id or execution.workflow_id, execution.url, text),
+        cell("why", "status", _labelled(status, execution.status), text),
+        cell("nowrap", "ended", words, text),
+        _newest(execution, text),
     ]
-    return f"<tr>{''.join(cells)}</tr>"
+    return row(cells)
 
 
 def _scope(failure: FailingHost | FailingExecution, view: View) -> str:
@@ -235,9 +232,10 @@ def _scope(failure: FailingHost | FailingExecution, view: View) -> str:
     return scope_cell(name, scope_type, scope_id, view.link(bk_scope_type=scope_type, bk_scope_id=scope_id))
 
 
-def _newest(id: int | str | None, url: str | None, text: Texts) -> str:
+def _newest(failure: FailingHost | FailingExecution, text: Texts) -> str:
+    id, url = failure.run_id, failure.url
     shown = text["unknown"] if id is None else anchor(url, str(id)) if url else clean(str(id))
-    return f'<td class="nowrap" data-label="{text["col.newest"]}">{shown}</td>'
+    return cell("nowrap", "newest", shown, text)
 
 
 def _words(reason: FailureReason, view: View) -> str:

@@ -166,6 +166,27 @@ def clean(value: str) -> str:
     return escape(log.escape(log.redact(value)))
 
 
+def table(columns: Sequence[str], numbers: str, rows: Sequence[str], text: Texts, kind: str = "") -> str:
+    """A table with the headings of these columns, of which `numbers` holds numbers."""
+
+    def heading(column: str) -> str:
+        align = ' class="num"' if column == numbers else ""
+        return f'<th scope="col"{align}>{text[f"col.{column}"]}</th>'
+
+    head = "".join(map(heading, columns))
+    opening = f'<table class="{kind}">' if kind else "<table>"
+    return f"{opening}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def row(cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def cell(kind: str, column: str, content: str, text: Texts) -> str:
+    """A cell that repeats the heading of its column, which a narrow screen does not show."""
+    return f'<td class="{kind}" data-label="{text[f"col.{column}"]}">{content}</td>'
+
+
 def scope_cell(name: str, scope_type: str, scope_id: str, address: str = "") -> str:
     """The name of a scope, with type and id below; without a name type and id. A link where there is an address."""
     id = f"{clean(scope_type)}/<wbr>{clean(scope_id)}"

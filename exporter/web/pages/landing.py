@@ -14,6 +14,7 @@ from exporter.web.pages.html import (
     Choice,
     Frame,
     anchor,
+    cell,
     choose,
     clean,
     collector_cell,
@@ -21,7 +22,9 @@ from exporter.web.pages.html import (
     framed,
     moment,
     reply,
+    row,
     scope_cell,
+    table,
 )
 from exporter.web.pages.texts import Texts
 from exporter.web.reply import Reply
@@ -31,6 +34,7 @@ MOST_ROWS = 500
 LONGEST_MESSAGE = 240
 REFRESH = 30
 DOCUMENTATION = "https://pypi.org/project/blueking-exporter/"
+_COLUMNS = ("state", "scope", "collector", "age", "reason", "next", "hosts")
 _ORDER: tuple[State, ...] = get_args(State)
 
 
@@ -94,19 +98,13 @@ def _table(pollers: Sequence[PollerStatus], choice: Choice) -> str:
     text = choice.text
     if not pollers:
         return f'<p class="empty">{text["nothing"]}</p>'
-    titles = ("state", "scope", "collector", "age", "reason", "next", "hosts")
-    head = "".join(f'<th scope="col"{_numeric(name)}>{text[f"col.{name}"]}</th>' for name in titles)
-    rows = "".join(_row(poller, choice) for poller in pollers[:MOST_ROWS])
+    rows = [_row(poller, choice) for poller in pollers[:MOST_ROWS]]
     more = len(pollers) - MOST_ROWS
     note = ""
     if more > 0:
         link = anchor("/api/v1/status", "/api/v1/status")
         note = f'<p class="more">{text["more"].format(f"{more:,}")} {link}</p>'
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{note}"
-
-
-def _numeric(column: str) -> str:
-    return ' class="num"' if column == "hosts" else ""
+    return table(_COLUMNS, "hosts", rows, text) + note
 
 
 def _row(poller: PollerStatus, choice: Choice) -> str:
@@ -115,12 +113,12 @@ def _row(poller: PollerStatus, choice: Choice) -> str:
         f'<td class="state"><span class="badge {poller.state}">{text[f"state.{poller.state}"]}</span></td>',
         scope_cell(poller.name, poller.bk_scope_type, poller.bk_scope_id),
         collector_cell(poller.collector),
-        f'<td class="nowrap" data-label="{text["col.age"]}">{_age(poller, text)}</td>',
+        cell("nowrap", "age", _age(poller, text), text),
         _why(poller, text),
-        f'<td class="nowrap" data-label="{text["col.next"]}">{_next(poller, text)}</td>',
-        f'<td class="num" data-label="{text["col.hosts"]}">{_hosts(poller, choice)}</td>',
+        cell("nowrap", "next", _next(poller, text), text),
+        cell("num", "hosts", _hosts(poller, choice), text),
     ]
-    return f"<tr>{''.join(cells)}</tr>"
+    return row(cells)
 
 
 def _age(poller: PollerStatus, text: Texts) -> str:
@@ -136,7 +134,7 @@ def _why(poller: PollerStatus, text: Texts) -> str:
     message = log.redact(poller.message)
     message = message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + "…"
     sub = f'<span class="sub">{clean(message)}</span>' if message else ""
-    return f'<td class="why" data-label="{text["col.reason"]}">{meaning} <code>{clean(poller.reason)}</code>{sub}</td>'
+    return cell("why", "reason", f"{meaning} <code>{clean(poller.reason)}</code>{sub}", text)
 
 
 def _next(poller: PollerStatus, text: Texts) -> str:
