@@ -13,7 +13,7 @@ import itertools
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -215,7 +215,7 @@ class Poller:
         self.next_poll = begun
         self._poll_now.clear()
         more = False
-        finished: tuple[FinishedRun, ...] = ()
+        finished: Iterable[FinishedRun] = ()
         try:
             if not self._loaded:
                 await self.load()
@@ -339,11 +339,12 @@ class Poller:
                 self._unknown.add((field, value))
                 self._log.warning("unknown_value", field=field, value=value)
 
-    async def _log_finished(self, runs: Sequence[FinishedRun]) -> None:
+    async def _log_finished(self, runs: Iterable[FinishedRun]) -> None:
         """Log the runs that are wanted in the log. They have been committed, so no run is logged twice."""
         wanted = self._settings.executions
-        logged = [run for run in runs if wanted == "all" or (wanted == "failed" and run.failed)]
-        for number, run in enumerate(logged, 1):
+        if wanted == "none":
+            return
+        for number, run in enumerate((run for run in runs if wanted == "all" or run.failed), 1):
             self._log.info(
                 "execution_finished",
                 **{self.collector.run_id: run.id},

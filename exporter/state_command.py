@@ -226,7 +226,11 @@ def _described(state: CollectorState | DiscoveryState | str) -> Iterator[str]:
 def _tracked(state: CollectorState) -> Mapping[str, Mapping[int, msgspec.Struct]]:
     """What the state follows by its id on the platform: executions, jobs, subscriptions, tasks."""
     values = {name: getattr(state, name) for name in state.__struct_fields__}
-    return {name.removesuffix("s"): value for name, value in values.items() if value and _is_tracked(value)}
+    return {
+        name.removesuffix("s").replace("_", " "): value
+        for name, value in values.items()
+        if value and _is_tracked(value)
+    }
 
 
 def _is_tracked(value: object) -> bool:

@@ -244,8 +244,10 @@ class JobApi:
             "job_instance_id": job_instance_id,
         }
         page = await self._ask("get_job_instance_list", params, LIST_V4 if self._v4 else LIST_V3, deadline)
+        kind, id = scope.bk_scope_type, scope.bk_scope_id
         for row in page.rows:
-            _check_scope(row, scope, "get_job_instance_list")
+            if row.scope_id != id or row.scope_type != kind:
+                _check_scope(row, scope, "get_job_instance_list")
             if job_instance_id is not None and row.id != job_instance_id:
                 raise _other_id(row.id, job_instance_id, "get_job_instance_list")
         return page
@@ -279,11 +281,10 @@ class JobApi:
 
 
 def _check_scope(given: Execution | ExecutionStatus, asked: Scope, api: str) -> None:
-    if given.scope_id != asked.bk_scope_id or given.scope_type != asked.bk_scope_type:
-        # Documents and some versions leave the scope out.
-        kind, id = given.scope_type or asked.bk_scope_type, given.scope_id or asked.bk_scope_id
-        if (kind, id) != (asked.bk_scope_type, asked.bk_scope_id):
-            raise ApiError("decode", f"execution {given.id} is of scope {clean_text(f'{kind}/{id}', 64)}", api=api)
+    # Documents and some versions leave the scope out.
+    kind, id = given.scope_type or asked.bk_scope_type, given.scope_id or asked.bk_scope_id
+    if (kind, id) != (asked.bk_scope_type, asked.bk_scope_id):
+        raise ApiError("decode", f"execution {given.id} is of scope {clean_text(f'{kind}/{id}', 64)}", api=api)
 
 
 def _other_id(given: int, asked: int, api: str) -> ApiError:

@@ -9,7 +9,7 @@ Adding an API to watch is one file here and one line in `COLLECTORS`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
@@ -87,13 +87,13 @@ class FinishedRun(msgspec.Struct, frozen=True, gc=False):
 class Observed(msgspec.Struct, Generic[S_co], frozen=True):
     """The result of one poll. `unknown`: (field, value) of words that the tables do not contain, for the log and
     `unknown_values_total`. `errors`: calls that failed without failing the poll. `more`: history is left to read, so
-    poll again at once. `finished`: the runs that this poll has counted as finished."""
+    poll again at once. `finished`: the runs that this poll has counted as finished, to be read once."""
 
     state: S_co
     unknown: tuple[tuple[str, str], ...] = ()
     errors: tuple[FailedCall, ...] = ()
     more: bool = False
-    finished: tuple[FinishedRun, ...] = ()
+    finished: Iterable[FinishedRun] = ()
 
 
 class Trial(msgspec.Struct, frozen=True):

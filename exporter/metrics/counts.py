@@ -46,6 +46,19 @@ class _Spread(msgspec.Struct, gc=False):
     exemplars: list[Exemplar | None]
 
 
+class Observations:
+    """Finite values in the buckets of a histogram. `thousandths`: a thousand times their sum, which is exact if values
+    are whole milliseconds. `exemplars`, by bucket: time, id and value of the newest one."""
+
+    __slots__ = ("bounds", "counts", "exemplars", "thousandths")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.thousandths = 0
+        self.exemplars: dict[int, tuple[float, int, float]] = {}
+
+
 class Tally:
     """Adds to `Counts` without changing them: families that nothing is added to are shared with the result.
 
@@ -59,7 +72,11 @@ class Tally:
         self, counts: Counts, now: float, hold: float, families: Iterable[Family] = (), room: int = sys.maxsize
     ) -> None:
         self.now = now
-        self._names = {family.name: family.labels for family in families if family.kind != "gauge"}
+        self._names = {
+            family.name: family.labels
+            for family in families
+            if family.kind != "gauge" and platform_chosen(family.labels)
+        }
         self.bounds = LabelBounds(counts.values or _values_of(counts, self._names), room)
         self._before = counts
         self._hold = hold
@@ -111,6 +128,24 @@ class Tally:
         """
         if not -math.inf < value < math.inf:
             raise ValueError(f"{family}: {value} cannot be observed")
+        series = self._spread(family, labels, bounds)
+        bucket = bisect_left(bounds, value)
+        series.counts[bucket] += 1
+        series.sum += value
+        if exemplar_id is not None:
+            series.exemplars[bucket] = Exemplar(exemplar_id, value, self.now)
+
+    def observe_many(self, family: str, labels: Labels, many: Observations) -> None:
+        """Add observations that have been put into buckets; see `observe`."""
+        series = self._spread(family, labels, many.bounds)
+        series.sum += many.thousandths / 1000
+        for bucket, count in enumerate(many.counts):
+            series.counts[bucket] += count
+        for bucket, (_, id, value) in many.exemplars.items():
+            series.exemplars[bucket] = Exemplar(id, value, self.now)
+
+    def _spread(self, family: str, labels: Labels, bounds: tuple[float, ...]) -> _Spread:
+        """The histogram series with these labels, empty if it is new or had other bounds."""
         added = self._histograms.get(family)
         if added is None:
             added = self._histograms[family] = {}
@@ -126,11 +161,7 @@ class Tally:
                     if old and old.bounds == bounds
                     else self._empty(bounds)
                 )
-        bucket = bisect_left(bounds, value)
-        series.counts[bucket] += 1
-        series.sum += value
-        if exemplar_id is not None:
-            series.exemplars[bucket] = Exemplar(exemplar_id, value, self.now)
+        return series
 
     def rebucket(self, family: str, bounds: tuple[float, ...]) -> None:
         """Restart, at 0 and with a new birth, the histograms of a family that have other bounds than these."""

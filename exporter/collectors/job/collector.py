@@ -11,7 +11,8 @@ final error, or after it has failed five polls, the poll goes on without its ans
 from __future__ import annotations
 
 import heapq
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+import itertools
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -69,6 +70,8 @@ PROBED = 3
 """Executions that `probe` tries to read before it calls the status API refused."""
 
 SUCCESS = 3
+NEVER_FAILED = frozenset(status for status, known in JOB_STATUSES.items() if known.outcome != "failure")
+"""Statuses that are no failure whatever the rest of the row says."""
 CONTAINERS_IN_V3 = "1240002"
 """v3 fails as a whole on a container target when it is asked for host results."""
 
@@ -157,19 +160,18 @@ class JobCollector:
         slack = ms(self.interval)
         check = now - state.checked + slack > window / CHECKS
         check_failing = check or now - state.checked_failing + slack > min(FAILING_CHECK, window / CHECKS)
-        of_failing_hosts = state.hosts.runs() if check_failing else frozenset()
-        self._look_ups.retain(state.executions)
+        resumable = state.resumable_executions
+        self._look_ups.retain(state.executions.keys() | resumable.keys())
         wanted = {
             id: known
             for id, known in state.executions.items()
-            if id not in seen
-            and (
-                not known.counted
-                or known.end_awaited is not None
-                or (known.may_run_again and (check or id in of_failing_hosts))
-            )
-            and not self._look_ups.rests(id)
+            if not known.counted or known.end_awaited is not None or (check and known.may_run_again)
         }
+        if check:
+            wanted |= resumable
+        elif check_failing:
+            wanted |= {id: resumable[id] for id in resumable.keys() & state.hosts.runs()}
+        wanted = {id: known for id, known in wanted.items() if id not in seen and not self._look_ups.rests(id)}
         found = await self._find_together(state, wanted, deadline)
         pages, refused = await self._ask_each(
             self._look_ups,
@@ -202,9 +204,8 @@ class JobCollector:
             # The call shows others between them that are known as well: does it cost less than one call each?
             times = [wanted[id].create_time for id in ids]
             begin, end = min(times), max(times)
-            among = sum(
-                known.status == status and begin <= known.create_time <= end for known in state.executions.values()
-            )
+            executions = itertools.chain(state.executions.values(), state.resumable_executions.values())
+            among = sum(known.status == status and begin <= known.create_time <= end for known in executions)
             if status not in JOB_STATUSES or 1 + among // self._api.page_size >= len(ids):
                 continue
             try:
@@ -219,15 +220,15 @@ class JobCollector:
     async def _examine(self, state: JobState, records: JobRecords, deadline: Deadline, started: float) -> JobRecords:
         """Ask for the steps and hosts of executions that have just finished, if `host_results` selects them, and of
         executions that had finished earlier while a step or host was still running."""
+        wanted, rows = self.config.host_results, records.rows.values()
+        if wanted == "none" or (wanted == "failed" and NEVER_FAILED.issuperset([row.status for row in rows])):
+            # Nobody asks for the hosts of a success unless hosts fail.
+            rows = rows if wanted == "failed" and state.hosts.groups() else {}.values()
         finished = [
-            row
-            for row in sorted(records.rows.values(), key=end_order)
-            if transition(state.executions.get(row.id), row) in ("finished", "again")
+            row for row in sorted(rows, key=end_order) if transition(state.known(row), row) in ("finished", "again")
         ]
         selected = {
-            row.id: row
-            for row in finished
-            if selects(self.config.host_results, job_outcome(row.status, row.end_time is not None))
+            row.id: row for row in finished if selects(wanted, job_outcome(row.status, row.end_time is not None))
         }
         unsettled = [] if records.more else _unsettled(state, records.rows)
         examined: dict[int, ExecutionStatus] = {}
@@ -262,12 +263,12 @@ class JobCollector:
         if self.config.host_results == "failed":
             runs: list[tuple[int, Execution | Tracked]] = [(id, state.executions[id]) for id in unsettled]
             failing = set(state.hosts.groups())
-            failing |= {group(of.plan_id, of.name) for id, of in (*runs, *selected.items()) if id in examined}
+            failing |= {group(of) for id, of in (*runs, *selected.items()) if id in examined}
             runs = [(id, of) for id, of in runs if id in examined]
             hosts = state.hosts
             # In the order of time, for a success is worth a call only while a host fails for its plan or name.
             for row in finished if failing else ():
-                if row.status == SUCCESS and (of := group(row.plan_id, row.name)) in failing:
+                if row.status == SUCCESS and (of := group(row)) in failing:
                     hosts, runs = await self._fold_hosts(hosts, runs, examined, records.now), []
                     if (row.end_time or records.now) / 1000 >= hosts.groups().get(of, float("inf")):
                         await examine([row.id])
@@ -389,10 +390,11 @@ class JobCollector:
         notes: tuple[str, ...] = ()
         if self.config.host_results != "none":
             await self._probe_status(state, deadline)
-            if not state.executions:
+            if not _all_ids(state):
                 notes = ("there is no execution to read: whether view_history is granted cannot be told",)
-        failed = sum(known.outcome == "failure" for known in state.executions.values())
-        retried = any(known.may_run_again for known in state.executions.values())
+        tracked = [*state.executions.values(), *state.resumable_executions.values()]
+        failed = sum(known.outcome == "failure" for known in tracked)
+        retried = any(known.may_run_again for known in tracked)
         day = 86400.0
         calls = day / self.interval + (failed + CHECKS * retried) * day / max(self.config.reopen_window, 1.0)
         return Trial(calls, notes)
@@ -401,7 +403,7 @@ class JobCollector:
         """Ask for the status of one of the newest executions. Raises `ApiError` if none of them can be read: the
         error of one execution says nothing about the others."""
         refused: list[ApiError] = []
-        for id in heapq.nlargest(PROBED, state.executions):
+        for id in heapq.nlargest(PROBED, _all_ids(state)):
             try:
                 await self._status(id, deadline)
                 return
@@ -425,10 +427,14 @@ class JobCollector:
     def failed_executions(self, state: JobState) -> list[FailedExecution]:
         failed = [
             FailedExecution(id, known.name, job_status_slug(known.status), seconds(known.end_time))
-            for id, known in state.executions.items()
+            for id, known in itertools.chain(state.executions.items(), state.resumable_executions.items())
             if known.counted and known.outcome == "failure"
         ]
         return sorted(failed, key=lambda execution: (execution.end or 0.0, execution.id), reverse=True)
+
+
+def _all_ids(state: JobState) -> Collection[int]:
+    return {*state.executions, *state.resumable_executions, *state.ended_executions}
 
 
 def _unsettled(state: JobState, rows: Mapping[int, Execution]) -> list[int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from functools import lru_cache
+from typing import TypeVar
 
 import msgspec
 
@@ -14,6 +16,7 @@ from exporter.collectors.base import GAP, TRUNCATED, FinishedRun, Observed
 from exporter.collectors.failing_hosts import FailingHosts, HostResult, Run
 from exporter.collectors.job.state import (
     END_AWAITED,
+    Ended,
     JobRecords,
     JobState,
     Odd,
@@ -31,7 +34,7 @@ from exporter.collectors.job.state import (
 )
 from exporter.config.schema import JobConfig
 from exporter.metrics.bounds import MOST_VALUES, OTHER
-from exporter.metrics.counts import Tally
+from exporter.metrics.counts import Observations, Tally
 from exporter.metrics.family import Labels
 from exporter.model import (
     HOST_ALREADY_SUCCEEDED,
@@ -43,6 +46,7 @@ from exporter.model import (
     TASK_TYPES,
     UNKNOWN,
     UNKNOWN_CODE,
+    Outcome,
     host_reason,
     job_outcome,
     job_status_slug,
@@ -58,6 +62,19 @@ STEP_FAILURES = "blueking_job_step_failures_total"
 HOST_RESULTS = "blueking_job_host_results_total"
 HOST_FAILURES = "blueking_job_host_failures_total"
 EXIT_CODES = "blueking_job_host_exit_codes_total"
+
+T = TypeVar("T")
+
+_ENDED_WELL = frozenset(status for status, known in JOB_STATUSES.items() if known.outcome == "success")
+
+_PAIRS = [(task_type, launch_mode) for task_type in TASK_TYPES.values() for launch_mode in LAUNCH_MODES.values()]
+_BORN_AT_ZERO: Mapping[str, Set[Labels]] = {
+    **dict.fromkeys((REOPENED, LOST, HOST_RESULTS, GAP, TRUNCATED), frozenset({()})),
+    CREATED: frozenset(_PAIRS),
+    FINISHED: frozenset((*pair, status) for pair in _PAIRS for status in ("success", "failed")),
+}
+
+_NO_EXEMPLAR = (-1, 0, 0.0)
 
 STEP_RUNNING = frozenset({2, 10})
 """Step statuses that will change although the execution has ended: running, stopping. A step that waits or has not
@@ -75,13 +92,15 @@ class Fold:
         self.state = state
         self.records = records
         self.tally = tally
-        self.executions = dict(state.executions) if state else {}
+        self.changed: dict[int, Tracked | None] = {}
+        """By id; None for those that are forgotten."""
+        self.ended: dict[int, Ended] = {}
         self.last_finished = dict(state.last_finished) if state else {}
         self.watched = dict(state.watched) if state else {}
         self.hosts: list[Iterator[HostResult]] = []
         self.failed_hosts: dict[int, Counter[str]] = {}
         """By execution and code; complete when `hosts` have been read."""
-        self.finished: list[FinishedRun] = []
+        self.finished: list[Execution | tuple[int, Tracked]] = []
         self.reused: list[int] = []
         self.unknown: list[Odd] = list(records.odd)
 
@@ -89,21 +108,26 @@ class Fold:
         records, state = self.records, self.state
         self._born_at_zero()
         self._settle()
-        for row in sorted(records.rows.values(), key=end_order):
-            if state is None:
+        if state is None:
+            for row in records.rows.values():
                 self._register(row)
-            else:
+        elif records.rows:
+            for row in sorted(self._count_usual(state), key=end_order):
                 self._count(row)
         for id in records.gone:
-            self._give_up(id, self.executions.pop(id))
+            known = self._tracked(id)
+            assert known is not None
+            self._give_up(id, known)
+            self.changed[id] = None
         hosts = (state.hosts if state else FailingHosts()).without_runs(self.reused)
         hosts = hosts.fold(
             itertools.chain.from_iterable(self.hosts),
             now=records.now / 1000,
             ttl=self.config.failing_host_ttl,
-            settled=self._settled() / 1000,
+            # To learn when, all executions are looked through: where no result came, successes may wait.
+            settled=self._settled() / 1000 if self.hosts else 0.0,
         )
-        self._forget(hosts.runs())
+        executions, resumable, ended = self._executions(hosts.runs())
         self._count_unread()
         for family in (DURATION, WAIT):
             self.tally.rebucket(family, self.config.duration_buckets)
@@ -116,7 +140,9 @@ class Fold:
                 begin=records.begin,
                 newest=max(records.rows, default=0) if state is None else max(state.newest, *records.rows, 0),
                 unreadable=frozenset(at for at in unreadable if at >= records.begin),
-                executions=self.executions,
+                executions=executions,
+                resumable_executions=resumable,
+                ended_executions=ended,
                 hosts=hosts,
                 last_finished=self.last_finished,
                 watched=self.watched,
@@ -126,17 +152,14 @@ class Fold:
             unknown=tuple(self.unknown),
             errors=records.errors,
             more=records.more,
-            finished=tuple(self.finished),
+            finished=_finished_runs(self.finished, self.failed_hosts),
         )
 
     def _born_at_zero(self) -> None:
-        for family in (REOPENED, LOST, HOST_RESULTS, GAP, TRUNCATED):
-            self.tally.zero(family)
-        for task_type in TASK_TYPES.values():
-            for launch_mode in LAUNCH_MODES.values():
-                self.tally.zero(CREATED, (task_type, launch_mode))
-                for status in ("success", "failed"):
-                    self.tally.zero(FINISHED, (task_type, launch_mode, status))
+        counters = self.state.counts.counters if self.state else {}
+        for family, born in _BORN_AT_ZERO.items():
+            for labels in born - counters.get(family, {}).keys():
+                self.tally.zero(family, labels)
 
     def _count_unread(self) -> None:
         """Count what could not be read, once however often it is listed."""
@@ -156,10 +179,78 @@ class Fold:
         if ended:
             tracked = msgspec.structs.replace(tracked, baseline_end=row.end_time or self.records.now)
             self._mark_finished(row, first=True)
-        self.executions[row.id] = _without_name(tracked)
+        self.changed[row.id] = _without_name(tracked)
+
+    def _tracked(self, id: int) -> Tracked | None:
+        """What is known of an execution that this poll had to look at."""
+        if id in self.changed:
+            return self.changed[id]
+        return (self.state.executions.get(id) or self.state.resumable_executions.get(id)) if self.state else None
+
+    def _count_usual(self, state: JobState) -> list[Execution]:
+        """Count the rows of new executions that have ended well and about which nothing is odd: most of them.
+
+        Returns the other rows. Nothing is made for a single row but what is kept of it.
+        """
+        records, bounds, watch = self.records, self.config.duration_buckets, self.config.watch
+        places = (state.executions, state.resumable_executions, state.ended_executions, self.changed, records.examined)
+        special = records.deferred | records.unexamined
+        for ids in places:
+            special |= records.rows.keys() & ids.keys()
+        begin, ended, finished = records.begin, self.ended, self.finished
+        others: list[Execution] = []
+        counted: dict[tuple[int, int, int], int] = {}
+        waits = {task_type: Observations(bounds) for task_type in TASK_TYPES}
+        durations = {task_type: Observations(bounds) for task_type in TASK_TYPES}
+        newest_end = 0
+        for id, row in records.rows.items():
+            created, start, end = row.create_time, row.start_time, row.end_time
+            status, task_type, launch_mode = row.status, row.task_type, row.launch_mode
+            if (
+                status not in _ENDED_WELL
+                or id in special
+                or start is None
+                or end is None
+                or not created <= start <= end
+                or task_type not in TASK_TYPES
+                or launch_mode not in LAUNCH_MODES
+            ):
+                others.append(row)
+                continue
+            key = task_type, launch_mode, status
+            counted[key] = counted.get(key, 0) + 1
+            seen = waits[task_type]
+            seen.counts[bisect_left(bounds, (start - created) / 1000)] += 1
+            seen.thousandths += start - created
+            seen, duration = durations[task_type], (end - start) / 1000
+            bucket = bisect_left(bounds, duration)
+            seen.counts[bucket] += 1
+            seen.thousandths += end - start
+            exemplar = end, id, duration
+            if exemplar > seen.exemplars.get(bucket, _NO_EXEMPLAR):
+                seen.exemplars[bucket] = exemplar
+            if end > newest_end:
+                newest_end = end
+            if created >= begin:
+                ended[id] = Ended(created, status, end)
+            if watch:
+                self._mark_watched(row, "success", end, first=True)
+            finished.append(row)
+        for (task_type, launch_mode, status), count in counted.items():
+            self.tally.inc(CREATED, _created_labels(task_type, launch_mode), by=count)
+            self.tally.inc(FINISHED, _finished_labels(task_type, launch_mode, status), by=count)
+        for family, observations in ((WAIT, waits), (DURATION, durations)):
+            for task_type, many in observations.items():
+                if any(many.counts):
+                    self.tally.observe_many(family, (task_type_slug(task_type),), many)
+        if counted:
+            self._mark_end("success", newest_end)
+        return others
 
     def _count(self, row: Execution) -> None:
-        known = self.executions.get(row.id)
+        known = self.changed.get(row.id)
+        if known is None and self.state is not None:
+            known = self.state.known(row)
         if known is not None and known.create_time != row.create_time:
             self._give_up(row.id, known)
             self.reused.append(row.id)
@@ -178,7 +269,7 @@ class Fold:
         if what == "running" or row.id in self.records.deferred:
             # The next end is not the first one, even if the platform never reported the first.
             timed = known is not None and (known.timed or known.counted)
-            self.executions[row.id] = _tracked(row, known, counted=False, timed=timed)
+            self.changed[row.id] = _tracked(row, known, counted=False, timed=timed)
         elif what == "none":
             assert known is not None
             self._update_ended(known, row)
@@ -203,7 +294,7 @@ class Fold:
     def _count_deferred(self, id: int, known: Tracked) -> None:
         self.tally.inc(FINISHED, _finished_labels(known.task_type, known.launch_mode, known.status))
         self.tally.inc(TRUNCATED)
-        self._note_finished(id, known)
+        self.finished.append((id, known))
 
     def _give_up(self, id: int, known: Tracked) -> None:
         """The platform no longer knows this execution."""
@@ -238,14 +329,8 @@ class Fold:
             tracked = self._fold_steps(row.id, tracked, answer)
         elif row.id in self.records.unexamined:
             tracked = msgspec.structs.replace(tracked, steps=tracked.steps or {})
-        self.executions[row.id] = _without_name(tracked)
-        self._note_finished(row.id, row)
-
-    def _note_finished(self, id: int, run: Execution | Tracked) -> None:
-        failed = job_outcome(run.status, run.end_time is not None) == "failure"
-        hosts = self.failed_hosts.get(id, Counter()) if failed else {}
-        start, end = seconds(run.start_time), seconds(run.end_time)
-        self.finished.append(FinishedRun(id, run.name, job_status_slug(run.status), failed, start, end, hosts))
+        self.changed[row.id] = _without_name(tracked)
+        self.finished.append(row)
 
     def _update_ended(self, known: Tracked, row: Execution) -> None:
         """The same run: an end time that was null at first may be there now, and a status may be another one."""
@@ -254,7 +339,7 @@ class Fold:
         self._mark_finished(row, first=not known.timed)
         end = row.end_time if known.end_time is None else known.end_time
         timed = known.timed or end is not None
-        self.executions[row.id] = _without_name(
+        self.changed[row.id] = _without_name(
             msgspec.structs.replace(
                 known,
                 status=row.status,
@@ -290,7 +375,13 @@ class Fold:
         outcome, end = job_outcome(row.status, row.end_time is not None), row.end_time
         if outcome is None or end is None:
             return
+        self._mark_end(outcome, end)
+        self._mark_watched(row, outcome, end, first=first)
+
+    def _mark_end(self, outcome: Outcome, end: int) -> None:
         self.last_finished[outcome] = max(end, self.last_finished.get(outcome, end))
+
+    def _mark_watched(self, row: Execution, outcome: Outcome, end: int, *, first: bool) -> None:
         for entry in self.config.watch:
             if not matches(entry, row.plan_id, row.name):
                 continue
@@ -305,7 +396,7 @@ class Fold:
 
     def _settle(self) -> None:
         """Fold the steps of executions that had ended before while one of them was still running."""
-        for id, known in list(self.executions.items()):
+        for id, known in self.state.executions.items() if self.state else ():
             if not known.unsettled:
                 continue
             row = self.records.rows.get(id)
@@ -313,9 +404,9 @@ class Fold:
                 continue
             answer = self.records.examined.get(id)
             if answer is not None:
-                self.executions[id] = _without_name(self._fold_steps(id, known, answer))
+                self.changed[id] = _without_name(self._fold_steps(id, known, answer))
             elif id in self.records.unexamined:
-                self.executions[id] = _without_name(msgspec.structs.replace(known, unsettled=0))
+                self.changed[id] = _without_name(msgspec.structs.replace(known, unsettled=0))
 
     def _fold_steps(self, id: int, known: Tracked, answer: ExecutionStatus) -> Tracked:
         """Count the steps and hosts of an execution that have not been counted, and learn who fails.
@@ -381,36 +472,92 @@ class Fold:
 
     def _settled(self) -> int:
         """All results before this time are known. A result that is still to come may be as old as its execution."""
-        open_ended = (
-            known.create_time
-            for known in self.executions.values()
-            if not known.counted or known.may_run_again or known.unsettled
+        places = (self.state.executions, self.state.resumable_executions) if self.state else ()
+        executions = itertools.chain(
+            (known for known in self.changed.values() if known is not None),
+            (known for place in places for id, known in place.items() if id not in self.changed),
         )
+        open_ended = (known.create_time for known in executions if known.waits or known.may_run_again)
         return min([self.records.begin, *open_ended])
 
-    def _forget(self, runs_of_failing_hosts: Set[Run]) -> None:
-        """Keep executions that can still be listed, and those that have not ended or settled. Keep those that may run
-        again for a time, and as long as a host fails because of them."""
-        now, begin = self.records.now, self.records.begin
-        reopen, age = ms(self.config.reopen_window), ms(self.config.max_unfinished_age)
-        kept: dict[int, Tracked] = {}
-        for id, known in self.executions.items():
-            if known.counted and known.create_time >= begin:
-                kept[id] = known
+    def _executions(
+        self, runs_of_failing_hosts: Set[Run]
+    ) -> tuple[dict[int, Tracked], dict[int, Tracked], dict[int, Ended]]:
+        """What is kept, in its three places: executions that can still be listed, and those that have not ended or
+        settled; for a time, and as long as a host fails because of them, those that may run again. A place in which
+        nothing changes remains the same object.
+        """
+        begin, changed = self.records.begin, self.changed
+        places = (self.state.executions, self.state.resumable_executions) if self.state else ({}, {})
+        ended = self.state.ended_executions if self.state else {}
+        # Those that may run again are forgotten when they are checked: no more is done about them in between.
+        found: dict[int, Tracked | None] = {}
+        for place in places if self.records.checked else places[:1]:
+            for id, known in place.items():
+                if id in changed:
+                    continue
+                aged = self._aged(id, known, runs_of_failing_hosts)
+                if aged is not known or (place is places[0] and _only_may_run_again(known)):
+                    found[id] = aged
+        changed |= found
+        new: tuple[dict[int, Tracked], dict[int, Tracked]] = ({}, {})
+        for id, one in changed.items():
+            kept = None if one is None else self._aged(id, one, runs_of_failing_hosts)
+            if kept is None:
                 continue
-            old = now - known.create_time > age
-            # During a catch-up it has not been checked whether it has ended.
-            if old and not (known.counted or known.deferred or self.records.more):
-                self.tally.inc(LOST)
-                known = msgspec.structs.replace(known, counted=True, timed=True, start_time=None)
-            recent = now - (known.end_time or known.create_time) < reopen
-            retried = known.may_run_again and (recent or id in runs_of_failing_hosts)
-            if known.end_awaited is not None and known.end_awaited <= now:
-                known = msgspec.structs.replace(known, end_awaited=None)
-            waits = known.unsettled or known.end_awaited is not None
-            if not known.counted or waits or retried or known.create_time >= begin:
-                kept[id] = known
-        self.executions = kept
+            if short := Ended.of(kept):
+                self.ended[id] = short
+            else:
+                new[_only_may_run_again(kept)][id] = kept
+        gone = [id for id, known in ended.items() if known.create_time < begin]
+        return (
+            _replaced(places[0], new[0], changed),
+            _replaced(places[1], new[1], changed),
+            _replaced(ended, self.ended, [*gone, *changed]),
+        )
+
+    def _aged(self, id: int, known: Tracked, runs_of_failing_hosts: Set[Run]) -> Tracked | None:
+        """The execution as it is kept now, None if it is forgotten."""
+        now, begin = self.records.now, self.records.begin
+        if known.counted and not known.waits and known.create_time >= begin:
+            return known
+        # During a catch-up it has not been checked whether it has ended.
+        old = now - known.create_time > ms(self.config.max_unfinished_age)
+        if old and not (known.counted or known.deferred or self.records.more):
+            self.tally.inc(LOST)
+            known = msgspec.structs.replace(known, counted=True, timed=True, start_time=None)
+        if known.end_awaited is not None and known.end_awaited <= now:
+            known = msgspec.structs.replace(known, end_awaited=None)
+        recent = now - (known.end_time or known.create_time) < ms(self.config.reopen_window)
+        retried = known.may_run_again and (recent or id in runs_of_failing_hosts)
+        return known if known.waits or retried or known.create_time >= begin else None
+
+
+def _only_may_run_again(known: Tracked) -> bool:
+    return known.may_run_again and not known.waits
+
+
+def _replaced(before: dict[int, T], new: dict[int, T], gone: Collection[int]) -> dict[int, T]:
+    """`before` with the new values and without those that are gone; the same object if nothing changes."""
+    leaving = {id for id in gone if id in before and id not in new}
+    if not new and not leaving:
+        return before
+    after = before | new
+    for id in leaving:
+        del after[id]
+    return after
+
+
+def _finished_runs(
+    finished: Iterable[Execution | tuple[int, Tracked]], failed_hosts: Mapping[int, Counter[str]]
+) -> Iterator[FinishedRun]:
+    """In the order of their ends. Made when they are read, which is seldom."""
+    runs = (one if isinstance(one, tuple) else (one.id, one) for one in finished)
+    for id, run in sorted(runs, key=lambda run: (run[1].end_time or run[1].create_time, run[0])):
+        failed = job_outcome(run.status, run.end_time is not None) == "failure"
+        hosts: Mapping[str, int] = failed_hosts.get(id, {}) if failed else {}
+        start, end = seconds(run.start_time), seconds(run.end_time)
+        yield FinishedRun(id, run.name, job_status_slug(run.status), failed, start, end, hosts)
 
 
 def _tracked(row: Execution, known: Tracked | None, *, counted: bool, timed: bool) -> Tracked:
@@ -450,7 +597,7 @@ def host_results(answer: ExecutionStatus, id: int, of: Execution | Tracked, now:
 
     There may be very many: they are read one after another, and of a single step none is remembered.
     """
-    execution_group, labels = group(of.plan_id, of.name), _LabelsOfCode()
+    execution_group, labels = group(of), _LabelsOfCode()
     read_before = seconds(of.examined_end) if isinstance(of, Tracked) else None
     steps = [step for step in answer.steps if len(step.results)]
     seen: set[str] = set()

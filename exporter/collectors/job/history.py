@@ -70,7 +70,7 @@ async def read_window(
     while top > begin:
         page, first = first or await history.ask(begin, top, 0), None
         known = len(rows) + len(without_id)
-        rows.update((row.id, row) for row in page.rows if row.create_time >= begin)
+        rows |= {row.id: row for row in page.rows if row.create_time >= begin}
         without_id.update(at for at in page.unreadable if at >= begin)
         if _is_last(page, page.size, history):
             break

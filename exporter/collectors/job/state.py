@@ -80,6 +80,36 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """Whether a user may retry it or take it up again."""
         return self.counted and (self.outcome == "failure" or self.status in RESUMABLE)
 
+    @property
+    def waits(self) -> bool:
+        """Whether something of its present run is still to come: its end, the time of its end, results."""
+        return not self.counted or self.unsettled > 0 or self.end_awaited is not None
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """All that is kept of the usual execution, which has ended, was counted and will not run again: enough to tell that
+    the next poll lists the same run."""
+
+    create_time: int
+    status: int
+    end_time: int
+
+    @classmethod
+    def of(cls, known: Tracked) -> Ended | None:
+        """The short form; None for an execution of which more has to be kept."""
+        if not known.timed or known.waits or known.may_run_again or known.outcome is None or known.end_time is None:
+            return None
+        if known.steps is not None or known.baseline_end is not None or known.examined_end is not None:
+            return None
+        return cls(known.create_time, known.status, known.end_time)
+
+    def tracked(self, row: Execution) -> Tracked:
+        """The long form, for a row of this execution."""
+        return Tracked(
+            *(self.create_time, self.status, self.end_time, True, True),
+            *(row.task_type, row.launch_mode, row.plan_id, ""),
+        )
+
 
 class Watched(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The newest ends of the executions that one `watch` entry matches (ms by outcome), and the newest duration
@@ -94,7 +124,12 @@ class JobState(CollectorState, frozen=True, kw_only=True):
     """`begin`: what was created before it has been seen, and is forgotten unless it may still change; ms. `newest`: the
     highest id that was seen. `unreadable`: milliseconds since `begin` that the platform could not give completely.
     `checked`, `checked_failing`: when executions that may run again, and those among them that hold a failing host,
-    were last looked for; ms."""
+    were last looked for; ms.
+
+    An execution is in one of three places. `resumable_executions` have ended and may run again; they are looked through
+    when they are checked. `ended_executions` have ended and are listed again; they are looked up by id only. All
+    others, and all of a state of an older build, are in `executions`, which every poll looks through.
+    """
 
     begin: int
     newest: int = 0
@@ -105,6 +140,15 @@ class JobState(CollectorState, frozen=True, kw_only=True):
     watched: dict[str, Watched]
     checked: int = msgspec.field(name="looked")
     checked_failing: int = msgspec.field(name="looked_holders")
+    resumable_executions: dict[int, Tracked] = msgspec.field(default_factory=dict)
+    ended_executions: dict[int, Ended] = msgspec.field(default_factory=dict)
+
+    def known(self, row: Execution) -> Tracked | None:
+        """What is known of the execution of a row."""
+        known = self.executions.get(row.id) or self.resumable_executions.get(row.id)
+        if known is None and (ended := self.ended_executions.get(row.id)) is not None:
+            return ended.tracked(row)
+        return known
 
 
 class JobRecords(msgspec.Struct, frozen=True):
@@ -142,22 +186,36 @@ class JobRecords(msgspec.Struct, frozen=True):
 def news(state: JobState | None, rows: Iterable[Execution], now: int) -> tuple[dict[int, Execution], tuple[Odd, ...]]:
     """The rows with something new, with known times, and the odd times in them.
 
-    Most rows of a poll contain nothing new, because windows overlap.
+    Most rows of a poll contain nothing new, because windows overlap: for these one look-up has to do.
     """
     found: dict[int, Execution] = {}
     odd: list[Odd] = []
+    if state is None:
+        for row in rows:
+            found[row.id], odd_times = known_times(row, now)
+            odd += odd_times
+        return found, tuple(odd)
+    begin, newest, latest = state.begin, state.newest, now + AHEAD
+    executions, resumable, ended_executions = state.executions, state.resumable_executions, state.ended_executions
     for row in rows:
-        if state is not None:
-            known = state.executions.get(row.id)
-            if known is None or known.create_time != row.create_time:
-                # What was created before `begin` and is not tracked has been counted and forgotten, unless its id is
-                # new.
-                if row.create_time < state.begin and row.id <= state.newest:
-                    continue
-            elif not _may_differ(known, row) or not _differs(known, known_times(row, now)[0]):
+        id, created, end = row.id, row.create_time, row.end_time
+        ended = ended_executions.get(id)
+        if ended is not None and ended.end_time == end and ended.status == row.status and ended.create_time == created:
+            continue
+        known = executions.get(id) or resumable.get(id)
+        if known is None and ended is not None:
+            known = ended.tracked(row)
+        if known is None or known.create_time != created:
+            # What was created before `begin` and is not tracked has been counted and forgotten, unless its id is new.
+            if created < begin and id <= newest:
                 continue
-        found[row.id], odd_times = known_times(row, now)
-        odd += odd_times
+        elif not _may_differ(known, row) or not _differs(known, known_times(row, now)[0]):
+            continue
+        start = row.start_time
+        if start is None or end is None or not (0 < start <= latest and 0 < end <= latest) or start < created:
+            row, odd_times = known_times(row, now)
+            odd += odd_times
+        found[id] = row
     return found, tuple(odd)
 
 
@@ -221,9 +279,9 @@ def transition(known: Tracked | None, row: Execution) -> Transition:
     return "again" if changed else "none"
 
 
-def group(plan_id: int, name: str) -> str:
+def group(of: Execution | Tracked) -> str:
     """The plan, or the name of an ad-hoc run. A success is asked for its hosts only if its group has failing hosts."""
-    return f"plan:{plan_id}" if plan_id > 0 else f"name:{name}"
+    return f"plan:{of.plan_id}" if of.plan_id > 0 else f"name:{of.name}"
 
 
 def selects(host_results: str, outcome: Outcome | None) -> bool:

@@ -97,6 +97,14 @@ def counted(state: JobState, family: str) -> dict[Labels, float]:
     return {labels: count.value for labels, count in series.items() if count.value}
 
 
+def known_ids(state: JobState) -> set[int]:
+    """The executions of which something is kept, in any of the three places."""
+    places = (state.executions, state.resumable_executions, state.ended_executions)
+    known = [id for place in places for id in place]
+    assert len(known) == len(set(known)), "an execution is in one place"
+    return set(known)
+
+
 def total(state: JobState, family: str) -> float:
     return sum(counted(state, family).values())
 
@@ -281,14 +289,15 @@ def test_the_state_forgets_what_can_no_longer_matter(ends: list[tuple[int, int, 
     """Kept is what the next poll lists again, what has not ended, and what may run again within reopen_window."""
     rows = [execution(id, status, end, age=age) for id, (status, end, age) in enumerate(ends, 1)]
     running = [execution(1000 + id, 2, age=age) for id, (_, _, age) in enumerate(ends, 1)]
-    state = poll(poll(BASE, 1, rows + running), number)
+    state = poll(poll(BASE, 1, rows + running), number, checked=True)
     now = NOW + number * INTERVAL
     wanted = {row.id for row in rows if row.create_time >= now - LOOKBACK}
     wanted |= {row.id for row in rows if row.status in (4, 9, 11) and now - (row.end_time or 0) < REOPEN}
     wanted |= {row.id for row in running if now - row.create_time <= AGE}
-    assert state.executions.keys() == wanted
+    assert known_ids(state) == wanted
     assert total(state, LOST) == len([row for row in running if now - row.create_time > AGE])
-    assert len(msgspec.msgpack.encode(state.executions)) <= 100 * len(wanted) + 10
+    kept = (state.executions, state.resumable_executions, state.ended_executions)
+    assert len(msgspec.msgpack.encode(kept)) <= 100 * len(wanted) + 10
 
 
 def test_4_1_2_a_baseline_counts_nothing_and_knows_everything() -> None:
@@ -336,6 +345,18 @@ def test_4_1_9_last_finished_never_moves_back() -> None:
     """An older end that becomes known later is no news."""
     state = poll(poll(BASE, 1, [execution(1, 3, 9000)]), 2, [execution(2, 3, 1000)])
     assert state.last_finished == {"success": NOW + 9000}
+
+
+def test_4_1_9_a_success_that_runs_again_as_it_leaves_the_window_is_another_run() -> None:
+    """Nothing but three numbers was kept of it; the poll that would forget it sees it running."""
+    state = poll(BASE, 1, [execution(1, 3, 1000, age=0)])
+    assert state.ended_executions.keys() == {1}
+    late = LOOKBACK // INTERVAL + 1
+    state = poll(state, late, [execution(1, 2, age=0)])
+    assert (total(state, FINISHED), total(state, REOPENED), state.ended_executions) == (1, 1, {})
+    state = poll(state, late + 1, [execution(1, 3, late * INTERVAL, age=0)])
+    assert (total(state, CREATED), total(state, FINISHED), total(state, REOPENED)) == (1, 2, 1)
+    assert [sum(one.counts) for one in state.counts.histograms[DURATION].values()] == [1]
 
 
 def failing(id: int, end: int, *steps: Step, code: int = 4) -> tuple[Execution, ExecutionStatus]:
@@ -538,7 +559,7 @@ def test_what_the_platform_no_longer_knows_is_lost_if_it_had_not_ended() -> None
     state = poll(BASE, 1, [execution(1, 2), execution(2, 4, 100)])
     state = poll(state, 2, [], gone=frozenset({1, 2}))
     assert total(state, LOST) == 1
-    assert state.executions == {}
+    assert known_ids(state) == set()
 
 
 def test_deferred_is_counted_once_when_its_turn_comes() -> None:
