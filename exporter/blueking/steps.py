@@ -27,7 +27,6 @@ get_agent_status | 查询Proxy状态 | Query Proxy Status
 reload_agent_config | 重载Agent配置 | Reload Agent Configuration
 restart | 重启 | Restart
 update_process_status | 更新主机进程状态 | Update host process status
-update_process_status | 更新任务状态 |
 agent_check_agent_status | 检查Agent状态 | Check Agent Status
 push_upgrade_package | 下发升级包 | Transfer upgrade package
 check_policy_gse_to_proxy | 检测 GSE Server 到 Proxy 策略 | Detecting GSE Server to Proxy Policy
@@ -87,12 +86,12 @@ transfer_package | 下发安装包 | Transfer installation package
 
 def _names(table: str) -> dict[str, str]:
     rows = [[part.strip() for part in line.split("|")] for line in table.strip().splitlines()]
-    return {_key(name): code for code, *names in rows for name in names if name}
+    return {_key(name): code for code, *names in rows for name in names}
 
 
 def _first_names(table: str) -> dict[str, tuple[str, str]]:
     rows = [[part.strip() for part in line.split("|")] for line in table.strip().splitlines()]
-    return {code: (english, chinese) for code, chinese, english in reversed(rows) if english}
+    return {code: (english, chinese) for code, chinese, english in reversed(rows)}
 
 
 def _key(name: str) -> str:
@@ -116,13 +115,13 @@ _BRACKETS = re.compile(r"[(（][^()（）]*[)）]\s*$")
 
 @functools.lru_cache(maxsize=4096)
 def step_slug(step_code: str | None, name: str | None, *, plugin: bool) -> str:
-    """The value of the label `step`: `step_code` if it can be one, else what the display name means, else `other`.
+    """The value of the label `step`: a `step_code`, where there is none what the display name means, else `other`.
 
     `plugin`: the step belongs to a plugin job. This decides between two codes with the same name.
     NodeMan 1.x writes the operation in brackets behind the name.
     """
-    if step_code and (step_code in _CODES or _PASSES.fullmatch(redact(step_code))):
-        return step_code
+    if step_code:
+        return step_code if step_code in _CODES or _PASSES.fullmatch(redact(step_code)) else OTHER
     text = (name or "").strip()
     without_operation = _BRACKETS.sub("", text)
     codes = _OF_PLUGIN if plugin else _OF_AGENT

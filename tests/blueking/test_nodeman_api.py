@@ -252,7 +252,7 @@ async def test_a_failed_instance_names_its_step(canned: Canned) -> None:
         "4": "other",
         "3": "install",
         "2": "install",
-        "1": "update_process_status",
+        "1": "other",
     }
 
 

@@ -103,12 +103,12 @@ def test_the_table_has_every_name_once() -> None:
         ("install", "whatever", False, "install"),
         ("DEBUG_PROCESS", None, True, "DEBUG_PROCESS"),
         ("register_host", "注册主机到配置平台", False, "register_host"),
-        ("Bad Code", "安装", False, "install"),
+        ("Bad Code", "安装", False, "other"),
         ("x" * 65, None, False, "other"),
         (None, "托管 processbeat 插件进程", False, "gse_operate_proc"),
         (None, "取消托管 basereport 插件进程", True, "gse_operate_proc"),
         (None, "操作进程(启动)", True, "gse_operate_proc"),
-        (None, "更新任务状态", False, "update_process_status"),
+        (None, "更新任务状态", False, "other"),
         (None, "更新插件部署状态为 RUNNING", True, "update_host_process_status"),
         (None, "更新插件部署状态为TERMINATED", True, "update_host_process_status"),
         (None, "Update plugin deployment status is REMOVED", True, "update_host_process_status"),
@@ -120,7 +120,7 @@ def test_the_table_has_every_name_once() -> None:
     ],
 )
 def test_trap29_step_slugs(code: str | None, name: str | None, plugin: bool, slug: str) -> None:
-    """Trap 29: the code passes, a display text becomes a code of the table, what matches nothing is `other`."""
+    """Trap 29, 4.3: a code passes if it can, where there is none a name of the table counts; all else is `other`."""
     assert step_slug(code, name, plugin=plugin) == slug
 
 
