@@ -15,6 +15,7 @@ from exporter.simulator import nodemgr_api
 from exporter.simulator.nodemgr_world import NodemgrWorld, Part, Target, Truth, Workflow
 from exporter.simulator.server import SimulatorServer
 from tests.support.daemon import BIZ, Daemon, Metrics
+from tests.support.nodeman import Change, changed
 
 HOSTS = [Target(2, f"10.2.0.{number}", number) for number in range(1, 21)]
 FOREIGN = [Target(3, f"10.3.0.{number}", 300 + number) for number in range(1, 6)]
@@ -126,12 +127,18 @@ async def watched(
     scopes: Sequence[Scope] = (BIZ,),
     seed: int = 1,
     nodemgr: dict[str, Any] | None = None,
+    change: Change | None = None,
     **top: Any,
 ) -> AsyncIterator[Nodemgr]:
-    """A platform that listens and a configured exporter that has not been started. Its clock ticks in seconds."""
+    """A platform that listens and a configured exporter that has not been started. Its clock ticks in seconds.
+
+    `change`: what becomes of every answer on its way.
+    """
     one = Nodemgr(directory, scopes=scopes, tick=1.0, seed=seed)
-    async with SimulatorServer(one.platform) as server:
-        one.configure_v3(server.url, nodemgr, **top)
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(SimulatorServer(one.platform))
+        url = await stack.enter_async_context(changed(server.url, change)) if change else server.url
+        one.configure_v3(url, nodemgr, **top)
         try:
             yield one
         finally:

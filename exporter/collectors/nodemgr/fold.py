@@ -86,6 +86,11 @@ class Fold(NodemanFold[NodemgrState, NodemgrConfig, NodemgrRecords]):
             # The id is that of another workflow now.
             self._give_up(key)
             known = None
+        if known is None and row.operate_time is None:
+            self.unknown.append(("nodemgr.operate_time", key))
+            return
+        if known is not None and known.lost:
+            return
         began_at = row.operate_time or 0
         old = self.state is not None and began_at < self.state.begin
         if known is None and old and has_ended(row):
@@ -107,7 +112,8 @@ class Fold(NodemanFold[NodemgrState, NodemgrConfig, NodemgrRecords]):
                 self._count_reopened(key)
                 if not old:  # else it had been counted and forgotten
                     self._count_missed(key, None, row)
-            return Tracked(row.type, row.status, row.operate_time or 0, finish, False, again, timed=again)
+            new = self.state is not None and not old
+            return Tracked(row.type, row.status, row.operate_time or 0, finish, False, again, timed=again, new=new)
         timed = known.timed or known.counted or again
         if known.counted:
             if not known.reopened:
@@ -143,7 +149,7 @@ class Fold(NodemanFold[NodemgrState, NodemgrConfig, NodemgrRecords]):
     def _end(self, key: str, known: Tracked | None, row: Workflow) -> None:
         """An end that has not been counted."""
         baseline = self.state is None
-        known = known or Tracked(row.type, row.status, row.operate_time or 0, None, False)
+        known = known or Tracked(row.type, row.status, row.operate_time or 0, None, False, new=not baseline)
         operations = self._own(key)
         asked = key in self.records.hosts
         if known.counted and not known.reopened:
@@ -172,6 +178,7 @@ class Fold(NodemanFold[NodemgrState, NodemgrConfig, NodemgrRecords]):
             timed=timed or baseline,
             unread=unread,
             taken=known.taken | self._take(key, row, known, operations),
+            new=known.new,
         )
 
     def _update_ended(self, key: str, known: Tracked, row: Workflow) -> None:
@@ -239,9 +246,10 @@ class Fold(NodemanFold[NodemgrState, NodemgrConfig, NodemgrRecords]):
                 state = one.state if one.state in STATES else UNKNOWN
                 labels = (NAME, row.type, one.step, state)
                 name = fingerprint(one)
-                # What had failed before the baseline is known, and not counted.
                 late = self.born if end is None and not known.unread else end or 0
-                if name not in known.taken and name not in taken and self.state is not None and late >= self.born:
+                # In a workflow that the baseline saw, what had failed before is known, and not counted.
+                news = known.new or (self.state is not None and late >= self.born // 1000 * 1000)
+                if news and name not in known.taken and name not in taken:
                     self.count_failure(labels)
                     if state == UNKNOWN:
                         self.unknown.append(("nodemgr.operation.state", one.state))
@@ -261,6 +269,8 @@ class Fold(NodemanFold[NodemgrState, NodemgrConfig, NodemgrRecords]):
                 # A catch-up does not read unfinished workflows again.
                 if now - known.operate_time > self.config.max_unfinished_age * 1000 and not self.records.more:
                     self._give_up(key)
+                    if known.operate_time >= self.records.begin:
+                        self.workflows[key] = msgspec.structs.replace(known, counted=True, unread=False, lost=True)
                 continue
             ended = known.finish_time or known.operate_time
             retried = known.failed and (now - ended < self.config.reopen_window * 1000 or key in of_failing_hosts)

@@ -39,7 +39,8 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `finish_time`: of its newest end that was counted, or that a baseline found. `counted`: that end is its present one.
     `reopened`: it has run again since that end, which was counted. `timed`: it has had its first end. `waits`: how many
     polls found it ended while operations still ran. `unread`: its hosts are still to be read, although it is counted.
-    `taken`: failed operations with their instances, as `fingerprint`s.
+    `taken`: failed operations with their instances, as `fingerprint`s. `new`: it was first seen after the baseline.
+    `lost`: it was given up, and is kept as counted while it can still be listed.
     """
 
     type: str
@@ -52,11 +53,13 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     waits: int = 0
     unread: bool = False
     taken: frozenset[int] = frozenset()
+    new: bool = False
+    lost: bool = False
 
     @property
     def failed(self) -> bool:
         """Whether its newest end was a failure, from which it may be retried."""
-        return self.counted and self.status != "success"
+        return self.counted and self.status != "success" and not self.lost
 
 
 class NodemgrState(NodemanState, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,6 +251,51 @@ async def test_unfinished_ones_are_given_up(tmp_path: Path) -> None:
         page = await daemon.poll(2)
         assert page.by("blueking_nodemgr_workflows_lost_total", "domain") == {("node",): 2}
         assert unfinished(page) == {}
+
+
+async def test_4_1_what_is_given_up_is_lost_once(tmp_path: Path) -> None:
+    """Also while the lists still show it; what becomes of it then is not counted."""
+    async with watched(tmp_path, nodemgr={"max_unfinished_age": "2m"}) as daemon:
+        await daemon.start()
+        daemon.run((HOSTS[0], "success"), takes=400)
+        page = await daemon.poll(2)
+        assert unfinished(page) == {("node", "install_agent"): 1}
+        for _ in range(3):
+            page = await daemon.poll(6)
+            assert page.by("blueking_nodemgr_workflows_lost_total", "domain") == {("node",): 1}
+            assert unfinished(page) == {}
+            await daemon.restart()
+        assert (finished(page), reopened(page)) == ({}, {})
+
+
+async def test_4_1_11_a_workflow_without_a_start_is_no_execution(tmp_path: Path) -> None:
+    """It lies in no window and has no age: it is named, and neither counted nor lost."""
+
+    def without_start(path: str, answer: dict[str, Any]) -> dict[str, Any]:
+        if path.endswith("/node/workflow/list"):
+            answer["data"]["items"] = [{**row, "operate_time": 0} for row in answer["data"]["items"]]
+        return answer
+
+    async with watched(tmp_path, change=without_start) as daemon:
+        await daemon.start()
+        daemon.run((HOSTS[0], "success"), takes=100)
+        page = await daemon.poll(6)
+        assert finished(page) == unfinished(page) == page.by("blueking_nodemgr_workflows_lost_total", "domain") == {}
+        assert own(page, "success") == 1
+        unknown = ("blueking_exporter_unknown_values_total", frozenset({("field", "nodemgr.operate_time")}))
+        assert page.samples[unknown] > 0
+
+
+async def test_4_3_every_failed_host_of_a_run_from_after_the_baseline_is_counted(tmp_path: Path) -> None:
+    """Also where the platform lists the run late, and where an operation still ran when the run had ended."""
+    async with watched(tmp_path) as daemon:
+        await daemon.start()
+        parts = [Part(HOSTS[0], "failed", "wait_gse_ready", 5_000), Part(HOSTS[1], "failed", "wait_gse_ready", 6_000)]
+        late = daemon.v3.start("node", "install_agent", parts, at=int((daemon.now() - 20) * 1000))
+        late.row_lag = 60_000
+        page = await daemon.poll(3)
+        assert finished(page) == {FAILED: 1}
+        assert failures(page) == failing(page) == {WAIT: 2}
 
 
 async def test_a_long_history_is_read_in_slices_and_the_gap_is_told(tmp_path: Path) -> None:
