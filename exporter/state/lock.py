@@ -60,6 +60,13 @@ class StateLock:
         """Whether the file at the path is the one that is locked."""
         return self._holds(self._path)
 
+    def first_bytes(self, length: int) -> bytes:
+        """How the locked file begins, whatever SQLite's log says about that page.
+
+        Another open file would do harm: closing it drops SQLite's locks.
+        """
+        return os.pread(self._held[self._path], length, 0)
+
     def busy(self) -> StateLocked:
         """What to raise when SQLite says that another process has the file."""
         return StateLocked(f"state {self._path} is held by another process ({_holder(self._held[self._path])})")

@@ -37,6 +37,7 @@ PATIENCE = 30.0
 T = TypeVar("T")
 Row = tuple[str, str, str, bytes, float]
 
+_MAGIC = b"SQLite format 3\0"
 _WHERE = "WHERE collector = ? AND bk_scope_type = ? AND bk_scope_id = ?"
 _LOCK_ERRORS = (
     "SQLITE_PROTOCOL",
@@ -318,6 +319,8 @@ class SQLiteStore:
             return "its log was removed or replaced"
         if ignored := ignored_commits(wal):
             return f"its log is damaged: {ignored} commits could not be read again"
+        if self._lock.first_bytes(len(_MAGIC)) not in (_MAGIC, b""):
+            return "the file was overwritten"  # SQLite does not look while its log has the page
         try:
             # A connection of its own: the other one still has good pages in its cache.
             with contextlib.closing(sqlite3.connect(self.path, timeout=5.0)) as db:

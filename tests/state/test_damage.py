@@ -129,6 +129,11 @@ def overwritten(path: Path) -> None:
         file.write(b"no database " * 700)
 
 
+def overwritten_below_the_log(path: Path) -> None:
+    """The log has every page, so SQLite itself sees nothing."""
+    path.write_bytes(b"no database " * 700)
+
+
 def replaced_by_text(path: Path) -> None:
     other = path.with_name("other")
     other.write_text("no database at all")
@@ -157,6 +162,7 @@ DAMAGES: tuple[Callable[[Path], None], ...] = (
     emptied,
     halved,
     overwritten,
+    overwritten_below_the_log,
     replaced_by_text,
     replaced_by_another_state,
     frame_damaged,
