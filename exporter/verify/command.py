@@ -12,6 +12,7 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -34,8 +35,8 @@ from exporter.poller import Observation, Poller, Services, Settings
 from exporter.state.memory import MemoryStore
 from exporter.telemetry import Telemetry
 from exporter.verify.answers import Answers
-from exporter.verify.count import recount
-from exporter.verify.count.base import Id, Reader, Recount, Recounted, Samples
+from exporter.verify.count import RECOUNTS
+from exporter.verify.count.base import Id, Recount, Recounted, Samples
 
 ROUNDS = 5
 """How many times a (collector, scope) is read again while the polls before and after differ."""
@@ -50,7 +51,9 @@ class VerifiedPoller(Poller):
     """A poller that remembers what it has counted. `finished`: the runs that it has counted, by id; `unknown`: (field,
     value) that no table contains."""
 
-    def __init__(self, collector: Collector, settings: Settings, services: Services, recount: Recount | None) -> None:
+    def __init__(
+        self, collector: Collector, settings: Settings, services: Services, recount: Recount[Any, Any]
+    ) -> None:
         super().__init__(collector, settings, services)
         self.recount = recount
         self.finished: dict[Id, list[FinishedRun]] = {}
@@ -58,8 +61,7 @@ class VerifiedPoller(Poller):
 
     async def observe(self, records: Records) -> Observation:
         observation = await super().observe(records)
-        if self.recount is not None:
-            self.recount.note(records)
+        self.recount.note(records)
         self.unknown.update(observation.observed.unknown)
         for run in observation.observed.finished:
             self.finished.setdefault(run.id, []).append(run)
@@ -132,15 +134,15 @@ async def _discover(config: Config, client: Client, clock: Clock) -> Config:
 
 
 def _pollers(config: Config, client: Client, services: Services) -> list[VerifiedPoller]:
-    settings, clock = Settings.of(config), services.clock
-    reader = Reader(clock, 2 * config.blueking.request_timeout)
+    settings, clock, seconds = Settings.of(config), services.clock, 2 * config.blueking.request_timeout
     made: list[VerifiedPoller] = []
     for one in config.scopes:
         apis = platforms(client, one)
         for kind in COLLECTORS:
             if (collector := kind.build(one, apis, clock)) is not None:
-                plain = recount(kind.name, one, apis, reader, clock)
-                made.append(VerifiedPoller(collector, settings, services, plain))
+                own = getattr(one.collectors, kind.name)
+                recount = RECOUNTS[kind.name](one.scope, own, getattr(apis, own.platform), seconds, clock)
+                made.append(VerifiedPoller(collector, settings, services, recount))
     return made
 
 
@@ -160,8 +162,6 @@ async def _poll(pollers: Sequence[VerifiedPoller], seconds: float) -> None:
 
 async def _verify(poller: VerifiedPoller) -> list[Line]:
     """The lines about one (collector, scope)."""
-    if poller.recount is None:
-        return [(f"note  {poller.key}: polled, there is no plain count to compare with", True)]
     if poller.state is None:
         return [(f"FAIL  {poller.key}: no poll was complete: {poller.reason}; {poller.message}", False)]
     for _ in range(ROUNDS):
@@ -228,7 +228,6 @@ def _sum(values: Mapping[Labels, float]) -> dict[Labels, float]:
 
 def _runs(poller: VerifiedPoller, recounted: Recounted, before: Mapping[Id, int]) -> Iterator[str]:
     """Runs whose newest end differs. `before`: how many ends of each run were counted before the second reading."""
-    assert poller.recount is not None
     what, counted = poller.recount.what, poller.finished
     missing = _sorted(id for id in recounted.runs if id not in counted)
     gone = _sorted(id for id in recounted.gone if id in before)

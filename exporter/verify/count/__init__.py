@@ -9,25 +9,19 @@ job, nodeman, nodemgr                    the count of each API
 
 from __future__ import annotations
 
-from exporter.clock import Clock
-from exporter.collectors.base import Platforms
-from exporter.config.schema import ScopeConfig
-from exporter.verify.count.base import Reader, Recount
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.verify.count.base import Recount
 from exporter.verify.count.job import JobRecount
 from exporter.verify.count.nodeman import NodemanJobRecount, SubscriptionRecount, TaskRecount
 from exporter.verify.count.nodemgr import NodemgrRecount
 
-
-def recount(collector: str, one: ScopeConfig, apis: Platforms, reader: Reader, clock: Clock) -> Recount | None:
-    """The plain count for a collector of this scope, None for one that has none."""
-    if collector == "job" and apis.job:
-        return JobRecount(one, apis.job, reader, clock)
-    if collector == "nodeman_job" and apis.nodeman:
-        return NodemanJobRecount(one, apis.nodeman, reader, clock)
-    if collector == "nodeman_subscription" and apis.nodeman:
-        return SubscriptionRecount(one, apis.nodeman, reader, clock)
-    if collector == "nodeman_task" and apis.nodeman_legacy:
-        return TaskRecount(one, apis.nodeman_legacy, reader, clock)
-    if collector == "nodemgr" and apis.nodemgr:
-        return NodemgrRecount(one, apis.nodemgr, reader, clock)
-    return None
+RECOUNTS: Mapping[str, type[Recount[Any, Any]]] = {
+    "job": JobRecount,
+    "nodeman_job": NodemanJobRecount,
+    "nodeman_subscription": SubscriptionRecount,
+    "nodeman_task": TaskRecount,
+    "nodemgr": NodemgrRecount,
+}
+"""The plain count of each collector."""

@@ -1,14 +1,18 @@
-"""What the plain counts share: samples, what a count found, and how long one call may take."""
+"""What the plain counts share: samples, the result of a count, and how a count is made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, TypeVar
 
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import FinishedRun
 from exporter.metrics.family import Labels
+from exporter.model import Scope
+
+A = TypeVar("A")
+C = TypeVar("C")
 
 CONCURRENCY = 4
 """Calls of one count that run at once."""
@@ -67,25 +71,28 @@ class Recounted:
         self.notes: list[str] = []
 
 
-class Recount(Protocol):
-    """Reads again what the polls of one collector have read, and counts it."""
+class Recount(Generic[C, A]):
+    """Reads again what the polls of one collector have read, and counts it. `C`: the settings of the collector, `A`:
+    its API. A call may take `seconds`."""
 
-    what: str
+    what: ClassVar[str]
     """What `Recounted.runs` are called, in the singular."""
 
+    def __init__(self, scope: Scope, config: C, api: A, seconds: float, clock: Clock) -> None:
+        self.scope = scope
+        self.biz = int(scope.bk_scope_id)
+        self.config: C = config
+        self.api: A = api
+        self.seconds = seconds
+        self.clock = clock
+
     def note(self, records: Any) -> None:
-        """Take the records of a complete poll, the first one first."""
+        """Take the records of a complete poll, the first one first. Not needed where one answer contains everything."""
 
     async def read(self, finished: Finished) -> Recounted:
         """Read everything afresh and count it. Raises `ApiError`."""
-
-
-class Reader:
-    """Gives each call its deadline."""
-
-    def __init__(self, clock: Clock, seconds: float) -> None:
-        self._clock = clock
-        self._seconds = seconds
+        raise NotImplementedError
 
     def deadline(self) -> Deadline:
-        return Deadline(self._seconds, self._clock)
+        """The deadline of a call that begins now."""
+        return Deadline(self.seconds, self.clock)

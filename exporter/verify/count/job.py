@@ -10,7 +10,7 @@ from typing import Any
 from exporter.blueking.job import Execution, ExecutionStatus, JobApi, Step
 from exporter.clock import Clock
 from exporter.collectors.calls import gather_bounded
-from exporter.config.schema import JobConfig, ScopeConfig, Watch
+from exporter.config.schema import JobConfig, Watch
 from exporter.errors import ApiError
 from exporter.model import (
     HOST_ALREADY_SUCCEEDED,
@@ -23,11 +23,12 @@ from exporter.model import (
     TASK_TYPES,
     UNKNOWN,
     Host,
+    Scope,
     host_reason,
     job_outcome,
     job_status_slug,
 )
-from exporter.verify.count.base import CONCURRENCY, Finished, Reader, Recounted
+from exporter.verify.count.base import CONCURRENCY, Finished, Recount, Recounted
 from exporter.verify.count.hosts import HostResults, count_failing, labels_of
 
 DURATION = "blueking_job_execution_duration_seconds"
@@ -51,18 +52,14 @@ V3_CONTAINERS = "1240002"
 """Code of a v3 status with container targets, when it is asked for host results."""
 
 
-class JobRecount:
+class JobRecount(Recount[JobConfig, JobApi]):
     """`Recount` of JOB: the list of the window with all pages, and the steps of the executions that `host_results`
     selects. Times in ms."""
 
     what = "execution"
 
-    def __init__(self, one: ScopeConfig, api: JobApi, reader: Reader, clock: Clock) -> None:
-        self._scope = one.scope
-        self._config: JobConfig = one.collectors.job
-        self._api = api
-        self._reader = reader
-        self._clock = clock
+    def __init__(self, scope: Scope, config: JobConfig, api: JobApi, seconds: float, clock: Clock) -> None:
+        super().__init__(scope, config, api, seconds, clock)
         self._begin: int | None = None
         self._known: dict[int, Execution] = {}
         """What the first poll saw."""
@@ -80,7 +77,7 @@ class JobRecount:
             self._answers.setdefault(id, []).append(answer)
 
     async def read(self, finished: Finished) -> Recounted:
-        begin, end = self._begin or 0, round(self._clock.platform() * 1000)
+        begin, end = self._begin or 0, round(self.clock.platform() * 1000)
         rows = await self._list(begin, end)
         older = {id for id, row in self._known.items() if row.create_time < begin and not _ended(row)}
         found = await self._look_up((older | self._seen.keys()) - rows.keys())
@@ -121,7 +118,7 @@ class JobRecount:
     def _is_not_due(self, row: Execution, end: int) -> bool:
         """Whether a retry of this execution is yet to be noticed: outside of the window that is rarely looked for."""
         seen = self._versions(row.id)
-        if not seen or row.create_time >= end - self._config.lookback * 1000 or not _may_run_again(seen[-1]):
+        if not seen or row.create_time >= end - self.config.lookback * 1000 or not _may_run_again(seen[-1]):
             return False
         return (row.status, row.end_time) != (seen[-1].status, seen[-1].end_time)
 
@@ -131,19 +128,19 @@ class JobRecount:
 
     async def _list(self, begin: int, end: int) -> dict[int, Execution]:
         """All executions that were created in [begin, end]."""
-        longest = self._api.max_window
+        longest = self.api.max_window
         if longest is not None and end - begin > longest:
             return await self._list(begin, begin + longest) | await self._list(begin + longest, end)
         rows: dict[int, Execution] = {}
         offset = 0
         while True:
-            if self._api.max_offset is not None and offset > self._api.max_offset and end - begin > 1:
+            if self.api.max_offset is not None and offset > self.api.max_offset and end - begin > 1:
                 middle = (begin + end) // 2
                 return await self._list(begin, middle) | await self._list(middle, end)
-            page = await self._api.list(self._scope, begin, end, offset=offset, deadline=self._reader.deadline())
+            page = await self.api.list(self.scope, begin, end, offset=offset, deadline=self.deadline())
             rows |= {row.id: row for row in page.rows}
             offset += page.size
-            if page.size < self._api.page_size:
+            if page.size < self.api.page_size:
                 return rows
 
     async def _look_up(self, ids: Iterable[int]) -> dict[int, Execution]:
@@ -152,8 +149,8 @@ class JobRecount:
         async def look_up(id: int) -> None:
             created = (self._known.get(id) or self._seen[id][-1]).create_time
             try:
-                page = await self._api.list(
-                    self._scope, created, created + 1, job_instance_id=id, length=1, deadline=self._reader.deadline()
+                page = await self.api.list(
+                    self.scope, created, created + 1, job_instance_id=id, length=1, deadline=self.deadline()
                 )
             except ApiError as error:
                 if error.reason != "not_found":
@@ -189,8 +186,8 @@ class JobRecount:
             samples.observe(WAIT, (task_type,), row.create_time, start)
 
     def _is_unfinished(self, row: Execution) -> bool:
-        age = self._clock.platform() - row.create_time / 1000
-        return not _ended(row) and age <= self._config.max_unfinished_age
+        age = self.clock.platform() - row.create_time / 1000
+        return not _ended(row) and age <= self.config.max_unfinished_age
 
     def _earlier(self, row: Execution) -> list[Execution]:
         """Runs that ended and were retried before the newest one, as the polls saw them."""
@@ -232,7 +229,7 @@ class JobRecount:
                 samples.earliest(WATCHED_UNFINISHED_SINCE, (name,), begun / 1000)
 
     def _watched_as(self, row: Execution) -> Iterator[str]:
-        return (entry.job_name for entry in self._config.watch if _is_watched(entry, row))
+        return (entry.job_name for entry in self.config.watch if _is_watched(entry, row))
 
     async def _count_steps(
         self, recounted: Recounted, counted: Mapping[int, Execution], from_polls: Set[int]
@@ -242,7 +239,7 @@ class JobRecount:
         selected = [id for id, row in counted.items() if self._selects(row.status, _ended(row))]
         answers = await gather_bounded(map(self._status, selected), CONCURRENCY)
         fresh = dict(zip(selected, answers, strict=True))
-        if self._config.host_results != "none":
+        if self.config.host_results != "none":
             recounted.samples.expect("blueking_job_host_results_total", "blueking_job_host_failures_total")
             recounted.samples.expect("blueking_job_step_failures_total", "blueking_job_host_exit_codes_total")
         answers_of: dict[int, list[ExecutionStatus]] = {}
@@ -265,16 +262,16 @@ class JobRecount:
         return answers_of
 
     def _selects(self, status: int, has_end: bool) -> bool:
-        outcome, wanted = job_outcome(status, has_end), self._config.host_results
+        outcome, wanted = job_outcome(status, has_end), self.config.host_results
         return outcome is not None and (wanted == "all" or (wanted == "failed" and outcome == "failure"))
 
     async def _status(self, id: int) -> ExecutionStatus:
         try:
-            return await self._api.status(self._scope, id, host_results=True, deadline=self._reader.deadline())
+            return await self.api.status(self.scope, id, host_results=True, deadline=self.deadline())
         except ApiError as error:
             if error.code != V3_CONTAINERS:
                 raise error.named(f"execution {id}") from None
-        return await self._api.status(self._scope, id, host_results=False, deadline=self._reader.deadline())
+        return await self.api.status(self.scope, id, host_results=False, deadline=self.deadline())
 
     def _count_step(self, recounted: Recounted, step: Step) -> None:
         outcome = job_outcome(step.status, step.end_time is not None)
@@ -312,7 +309,7 @@ class JobRecount:
             for id, of_run in answers.items()
             for answer in of_run
         ]
-        if self._config.host_results == "failed":
+        if self.config.host_results == "failed":
             succeeded = (row for id, row in counted.items() if row.status == SUCCESS and id not in answers)
             runs += [(_time(row.end_time) or 0, row.id, None) for row in succeeded]
         results = HostResults()
@@ -327,9 +324,9 @@ class JobRecount:
                 if code != HOST_ALREADY_SUCCEEDED:
                     labels = None if code == HOST_SUCCESS else (str(code), host_reason(code))
                     results.add(host, id, moment / 1000, labels, group)
-        failing = results.failing(self._clock.platform() - self._config.failing_host_ttl)
-        count_failing(recounted, "blueking_job", results, failing, self._config.max_failing_hosts)
-        if len(failing) <= self._config.max_failing_hosts:
+        failing = results.failing(self.clock.platform() - self.config.failing_host_ttl)
+        count_failing(recounted, "blueking_job", results, failing, self.config.max_failing_hosts)
+        if len(failing) <= self.config.max_failing_hosts:
             recounted.samples[IN_A_ROW] = {
                 labels_of(streak): float(len({one.run for one in streak})) for streak in failing
             }

@@ -12,11 +12,11 @@ from exporter.blueking.nodeman_subscriptions import Instance
 from exporter.clock import Clock
 from exporter.collectors.base import FinishedRun
 from exporter.collectors.calls import gather_bounded
-from exporter.config.schema import NodemanJobConfig, NodemanSubscriptionConfig, NodemanTaskConfig, ScopeConfig
+from exporter.config.schema import NodemanJobConfig, NodemanSubscriptionConfig, NodemanTaskConfig
 from exporter.errors import ApiError
 from exporter.metrics.family import Labels
-from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Host
-from exporter.verify.count.base import CONCURRENCY, PAGE, Finished, Reader, Recounted
+from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Host, Scope
+from exporter.verify.count.base import CONCURRENCY, PAGE, Finished, Recount, Recounted
 from exporter.verify.count.hosts import HostResults, count_failing
 
 DURATION = "blueking_nodeman_job_duration_seconds"
@@ -28,18 +28,14 @@ WEEK = 7 * 86400.0
 """Seconds after which an unfinished NodeMan job is not watched any more."""
 
 
-class NodemanJobRecount:
+class NodemanJobRecount(Recount[NodemanJobConfig, NodemanApi]):
     """`Recount` of NodeMan jobs: the list back to the oldest job that is watched, and the hosts of the jobs that failed
     or may have cleared a host."""
 
     what = "job"
 
-    def __init__(self, one: ScopeConfig, api: NodemanApi, reader: Reader, clock: Clock) -> None:
-        self._biz = int(one.scope.bk_scope_id)
-        self._config: NodemanJobConfig = one.collectors.nodeman_job
-        self._api = api
-        self._reader = reader
-        self._clock = clock
+    def __init__(self, scope: Scope, config: NodemanJobConfig, api: NodemanApi, seconds: float, clock: Clock) -> None:
+        super().__init__(scope, config, api, seconds, clock)
         self._first: dict[int, Job] | None = None
         """What the first poll saw."""
         self._floor: int | None = None
@@ -63,9 +59,9 @@ class NodemanJobRecount:
 
     async def read(self, finished: Finished) -> Recounted:
         first = self._first or {}
-        rows = await self._list() if self._config.discover and self._floor is not None else {}
-        rows |= await self._look_up(sorted((self._watched | set(self._config.job_ids)) - rows.keys()))
-        recounted, now = Recounted(), self._clock.platform()
+        rows = await self._list() if self.config.discover and self._floor is not None else {}
+        rows |= await self._look_up(sorted((self._watched | set(self.config.job_ids)) - rows.keys()))
+        recounted, now = Recounted(), self.clock.platform()
         recounted.gone = {id for id in finished if id not in rows}
         recounted.samples.expect("blueking_nodeman_jobs_finished_total")
         recounted.samples.expect("blueking_nodeman_jobs_unfinished", "blueking_nodeman_job_instances")
@@ -94,9 +90,7 @@ class NodemanJobRecount:
         rows: dict[int, Job] = {}
         number = 1
         while True:
-            page = await self._api.job_list(
-                bk_biz_id=self._biz, page=number, pagesize=PAGE, deadline=self._reader.deadline()
-            )
+            page = await self.api.job_list(bk_biz_id=self.biz, page=number, pagesize=PAGE, deadline=self.deadline())
             jobs = [job for job in page.rows if job is not None]
             rows |= {job.id: job for job in jobs}
             if len(page.rows) < PAGE or number * PAGE >= page.total or any(job.id < least for job in jobs):
@@ -105,23 +99,23 @@ class NodemanJobRecount:
 
     async def _look_up(self, ids: Sequence[int]) -> dict[int, Job]:
         rows: dict[int, Job] = {}
-        if self._api.lists_jobs:
+        if self.api.lists_jobs:
             for start in range(0, len(ids), PAGE):
-                page = await self._api.job_list(
-                    job_ids=ids[start : start + PAGE], pagesize=PAGE, deadline=self._reader.deadline()
+                page = await self.api.job_list(
+                    job_ids=ids[start : start + PAGE], pagesize=PAGE, deadline=self.deadline()
                 )
                 rows |= {job.id: job for job in page.rows if job and self._is_ours(job)}
             return rows
         for id in ids:
             try:
-                rows[id] = (await self._api.job_details(id, deadline=self._reader.deadline())).job
+                rows[id] = (await self.api.job_details(id, deadline=self.deadline())).job
             except ApiError as error:
                 if error.reason != "not_found":
                     raise
         return rows
 
     def _is_ours(self, job: Job) -> bool:
-        return not job.bk_biz_ids or self._biz in job.bk_biz_ids
+        return not job.bk_biz_ids or self.biz in job.bk_biz_ids
 
     def _count(
         self, recounted: Recounted, row: Job, runs: Sequence[FinishedRun], *, is_counted: bool, now: float
@@ -142,7 +136,7 @@ class NodemanJobRecount:
         if not _job_ended(row) and not abandoned:
             status = row.status if row.status in NODEMAN_STATUSES else UNKNOWN
             recounted.samples.add("blueking_nodeman_jobs_unfinished", (row.job_type, status))
-        recent = not _job_ended(row) or bool(runs) or (row.end_time or now) >= now - self._config.max_finished_age
+        recent = not _job_ended(row) or bool(runs) or (row.end_time or now) >= now - self.config.max_finished_age
         if row.statistics is not None and recent and not abandoned:
             names = ("pending", "running", "success", "failed", "ignored")
             numbers = {name: getattr(row.statistics, name) for name in names}
@@ -168,7 +162,7 @@ class NodemanJobRecount:
                 self._add(results, rows[id], seen[:-1] if (id, name) in shown else seen)
         for id in self._missed.keys() & rows:
             for instance in self._missed[id]:
-                if instance.host and instance.bk_biz_id in (None, self._biz) and instance.status == "failed":
+                if instance.host and instance.bk_biz_id in (None, self.biz) and instance.status == "failed":
                     end = instance.finish_time or rows[id].end_time
                     results.add(instance.host, id, end, _labels(rows[id], instance.failure[1]))
         first = min((streak[0].end for streak in results.failing()), default=None)
@@ -177,8 +171,8 @@ class NodemanJobRecount:
             pages = await gather_bounded((self._read_hosts(job.id, "success") for job in succeeded), CONCURRENCY)
             for job, hosts in zip(succeeded, pages, strict=True):
                 self._add(results, job, hosts)
-        failing = results.failing(self._clock.platform() - self._config.failing_host_ttl)
-        count_failing(recounted, "blueking_nodeman", results, failing, self._config.max_failing_hosts)
+        failing = results.failing(self.clock.platform() - self.config.failing_host_ttl)
+        count_failing(recounted, "blueking_nodeman", results, failing, self.config.max_failing_hosts)
 
     def _add(self, results: HostResults, job: Job, hosts: Iterable[HostRow]) -> None:
         """Add the results of the hosts of this business."""
@@ -188,14 +182,14 @@ class NodemanJobRecount:
                 results.add(row.host, job.id, row.end_time or job.end_time, labels)
 
     def _own(self, hosts: Iterable[HostRow]) -> list[HostRow]:
-        return [row for row in hosts if row.bk_biz_id in (None, self._biz)]
+        return [row for row in hosts if row.bk_biz_id in (None, self.biz)]
 
     async def _read_hosts(self, id: int, status: str) -> list[HostRow]:
         hosts: dict[str, HostRow] = {}
         number, total = 1, 1
         while (number - 1) * PAGE < total:
-            page = await self._api.job_details(
-                id, statuses=(status,), page=number, pagesize=PAGE, deadline=self._reader.deadline()
+            page = await self.api.job_details(
+                id, statuses=(status,), page=number, pagesize=PAGE, deadline=self.deadline()
             )
             hosts |= {_instance(row): row for row in page.hosts if not row.filtered}
             number, total = number + 1, page.total
@@ -226,28 +220,18 @@ def _job_ended(row: Job) -> bool:
     return row.end_time is not None if row.status not in NODEMAN_STATUSES else row.status not in NODEMAN_UNFINISHED
 
 
-class SubscriptionRecount:
+class SubscriptionRecount(Recount[NodemanSubscriptionConfig, NodemanApi]):
     """`Recount` of NodeMan subscriptions: the counter of each, and the instances that have failed."""
 
     what = "subscription"
-
-    def __init__(self, one: ScopeConfig, api: NodemanApi, reader: Reader, clock: Clock) -> None:
-        self._biz = int(one.scope.bk_scope_id)
-        self._config: NodemanSubscriptionConfig = one.collectors.nodeman_subscription
-        self._api = api
-        self._reader = reader
-        self._clock = clock
-
-    def note(self, records: Any) -> None:
-        """The polls need not be known: the counter says how things are now."""
 
     async def read(self, finished: Finished) -> Recounted:
         recounted = Recounted()
         recounted.samples.expect("blueking_nodeman_subscription_instances")
         hosts = LatestResults()
-        for id in self._config.subscription_ids:
+        for id in self.config.subscription_ids:
             try:
-                counter = (await self._api.task_result(id, deadline=self._reader.deadline())).counter
+                counter = (await self.api.task_result(id, deadline=self.deadline())).counter
             except ApiError as error:
                 raise error.named(f"subscription {id}") from None
             if counter is None:
@@ -260,44 +244,34 @@ class SubscriptionRecount:
                 label = status if status in NODEMAN_STATUSES else UNKNOWN
                 recounted.samples.add("blueking_nodeman_subscription_instances", (str(id), label), max(0, number))
             for row in await self._read_failed(id) if counter.get("failed") else ():
-                if row.host and row.status == "failed" and row.bk_biz_id in (None, self._biz):
+                if row.host and row.status == "failed" and row.bk_biz_id in (None, self.biz):
                     hosts.add(row.host, row.finish_time, ("nodeman_subscription", *row.failure, ""))
-        hosts.count(recounted, self._clock.platform() - self._config.failing_host_ttl)
+        hosts.count(recounted, self.clock.platform() - self.config.failing_host_ttl)
         return recounted
 
     async def _read_failed(self, id: int) -> list[Instance]:
         rows: dict[str, Instance] = {}
         number, total = 1, 1
         while (number - 1) * PAGE < total:
-            page = await self._api.task_result(
+            page = await self.api.task_result(
                 id, statuses=("failed",), page=number, pagesize=PAGE,
-                with_steps=lambda instance: True, deadline=self._reader.deadline(),
+                with_steps=lambda instance: True, deadline=self.deadline(),
             )  # fmt: skip
             rows |= {row.instance_id: row for row in page.instances}
             number, total = number + 1, page.total or 0
         return list(rows.values())
 
 
-class TaskRecount:
+class TaskRecount(Recount[NodemanTaskConfig, NodemanLegacyApi]):
     """`Recount` of NodeMan 1.x tasks: the hosts of each, by status and by system."""
 
     what = "task"
 
-    def __init__(self, one: ScopeConfig, api: NodemanLegacyApi, reader: Reader, clock: Clock) -> None:
-        self._biz = int(one.scope.bk_scope_id)
-        self._config: NodemanTaskConfig = one.collectors.nodeman_task
-        self._api = api
-        self._reader = reader
-        self._clock = clock
-
-    def note(self, records: Any) -> None:
-        """The polls need not be known: a task says how things are now."""
-
     async def read(self, finished: Finished) -> Recounted:
         recounted, hosts = Recounted(), LatestResults()
-        for id in self._config.job_ids:
+        for id in self.config.job_ids:
             try:
-                task = await self._api.get_task_info(self._biz, id, deadline=self._reader.deadline())
+                task = await self.api.get_task_info(self.biz, id, deadline=self.deadline())
             except ApiError as error:
                 raise error.named(f"task {id}") from None
             for status, number in task.status_count.items():
@@ -312,7 +286,7 @@ class TaskRecount:
                 if host.host and host.status in ("failed", "success"):
                     labels = ("nodeman_task", task.job_type, host.step, host.err_code)
                     hosts.add(host.host, task.end_time, labels if host.status == "failed" else None)
-        hosts.count(recounted, self._clock.platform() - self._config.failing_host_ttl)
+        hosts.count(recounted, self.clock.platform() - self.config.failing_host_ttl)
         return recounted
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from exporter.blueking.nodemgr import DOMAINS, Domain, HostOperation, NodemgrApi, Workflow
 from exporter.clock import Clock
 from exporter.collectors.calls import gather_bounded
-from exporter.config.schema import NodemgrConfig, ScopeConfig
+from exporter.config.schema import NodemgrConfig
 from exporter.metrics.family import Labels
-from exporter.model import UNKNOWN
-from exporter.verify.count.base import CONCURRENCY, PAGE, Finished, Reader, Recounted
+from exporter.model import UNKNOWN, Scope
+from exporter.verify.count.base import CONCURRENCY, PAGE, Finished, Recount, Recounted
 from exporter.verify.count.hosts import HostResults, count_failing
 
 FINISHED = "blueking_nodemgr_workflows_finished_total"
@@ -37,18 +37,14 @@ Operations = dict[tuple[str, str], HostOperation]
 """By operation and instance."""
 
 
-class NodemgrRecount:
+class NodemgrRecount(Recount[NodemgrConfig, NodemgrApi]):
     """`Recount` of NodeMan V3: the lists back to the oldest workflow that the first poll read, and the operations of
     those that failed or may have cleared a host."""
 
     what = "workflow"
 
-    def __init__(self, one: ScopeConfig, api: NodemgrApi, reader: Reader, clock: Clock) -> None:
-        self._biz = int(one.scope.bk_scope_id)
-        self._config: NodemgrConfig = one.collectors.nodemgr
-        self._api = api
-        self._reader = reader
-        self._clock = clock
+    def __init__(self, scope: Scope, config: NodemgrConfig, api: NodemgrApi, seconds: float, clock: Clock) -> None:
+        super().__init__(scope, config, api, seconds, clock)
         self._born: int | None = None
         self._begin = 0
         self._known: Workflows = {}
@@ -74,7 +70,7 @@ class NodemgrRecount:
             self._seen.setdefault(key, []).append(row)
 
     async def read(self, finished: Finished) -> Recounted:
-        now = round(self._clock.platform() * 1000)
+        now = round(self.clock.platform() * 1000)
         rows = await self._list(now)
         rows |= await self._look_up((self._known.keys() | self._seen.keys()) - rows.keys())
         recounted = Recounted()
@@ -108,7 +104,7 @@ class NodemgrRecount:
 
     async def _list(self, now: int) -> Workflows:
         """The workflows that began in the time that the first poll read, or later."""
-        config = self._config
+        config = self.config
         longest = max(60.0, config.lookback, config.reopen_window, config.failing_host_ttl)
         begin, end = math.floor((self._born or now) / 1000 - longest), math.ceil(now / 1000)
         found = [await self._window(domain, begin, end) for domain in DOMAINS]
@@ -132,9 +128,9 @@ class NodemgrRecount:
         return list(rows.values())
 
     async def _page(self, domain: Domain, begin: int, end: int, offset: int = 0) -> tuple[list[Workflow], int]:
-        page = await self._api.workflows(
-            domain, self._biz, begin=begin, end=end, offset=offset, limit=PAGE,
-            node_roles=self._config.node_roles, deadline=self._reader.deadline(),
+        page = await self.api.workflows(
+            domain, self.biz, begin=begin, end=end, offset=offset, limit=PAGE,
+            node_roles=self.config.node_roles, deadline=self.deadline(),
         )  # fmt: skip
         return list(page.rows), page.total
 
@@ -143,9 +139,9 @@ class NodemgrRecount:
         for domain, of_domain in itertools.groupby(sorted(keys), key=lambda key: key[0]):
             ids = [id for _, id in of_domain]
             for start in range(0, len(ids), PAGE):
-                page = await self._api.workflows(
-                    domain, self._biz, ids=ids[start : start + PAGE],
-                    node_roles=self._config.node_roles, deadline=self._reader.deadline(),
+                page = await self.api.workflows(
+                    domain, self.biz, ids=ids[start : start + PAGE],
+                    node_roles=self.config.node_roles, deadline=self.deadline(),
                 )  # fmt: skip
                 rows |= {(domain, row.id): row for row in page.rows}
         return rows
@@ -156,7 +152,7 @@ class NodemgrRecount:
         async def read(key: Key) -> Operations:
             found: Operations = {}
             for offset in itertools.count(0, PAGE):
-                page = await self._api.operations(*key, offset=offset, limit=PAGE, deadline=self._reader.deadline())
+                page = await self.api.operations(*key, offset=offset, limit=PAGE, deadline=self.deadline())
                 found |= _by_instance(page)
                 if len(page) < PAGE:
                     break
@@ -166,7 +162,7 @@ class NodemgrRecount:
         return dict(zip(wanted, await gather_bounded(map(read, wanted), CONCURRENCY), strict=True))
 
     def _is_recent(self, row: Workflow, now: int) -> bool:
-        return (row.finish_time or now) >= now - self._config.failing_host_ttl * 1000
+        return (row.finish_time or now) >= now - self.config.failing_host_ttl * 1000
 
     def _versions(self, key: Key, row: Workflow) -> list[Workflow]:
         """A workflow as the polls saw it and as it is now, oldest first."""
@@ -207,7 +203,7 @@ class NodemgrRecount:
             newest = [*ends.values()][-1]
             recounted.runs[key[1]] = newest if newest in STATUSES else UNKNOWN
         began = row.operate_time or 0
-        if not has_ended and now - began <= self._config.max_unfinished_age * 1000:
+        if not has_ended and now - began <= self.config.max_unfinished_age * 1000:
             samples.add(UNFINISHED, labels)
             samples.earliest(OLDEST_UNFINISHED, (domain,), began / 1000)
         # A running one with a finish time runs again.
@@ -244,12 +240,12 @@ class NodemgrRecount:
             for key, of in succeeded.items():
                 for one in of.values():
                     self._add(results, key, rows[key], one, now)
-        failing = results.failing(now / 1000 - self._config.failing_host_ttl)
-        count_failing(recounted, "blueking_nodeman", results, failing, self._config.max_failing_hosts)
+        failing = results.failing(now / 1000 - self.config.failing_host_ttl)
+        count_failing(recounted, "blueking_nodeman", results, failing, self.config.max_failing_hosts)
 
     def _add(self, results: HostResults, key: Key, row: Workflow, one: HostOperation, now: int) -> Labels | None:
         """Add the result of an operation of this business; the labels of a failure."""
-        if _is_running(one) or one.bk_biz_id not in (None, self._biz):
+        if _is_running(one) or one.bk_biz_id not in (None, self.biz):
             return None
         state = one.state if one.state in STATES else UNKNOWN
         labels = None if one.state == "success" else ("nodemgr", row.type, one.step, state)
