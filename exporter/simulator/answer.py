@@ -1,4 +1,4 @@
-"""What one part of the platform hands to the next on the way back to the client."""
+"""The answer of a handler, before it is sent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Answer:
-    """What a handler answers: a JSON value, or raw bytes that are sent as they are. `content_type` may be absent."""
+    """The answer of a handler: a JSON value, or raw bytes that are sent unchanged. `content_type` may be None."""
 
     body: object
     status: int = 200

@@ -1,4 +1,4 @@
-"""How JOB answers: get_job_instance_list and get_job_instance_status in v4, v3 and ESB form.
+"""The API of the simulated JOB: get_job_instance_list and get_job_instance_status in v4, v3 and ESB form.
 
 Facts: bk-job EsbGetJobInstanceList{V3,V4}ResourceImpl, EsbGetJobInstanceStatusV3ResourceImpl,
 OpenApiGetJobInstanceStatusV4ResourceImpl, EsbExceptionControllerAdvice, EsbV4ExceptionControllerAdvice.
@@ -23,7 +23,7 @@ V4_MAX_OFFSET = 10_000
 V4_MAX_LENGTH = 200
 V3_MAX_LENGTH = 1000
 SHOWS_ELAPSED = frozenset({RUNNING, WAITING_USER, STOPPING})
-"""Statuses for which the list (and only the list) fills total_time with the time elapsed so far."""
+"""Statuses for which the list, and only the list, returns the time elapsed so far as total_time."""
 AGENT_CODES = frozenset({1, 310})
 
 NO_PERMISSION, INTERNAL, BAD_REQUEST, NO_SCOPE, NO_INSTANCE, NO_USER = (
@@ -39,7 +39,7 @@ V4_ERRORS = {
     NO_SCOPE: (404, "NOT_FOUND"),
     NO_INSTANCE: (404, "NOT_FOUND"),
 }
-"""HTTP status and code word in v4; everything else is an INVALID_ARGUMENT."""
+"""HTTP status and code word in v4; all other codes are INVALID_ARGUMENT."""
 
 MESSAGES = {
     NO_PERMISSION: ("用户({0})权限不足，请前往权限中心确认并申请补充后重试", "User ({0}) permission not allowed, please confirm and apply permission in IAM and try again"),  # noqa: E501
@@ -58,11 +58,11 @@ MESSAGES = {
 
 
 class Unavailable(Exception):
-    """A proxy says that JOB cannot answer for now."""
+    """A proxy answers that JOB is not available."""
 
 
 class Refused(Exception):
-    """JOB says no. `action`: the IAM action that is missing."""
+    """JOB refuses the call. `action`: the missing IAM action."""
 
     def __init__(self, code: int, detail: object = "", *, action: str = "", scope: Scope | None = None) -> None:
         super().__init__(code, detail)
@@ -73,7 +73,8 @@ class Refused(Exception):
 
 
 def routes(platform: Platform) -> Iterable[Endpoint]:
-    """Both operations in every dialect, the gateway's as user type and as app type (`/system/`)."""
+    """Both operations in every dialect. Those of the gateway are there twice: for users and for applications
+    (`/system/`)."""
     job = _Job(platform)
     for api in (LIST, STATUS):
         for version in ("v4", "v3"):
@@ -263,7 +264,7 @@ class _Job:
 
 
 class _Parameters:
-    """The parameters of one call, read as JOB's binding reads them."""
+    """The parameters of one call, validated as JOB validates them."""
 
     def __init__(self, call: Call) -> None:
         self._call = call

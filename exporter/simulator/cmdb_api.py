@@ -1,7 +1,7 @@
-"""The CMDB of the simulated platform: search_business and list_business_set with their traps.
+"""The CMDB of the simulated platform: search_business and list_business_set.
 
-A user who may see nothing gets an empty list and success; a list of sets is then `info: null`, and also when IAM fails.
-Facts: bk-cmdb inst_business.go, inst_business_set.go.
+A user without permission gets an empty list and success; for business sets the list is then `info: null`. The same
+happens when IAM fails. Facts: bk-cmdb inst_business.go, inst_business_set.go.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from exporter.simulator.platform import Call, Endpoint, Platform
 GATEWAY = "/api/bk-cmdb/prod/api/v3"
 ESB = "/api/c/compapi/v2/cc"
 PAGE = 1000
-"""The largest page that CMDB gives."""
+"""The largest page of CMDB."""
 
 
 @dataclass
 class CmdbWorld:
-    """What there is and who may see it; attributes act on the next request.
+    """The businesses and business sets, and which of them the user may see. Changed attributes take effect with the
+    next request.
 
-    `visible`: ids of the businesses and sets that the user may find, None for all; `archived`: businesses that are left
-    out; `iam_fails`: search_business refuses then, list_business_set looks empty.
+    `visible`: ids of the businesses and sets that the user may see, None for all. `archived`: businesses that the
+    lists leave out. `iam_fails`: search_business refuses, list_business_set answers an empty list.
     """
 
     businesses: dict[int, str] = field(default_factory=dict)
@@ -46,7 +47,8 @@ class CmdbWorld:
 
 
 def routes(platform: Platform) -> list[Endpoint]:
-    """The CMDB routes of gateway and ESB. The world is `platform.cmdb`, made of the platform's scopes at first."""
+    """The CMDB routes of gateway and ESB. They use `platform.cmdb`; if it is not set, it is created from the
+    platform's scopes."""
     if platform.cmdb is None:
         platform.cmdb = CmdbWorld.of(platform.scopes)
 

@@ -1,4 +1,4 @@
-"""The simulator's own paths, beside the vendor's: for tests and demonstrations in other processes.
+"""The paths of the simulator itself, for tests and demonstrations in other processes.
 
     GET  /-/ledger?bk_scope_type=biz&bk_scope_id=2[&since_ms=][&until_ms=][&host_results=failed|all|none]
                               [&dialect=v4|v3]
@@ -12,12 +12,12 @@
                               "exit_code"}} answers {"job_instance_id"}
     POST /-/world/retry       {"job_instance_id", "duration", "results", "all_hosts"}
     POST /-/world/stop        {"job_instance_id", "after"}
-    POST /-/world/calm        {}: the traffic of `simulate` ends, so that counts can be compared at leisure
+    POST /-/world/calm        {}: the traffic of `simulate` ends, so that counts can be compared
     POST /-/world/vanish      {"job_instance_id"}
     POST /-/world/status      {"job_instance_id", "status", "end_time"}
     POST /-/world/fault       {"name" and the other fields of faults.Fault, maybe a scope}, or {"clear": name or null}
 
-A mistake in the request is a 400 with {"error"}.
+An invalid request gets a 400 with {"error"}.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from exporter.simulator.world import Outcome, StepScript, Target
 
 
 def add_routes(app: web.Application, platform: Platform) -> None:
-    """Hang these paths into an application."""
+    """Add these paths to an application."""
 
     async def ledger(request: web.Request) -> web.Response:
         query: dict[str, Any] = dict(request.query)

@@ -1,8 +1,8 @@
-"""Everything that goes wrong between a platform and its client, by name.
+"""Faults between a platform and its client, by name.
 
 A fault is added to `Faults` for an API, a scope, every n-th matching call, a number of times or a probability. The
-catalogue `FAULTS` says what each does. Those in `ACTED_BY_HANDLERS` need knowledge of the API and are acted out in
-its module; all others work on any API.
+catalogue `FAULTS` says what each fault does. Those in `ACTED_BY_HANDLERS` need knowledge of the API: the module of
+that API implements them. All others work for any API.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ ACTED_BY_HANDLERS = frozenset({"refused", "permission", "wrong_total", "repeated
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault and when it strikes. `execution`: calls that name this job_instance_id. `having`: calls with this
-    parameter. `every`: each n-th matching call. `times`: then it is over."""
+    """One fault, and the calls that it affects. `execution`: calls that name this job_instance_id. `having`: calls
+    with this parameter. `every`: each n-th matching call. `times`: after so many calls the fault ends."""
 
     name: str
     probability: float = 1.0
@@ -95,7 +95,7 @@ class Fault:
     times: int | None = None
     value: float | str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Added to the answer, for example Retry-After."""
+    """Headers that are added to the answer, for example Retry-After."""
 
     def __post_init__(self) -> None:
         if self.name not in FAULTS:
@@ -138,7 +138,7 @@ class Faults:
         self._active = [entry for entry in self._active if name is not None and entry[0].name != name]
 
     def choose(self, api: str, scope: Scope | None, params: Mapping[str, object]) -> tuple[Fault, ...]:
-        """The faults that strike this call."""
+        """The faults that affect this call."""
         chosen = []
         for fault, counts in self._active:
             if fault.api not in (None, api) or fault.scope not in (None, scope):
@@ -166,7 +166,7 @@ PHRASES = {500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unava
 
 
 def replace(fault: Fault, url: str, garbage: bytes) -> Answer | None:
-    """The answer that a fault puts in the place of the real one, None if it does no such thing."""
+    """The answer that a fault returns instead of the real one; None if the fault does not replace the answer."""
     headers = dict(fault.headers)
     match fault.name:
         case "http_500" | "http_502" | "http_503" | "http_504":
@@ -193,7 +193,7 @@ def replace(fault: Fault, url: str, garbage: bytes) -> Answer | None:
 
 
 def rewrite(fault: Fault, answer: Answer) -> Answer:
-    """The real answer, spoilt. `answer.body` is bytes."""
+    """The real answer, changed by the fault. `answer.body` is bytes."""
     assert isinstance(answer.body, bytes)
     body, headers = answer.body, {**answer.headers, **fault.headers}
 
@@ -237,7 +237,7 @@ def rewrite(fault: Fault, answer: Answer) -> Answer:
 
 
 async def break_off(fault: Fault, request: web.Request, answer: Answer) -> web.StreamResponse | None:
-    """Play a fault of the wire itself; None if this fault leaves the wire alone."""
+    """Send a broken HTTP response; None if the fault does not break the connection."""
     assert isinstance(answer.body, bytes)
     body, half = answer.body, len(answer.body) // 2
     head = (
@@ -285,7 +285,7 @@ async def _start(request: web.Request, answer: Answer, headers: Mapping[str, str
 
 
 async def _raw(request: web.Request, sent: bytes, *, reset: bool = False) -> web.StreamResponse:
-    """Send exactly these bytes and close, past aiohttp, which would not let anyone send them."""
+    """Send exactly these bytes and close the connection. They bypass aiohttp, which would refuse to send them."""
     transport = request.transport
     if transport is not None:
         transport.write(sent)

@@ -1,4 +1,4 @@
-"""What the API gateway and the ESB put around the systems behind them: credentials, limits, error envelopes.
+"""What the API gateway and the ESB add to the systems behind them: authentication, rate limits, error envelopes.
 
 Facts: bk-apigateway plugins bk-auth-verify and bk-core/errorx; paas-ce esb common/errors.py, channel/base.py.
 """
@@ -30,7 +30,7 @@ def gateway_error(platform: Platform, status: int, code: int, code_name: str, me
 
 
 def esb_error(platform: Platform, code: int, message: str) -> Answer:
-    """The ESB answers every trouble with HTTP 200."""
+    """An error of the ESB: always HTTP 200."""
     return Answer({
         "result": False, "code": code, "data": None, "message": message,
         "request_id": f"{platform.random.getrandbits(128):032x}",
@@ -56,14 +56,14 @@ def esb_wrap(platform: Platform, call: Call, answer: Answer) -> Answer:
 def authenticate(
     platform: Platform, call: Call, headers: Mapping[str, str], cookies: Mapping[str, str], given: Mapping[str, object]
 ) -> Answer | None:
-    """Set `call.user`, or answer the refusal. `given`: the credentials found among the parameters."""
+    """Set `call.user`, or return the refusal. `given`: the credentials among the parameters."""
     if call.dialect == "esb":
         return _esb_credentials(platform, call, headers, cookies, given)
     return _gateway_credentials(platform, call, headers, cookies)
 
 
 def limit(platform: Platform, call: Call) -> tuple[Answer | None, dict[str, str]]:
-    """Count the call against the rate limit: the refusal, if any, and the headers that every answer then carries."""
+    """Count the call for the rate limit. Returns the refusal, if any, and the headers of every answer."""
     remaining = platform.take_quota()
     if remaining is None:
         return None, {}

@@ -1,12 +1,13 @@
-"""The truth: what happened in JOB, and what a correct exporter must therefore have counted.
+"""The truth: what happened in JOB, and what a correct exporter must have counted.
 
-The world writes an entry when something happens; `truth` folds the entries by the rules of the metric reference, from
-the events alone. It shares no code with the exporter but the vocabulary, so that both being wrong alike is unlikely.
+The world writes an entry for each event; `truth` computes the metrics from the entries, by the rules of the metric
+reference. Apart from the words of BlueKing it shares no code with the exporter, so that both are unlikely to have the
+same error.
 
-It assumes that every run is seen. Runs that begin *and* end between two looks of an exporter merge into one there, and
-are two here: let at least one poll pass between two ends of the same execution before comparing. An exporter asks a few
-times for steps that go on running after their execution has ended: until it has stopped doing so, `Truth.pending` is
-not 0, and nothing can be compared.
+It assumes that the exporter sees every run. Runs that begin *and* end between two polls are one run for the exporter
+and two runs here: let at least one poll happen between two ends of the same execution before comparing. An exporter
+reads steps a few more times if they still run after their execution has ended. Until it has stopped doing so,
+`Truth.pending` is not 0 and nothing can be compared.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ RUNNING_STEP = frozenset({2, 10})
 RUNNING_HOST = 7
 DAY_MS = 86_400_000
 FUTURE_MS = 300_000
-"""A time further ahead than this is none."""
+"""ms: a time further in the future is invalid."""
 Refusal = Literal["", "for good", "for now"]
 
 
 @dataclass(frozen=True, slots=True)
 class HostResult:
-    """What came of one target in one attempt of a step. `host` None: a container."""
+    """The result of one target in one attempt of a step. `host` None: a container."""
 
     host: Host | None
     code: int
@@ -56,7 +57,7 @@ class HostResult:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The newest attempt of a step, as it stood when a run of the execution ended."""
+    """The newest attempt of a step, as it was when a run of the execution ended."""
 
     step_id: int
     execute_count: int
@@ -67,14 +68,14 @@ class Attempt:
 
     @property
     def running(self) -> bool:
-        """Whether it still ran, on the platform, when the execution had ended."""
+        """Whether the platform showed it as running when the execution had ended."""
         return self.status in RUNNING_STEP or any(result.code == RUNNING_HOST for result in self.results)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The execution has become this, with times as the platform shows them. `attempts` where it has ended. `gone`: the
-    platform forgot it."""
+    """A new status of an execution, with times as the platform shows them. `attempts`: if it has ended. `gone`: the
+    platform no longer knows it."""
 
     at_ms: int
     status: int
@@ -83,7 +84,7 @@ class Change:
     attempts: tuple[Attempt, ...] = ()
     gone: bool = False
     without_hosts: bool = False
-    """The API gives no host results."""
+    """The API returns no host results."""
 
     @property
     def ended(self) -> bool:
@@ -92,9 +93,9 @@ class Change:
 
 @dataclass(slots=True)
 class Record:
-    """All that happened to one execution, in the order of time. `known_ms`: when it could first be listed.
-    `status_refused`: whether the platform gives its status. `look_up_refused`: it is shown by its creation only, not by
-    its id or status."""
+    """All changes of one execution, in the order of time. `known_ms`: when the list first shows it. `status_refused`:
+    whether the platform refuses its status. `look_up_refused`: the list shows it by its creation time only, not by its
+    id or status."""
 
     id: int
     scope: Scope
@@ -110,7 +111,7 @@ class Record:
 
     @property
     def plan(self) -> object:
-        """What later executions share with this one: the plan, for ad-hoc runs the name."""
+        """The plan of the execution, or its name if it has no plan."""
         return self.plan_id if self.plan_id > 0 else self.name
 
 
@@ -194,10 +195,10 @@ class Truth:
 
 @dataclass(frozen=True)
 class Exporter:
-    """What the truth depends on besides what happened: how the exporter is configured. Durations in seconds.
+    """The configuration of the exporter, on which the truth depends. Durations in seconds.
 
-    `dialect` v3 (the ESB too): no IPv6 addresses, and no host results of an execution with a container in it. `watch`:
-    job_name → name of the executions. `asks_again`: for how long, at most, steps are asked for that still run.
+    `dialect` v3 (the ESB too): no IPv6 addresses, and no host results of an execution that has a container. `watch`:
+    job_name → name of the executions. `asks_again`: for how long, at most, the exporter reads steps that still run.
     """
 
     host_results: HostResults = "failed"
@@ -211,7 +212,7 @@ class Exporter:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One end of an execution; `again`: another look at the steps of the same end."""
+    """One end of an execution; `again`: the steps of the same end are read once more."""
 
     record: Record
     at_ms: int
@@ -228,7 +229,7 @@ class Ledger:
     def __init__(self) -> None:
         self.records: dict[int, Record] = {}
         self.begins_ms = 0
-        """What ended before it may have been forgotten."""
+        """Executions that ended before this time may have been dropped."""
         self._by_scope: dict[Scope, list[Record]] = {}
 
     def created(self, record: Record) -> None:
@@ -254,10 +255,10 @@ class Ledger:
         until_ms: int,
         exporter: Exporter = DEFAULT,
     ) -> Truth:
-        """What an exporter must show at `until_ms` whose baseline was taken at `since_ms`.
+        """The values that an exporter must show at `until_ms`, if it made its baseline at `since_ms`.
 
-        What had ended by the baseline counts nothing; what was unfinished then is not in `created` but counts when it
-        ends. Raises ValueError when part of it has been forgotten.
+        Executions that had ended before the baseline are not counted. Executions that were unfinished then are not in
+        `created` and are counted when they end. Raises ValueError if a part of the entries has been dropped.
         """
         if since_ms < self.begins_ms:
             raise ValueError(f"the ledger begins at {self.begins_ms} ms")
@@ -279,7 +280,7 @@ class Ledger:
 
 
 def _as_v3(change: Change) -> Change:
-    """What the v3 API can tell of it."""
+    """The change as the v3 API shows it."""
     results = [result for attempt in change.attempts for result in attempt.results]
     if any(result.host is None for result in results):
         attempts = tuple(replace(attempt, results=()) for attempt in change.attempts)
@@ -304,12 +305,12 @@ def _task_type(record: Record) -> str:
 
 
 def _known(time_ms: int | None, now_ms: int) -> int | None:
-    """A time of the platform, unless it is none: 0, negative, or far in the future."""
+    """A time of the platform; None for an invalid one: 0, negative, or far in the future."""
     return time_ms if time_ms is not None and 0 < time_ms <= now_ms + FUTURE_MS else None
 
 
 class _Follower:
-    """Folds the changes of one execution into a truth, and appends its new runs to `runs`."""
+    """Adds the changes of one execution to a truth, and its new runs to `runs`."""
 
     def __init__(
         self, record: Record, since_ms: int, until_ms: int, exporter: Exporter, truth: Truth, runs: list[_Run]
@@ -341,7 +342,7 @@ class _Follower:
         return old
 
     def _take_baseline(self) -> set[tuple[int, int]]:
-        """Of what had happened by the baseline only the outcome can be known."""
+        """Take the outcome of the changes before the baseline; nothing else of them is known."""
         for change in self.before:
             self._mark_finished(change, self._end(change), first=False)
         if not self.before:
@@ -433,7 +434,7 @@ def _observe(histogram: dict[str, tuple[int, float]], task_type: str, seconds: f
 
 @dataclass(slots=True)
 class _News:
-    """The newest result of one host in one execution. `first_ms`: the first of the failures there that led to it."""
+    """The newest result of one host in one execution. `first_ms`: the first of its failures in that execution."""
 
     host: Host
     end_ms: int
@@ -451,7 +452,7 @@ def _failed(code: int) -> bool:
 
 
 class _Streaks:
-    """Per host the results of the executions in which it was seen. One address is one host, with or without its id."""
+    """The results of each host by execution. One address is one host, with or without its id."""
 
     def __init__(self) -> None:
         self.results: dict[str, dict[int, _News]] = {}
@@ -500,7 +501,7 @@ class _Streaks:
         return min(news.first_ms if news.first_ms > cleared else news.end_ms for news in streak)
 
     def _cleared(self, identity: str) -> int:
-        """The newest success of the host."""
+        """The time of the newest success of the host."""
         return max((news.end_ms for news in self.results[identity].values() if not news.failed), default=-1)
 
 
@@ -515,11 +516,11 @@ def _examine(
     until_ms: int,
     truth: Truth,
 ) -> _Streaks:
-    """Fold the host results of the runs, in the order of time, as far as an exporter asks for them."""
+    """Add the host results of the runs, in the order of time, as far as an exporter reads them."""
     streaks = _Streaks()
     counted: dict[int, set[tuple[int, int]]] = baseline
     running: dict[int, _Run] = {}
-    """Runs whose steps still ran when they were first asked for, by record."""
+    """Runs whose steps still ran when they were first read, by record."""
 
     def take(run: _Run, *, last: bool) -> None:
         known = counted[id(run.record)]

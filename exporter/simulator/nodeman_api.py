@@ -1,7 +1,7 @@
-"""The HTTP face of the simulated NodeMan: job_list, job_details, task_result, and get_task_info of 1.x.
+"""The API of the simulated NodeMan: job_list, job_details, task_result, and get_task_info of 1.x.
 
-Facts: bk-nodeman v2.4.7 as read and as run (apps/generic.py, apps/node_man, apps/backend/subscription); NodeMan 1.x
-from its documents and a public copy of its sources.
+Facts: bk-nodeman v2.4.7, from its source code and from running it (apps/generic.py, apps/node_man,
+apps/backend/subscription); NodeMan 1.x from its documents and a public copy of its source code.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CLOUDS = {0: "直连区域", 7: "idc-b"}
 
 
 class Refused(Exception):
-    """The API refuses: NodeMan folds it into HTTP 200. `code` is text for a missing permission only."""
+    """NodeMan refuses the call, with HTTP 200. `code` is text for a missing permission, else a number."""
 
     def __init__(self, code: int | str, message: str, data: object = None) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class Refused(Exception):
 
 
 def world_of(platform: Platform) -> NodemanWorld:
-    """The NodeMan of a platform; an empty one on the first call."""
+    """The NodeMan of a platform. The first call creates an empty one."""
     if not isinstance(platform.nodeman, NodemanWorld):
         platform.nodeman = NodemanWorld(platform.now, platform.seed)
     return platform.nodeman
@@ -59,9 +59,10 @@ def world_of(platform: Platform) -> NodemanWorld:
 def populate(
     platform: Platform, hosts: Mapping[int, Sequence[Target]] | None = None, *, history: float = 7200.0
 ) -> Traffic:
-    """Give every business traffic, `history` seconds of it in the past, on `hosts`; the default are those of JOB.
+    """Start traffic in every business, `history` seconds of it in the past, on `hosts`; the default are the hosts of
+    JOB.
 
-    What the answer holds by business, a policy and a task of 1.x, can be watched by id.
+    Returns a policy and a task of 1.x per business, which can be configured by their ids.
     """
     if hosts is None:
         hosts = {
@@ -80,7 +81,7 @@ def populate(
 
 
 def routes(platform: Platform) -> list[Endpoint]:
-    """Every NodeMan route of the platform: the gateway with its app-type twins, and the ESB."""
+    """All NodeMan routes of the platform: gateway, gateway for applications (`/system/`), ESB."""
     api = NodemanApi(world_of(platform))
     endpoints: list[Endpoint] = []
 
@@ -564,7 +565,7 @@ def _collect(sub_steps: Sequence[SubStep]) -> str:
 
 
 def _need_trees(subscription: Subscription, shown: Sequence[Record]) -> None:
-    """No row can be made of a task whose pipeline tree is missing."""
+    """Refuse the call if the pipeline tree of a task is missing: then NodeMan cannot build its rows."""
     if not all(subscription.tasks[record.task_id].tree for record in shown):
         raise Refused(3800500, "系统错误，请联系管理员")
 
@@ -572,7 +573,7 @@ def _need_trees(subscription: Subscription, shown: Sequence[Record]) -> None:
 def _choose(
     records: Sequence[Record], statuses: Sequence[object] | None, instance_ids: Sequence[object] | None, now: float
 ) -> list[Record]:
-    """Apply the filters to the newest records; None is no filter, an empty list matches nothing."""
+    """Filter the newest records. None is no filter, an empty list matches nothing."""
     return [
         record
         for record in records

@@ -1,7 +1,7 @@
-"""What really happened in a simulated NodeMan, per business: the exporter's counts are compared with this.
+"""The truth: what happened in a simulated NodeMan, per business. Tests compare the exporter's counts with it.
 
-The ledger walks the world's records, not its answers, and knows nothing of polls. `since` excludes and `until`
-includes; both are unix seconds, `until` defaults to the world's clock.
+The ledger reads the records of the world, not the answers of its API, and knows nothing about polls. `since` is
+exclusive, `until` inclusive; both are unix seconds. The default of `until` is now.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Collector = Literal["nodeman_job", "nodeman_subscription", "nodeman_task"]
 COLLECTORS: tuple[Collector, ...] = ("nodeman_job", "nodeman_subscription", "nodeman_task")
 
 NO_STEP = "other"
-"""The step of a failure that shows no failed sub-step: revoked, a service instance, 1.x, and to who sees the job only
-the second step of a subscription."""
+"""The step of a failure without a failed sub-step: a revoked run, a service instance, NodeMan 1.x, and the second step
+of a subscription in the answers about a job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Failing:
-    """A host that fails now: its newest failure, and since when it has done nothing but fail."""
+    """A host that fails now: its newest failure, and the first of its failures without a success after it."""
 
     newest: Result
     since: float
@@ -45,7 +45,7 @@ class Failing:
 
 
 class NodemanLedger:
-    """The truth about `world`. All methods take the business first."""
+    """The truth about `world`. The first argument of each method is the business."""
 
     def __init__(self, world: NodemanWorld) -> None:
         self.world = world
@@ -53,8 +53,8 @@ class NodemanLedger:
     def jobs_finished(self, biz: int, since: float = 0.0, until: float | None = None) -> Counter[tuple[str, str]]:
         """Jobs by (job_type, status in lower case) that the platform showed as ended, once per run.
 
-        A revoked job counts as terminated. The platform replaces that within 30 s by what the hosts say, so whoever
-        looks later sees it as failed, part_failed or success.
+        A revoked job counts as terminated. Within 30 s the platform replaces this status by one computed from the
+        hosts: a later reader sees failed, part_failed or success.
         """
         until = self._now(until)
         return Counter(
@@ -78,7 +78,7 @@ class NodemanLedger:
         return +counts
 
     def subscription_instances(self, subscription_id: int) -> Counter[str]:
-        """Instances of the newest task by status; of all tasks, where creating the newest one has failed."""
+        """Instances of the newest task by status. If the creation of the newest task has failed: of all tasks."""
         now = self._now(None)
         subscription = self.world.subscriptions[subscription_id]
         task = subscription.tasks[max(subscription.tasks)]
@@ -103,8 +103,8 @@ class NodemanLedger:
     def hosts_failing(
         self, biz: int, collector: Collector, until: float | None = None, only: Collection[int] | None = None
     ) -> dict[Target, Failing]:
-        """The hosts whose newest result is a failure. The platform shows whole seconds: of two results in the same one
-        nobody knows which is newer, and the success is taken for it."""
+        """The hosts whose newest result is a failure. The platform shows whole seconds: of a failure and a success in
+        the same second, the success counts as the newer one."""
         failing: dict[Target, Failing] = {}
         for result in sorted(
             self.results(biz, collector, until, only), key=lambda result: (int(result.at), not result.failed)
@@ -118,7 +118,7 @@ class NodemanLedger:
     def results(
         self, biz: int, collector: Collector, until: float | None = None, only: Collection[int] | None = None
     ) -> list[Result]:
-        """Every ended attempt on a host of the business that the collector can learn of, oldest first."""
+        """Every ended attempt on a host of the business that the collector can read, oldest first."""
         until = self._now(until)
         found = [r for r in self._results(biz, collector, only) if r.at <= until]
         return sorted(found, key=lambda result: result.at)
@@ -126,8 +126,8 @@ class NodemanLedger:
     def as_json(
         self, biz: int, subscription_ids: Collection[int], since: float = 0.0, until: float | None = None
     ) -> dict[str, object]:
-        """Everything about a business as lists of {labels, "value"}, for tests in other processes. Of subscriptions
-        these only: each job has one too."""
+        """The truth about a business as lists of {labels, "value"}, for tests in other processes. `subscription_ids`:
+        the subscriptions to include, since each job has one too."""
         failures: Counter[tuple[str, ...]] = Counter()
         hosts: list[dict[str, object]] = []
         for collector in COLLECTORS:
@@ -165,7 +165,7 @@ class NodemanLedger:
     def _records(
         self, biz: int, collector: Collector, only: Collection[int] | None
     ) -> Iterator[tuple[str, str, Iterable[Record]]]:
-        """Records with the job type of their first step, and of their second one as far as it can be seen."""
+        """Records with the job types of their first step and, if an answer shows it, of their second step."""
         if collector == "nodeman_job":
             for job in self._jobs(biz):
                 if only is None or job.id in only:

@@ -1,8 +1,8 @@
 """A simulated NodeMan 2.x and 1.x: subscriptions, tasks, instance records, and the jobs that show them.
 
-Nothing runs here: what an instance does is decided when its task is created, and every read computes from the clock how
-far that has come. So the same world works in real, fast and virtual time. What happens *to* a job (retry, revoke, the
-platform's own 30 s statistics task) happens at a point in time and is carried out, in order, before the next read.
+There is no background task: the course of an instance is decided when its task is created, and every read computes
+from the clock how far it has come. So the world works in real, fast and virtual time. Changes of a job (retry, revoke,
+the platform's own statistics task every 30 s) have a time; each read first carries out those that are due, in order.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from functools import partial
 
 UNFINISHED = ("PENDING", "RUNNING")
 COUNTED = ("PENDING", "RUNNING", "SUCCESS", "FAILED", "IGNORED")
-"""The statuses that `statistics` knows; REMOVED and all others vanish from it."""
+"""The statuses that `statistics` contains; REMOVED and all others are missing in it."""
 
 REMOVED = "REMOVED"
-"""Given as the outcome of a host: it left the scope of the subscription, its steps never run."""
+"""An outcome of a host: it left the scope of the subscription, and its steps never run."""
 
 STATISTICS_PERIOD = 30.0
-"""The background task that refreshes the rows of unfinished (and terminated) jobs; its runs are multiples of this."""
+"""Seconds between two runs of the platform's task that updates the rows of unfinished and terminated jobs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A host as CMDB knows it, None as id if it never gets registered; with a `service_id` a service instance on it."""
+    """A host of CMDB; its id is None if it is never registered. With a `service_id`: a service instance on it."""
 
     bk_biz_id: int
     ip: str
@@ -39,7 +39,7 @@ class Target:
     service_id: int | None = None
 
     def instance_id(self, by_address: bool) -> str:
-        """The id of the instance in a subscription; hosts to be registered are named by their address."""
+        """The id of the instance in a subscription. It contains the address if the host is not registered yet."""
         if self.service_id is not None:
             return f"service|instance|service|{self.service_id}"
         if self.bk_host_id is not None and not by_address:
@@ -49,7 +49,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One sub-step of a pipeline: its code and what the platform calls it in either language."""
+    """One sub-step of a pipeline: its code, and its name in both languages."""
 
     code: str
     zh: str
@@ -122,10 +122,8 @@ def steps_of(job_type: str) -> tuple[Step, ...]:
 
 @dataclass(slots=True)
 class Run:
-    """One attempt on one instance, from sub-step `first` on; `ends` are the ends of the sub-steps that it reaches.
-
-    `failed_step`: whether the last of these sub-steps is the one that failed. `revoked`: when it was stopped.
-    """
+    """One attempt on one instance, from sub-step `first` on. `ends`: the ends of the sub-steps that it reaches.
+    `failed_step`: whether the last of them fails. `revoked`: when the attempt was stopped."""
 
     begin: float
     first: int
@@ -145,11 +143,9 @@ class SubStep:
 
 
 class Record:
-    """One instance in one task, the platform's subscription instance record; retry_node gives it a further run.
-
-    `registered`: the host has its CMDB id already; else the first sub-step gives it. `first_steps`: how many of `steps`
-    belong to the first step of the subscription.
-    """
+    """One instance in one task: a subscription instance record of the platform. retry_node adds a run to it.
+    `registered`: the host has its CMDB id already; otherwise the first sub-step sets it. `first_steps`: how many of
+    `steps` belong to the first step of the subscription."""
 
     __slots__ = (
         "created", "first_steps", "id", "instance_id", "registered", "removed", "runs", "steps", "target", "task_id",
@@ -171,7 +167,7 @@ class Record:
         self.runs: list[Run] = []
 
     def begin_run(self, begin: float, seconds: float, fails_in: str | None, first: int = 0) -> None:
-        """Lay down an attempt over `seconds`; it fails in the sub-step of code `fails_in`, None is success."""
+        """Start an attempt that takes `seconds` and fails in the sub-step `fails_in`; None: it succeeds."""
         last = len(self.steps) - 1
         if fails_in is not None:
             last = next(i for i, step in enumerate(self.steps) if step.code == fails_in and i >= first)
@@ -193,7 +189,7 @@ class Record:
         return "FAILED" if run.failed else "SUCCESS"
 
     def shown_status(self, at: float) -> str:
-        """The status of its row, which the platform computes from the sub-steps: a revoked record goes on running."""
+        """The status of its row. The platform computes it from the sub-steps: there a revoked record still runs."""
         run = self.runs[-1] if self.runs else None
         if run and run.revoked is not None and run.revoked <= at < run.end:
             return "RUNNING"
@@ -234,8 +230,8 @@ class Record:
         return None
 
     def revoke(self, at: float) -> None:
-        """Stop the present attempt: the record has failed at once. The sub-step that runs goes on until its end; then
-        no sub-step shows a failure, unless it is the last one, which fails."""
+        """Stop the present attempt: the record fails at once. The running sub-step continues to its end. Then no
+        sub-step has failed, except that the last sub-step, if it was running, fails."""
         run = self.runs[-1]
         if at < run.begin:
             self.runs[-1] = Run(at, run.first, [], at, True, revoked=at)
@@ -248,8 +244,8 @@ class Record:
 
 @dataclass(slots=True)
 class Task:
-    """One execution of a subscription. Not ready before `ready_at`; with an `err_msg` it never gets ready. Without its
-    `tree` of the pipeline no row of it can be made."""
+    """One execution of a subscription. It is ready at `ready_at`; with an `err_msg` never. Without its pipeline `tree`
+    the platform cannot build its rows."""
 
     id: int
     created: float
@@ -261,8 +257,8 @@ class Task:
 
 @dataclass(slots=True)
 class Subscription:
-    """What is to run on which instances. `old_engine` shows steps as older engines do: create_time, no step_code.
-    `second`: the action of a second step."""
+    """An action and its instances. `old_engine`: steps are shown as older engines show them, with create_time and
+    without step_code. `second`: the action of a second step."""
 
     id: int
     action: str
@@ -297,7 +293,7 @@ class Filtered:
 
 @dataclass(slots=True)
 class Job:
-    """A row of the platform's job table: status, statistics and end_time are what was stored last, not what is true."""
+    """A row of the platform's job table: status, statistics and end_time as stored last, which may be out of date."""
 
     id: int
     job_type: str
@@ -314,10 +310,10 @@ class Job:
     global_params: dict[str, object] = field(default_factory=dict)
     nothing_to_change: bool = False
     provisional: bool = False
-    """It said that it had succeeded before its task existed: its `end_time` is no end."""
+    """Whether it was stored as a success before its task existed; then `end_time` is no end."""
     settled: float = 0.0
     ends: list[tuple[float, str]] = field(default_factory=list)
-    """When the stored status became a terminal one, and which: what can be known from outside."""
+    """When a terminal status was stored, and which one: what readers of the API can see."""
 
     def store_status(self, status: str, at: float) -> None:
         if self.status in UNFINISHED and status not in UNFINISHED:
@@ -354,15 +350,13 @@ class LegacyTask:
 
 
 Outcome = str | None
-"""How a host ends: None is success, else the code of the sub-step that fails, or `REMOVED`."""
+"""How a host ends: None for success, the code of the sub-step that fails, or `REMOVED`."""
 
 
 class NodemanWorld:
-    """One NodeMan. `now` gives unix seconds; `language` and `utc_offset` (hours) are those of the server.
-
-    `denied` are businesses whose task history the caller may not see. `legacy` False: the routes of 1.x are gone, as in
-    2.x. The methods act now; `plan()` lets something happen later.
-    """
+    """One NodeMan. `now` returns unix seconds. `language` and `utc_offset` (hours) are those of the server. `denied`:
+    businesses whose task history the caller may not see. `legacy` False: the routes of 1.x do not exist, as in 2.x.
+    Methods take effect now; `plan()` schedules a change."""
 
     def __init__(self, now: Callable[[], float], seed: int = 0, language: str = "zh", utc_offset: float = 8.0) -> None:
         self._now = now
@@ -406,7 +400,7 @@ class NodemanWorld:
         return now
 
     def keep_for(self, seconds: float) -> None:
-        """From now on forget jobs that ended longer ago than that, with their tasks; those that exist now stay."""
+        """From now on drop jobs that ended longer ago than this, with their tasks. Jobs that exist now are kept."""
         self._keep = seconds
         self._pinned = frozenset(self.jobs)
         self._forget_at = self.now()
@@ -443,8 +437,8 @@ class NodemanWorld:
         jitter: float = 0.0,
         ready_after: float = 0.0,
     ) -> Subscription:
-        """Create a subscription and, with hosts, its first task. `action` and `second`, the action of a second step,
-        are spelled as job types."""
+        """Create a subscription and, if there are hosts, its first task. `action`, and `second` for a second step, are
+        job types."""
         subscription = Subscription(self._id("subscription"), action, name, plugin_name, category, old_engine, second)
         self.subscriptions[subscription.id] = subscription
         if hosts is not None:
@@ -503,12 +497,12 @@ class NodemanWorld:
         second: str = "",
         bk_biz_scope: Sequence[int] | None = None,
     ) -> Job:
-        """Start a job over a subscription of its own, or over a policy's.
+        """Start a job with its own subscription, or with the subscription of a policy.
 
-        No hosts and no `filtered`: there turns out to be nothing to change. `err_msg`: creating the task fails;
+        Without hosts and `filtered` there is nothing to change. `err_msg`: the creation of the task fails.
         `without_task`: the task is never created and the job stays PENDING. `task_after`: the task is created so many
-        seconds later, and somebody looks at the job before and after that; with only `filtered` hosts to count, the
-        first look makes it a success.
+        seconds later, and somebody reads the job before and after that; if the job has only `filtered` hosts, the
+        first read makes it a success.
         """
         kind = job_type.rsplit("_", 1)[-1]
         if subscription is None:
@@ -552,7 +546,7 @@ class NodemanWorld:
             job.ends.clear()
 
     def _create_task(self, job: Job, run: Callable[[], Task]) -> None:
-        """The task comes late, and somebody reads the details as soon as it runs."""
+        """Create the task late; somebody reads the details as soon as it runs."""
         task = run()
         job.task_ids.append(task.id)
         self.plan(max(record.runs[0].begin for record in task.records if record.runs), partial(self.refresh, job))
@@ -568,7 +562,7 @@ class NodemanWorld:
         ready_after: float = 0.0,
     ) -> Task | None:
         """Retry the failed hosts, or `only` these, in a new task; hosts without an outcome succeed. None if there is
-        nothing to retry. `extra`: so many hosts were named too that had not failed."""
+        nothing to retry. `extra`: how many hosts that had not failed were named too."""
         self.refresh(job)
         now = self.now()
         failed = [
@@ -592,7 +586,8 @@ class NodemanWorld:
     def retry_node(
         self, job: Job, target: Target, outcome: Outcome = None, *, duration: float = 60.0, pending: float = 2.0
     ) -> None:
-        """Let a failed host go on from its failed sub-step. The row of the job shows nothing before its details are."""
+        """Continue a failed host from its failed sub-step. The row of the job changes only after somebody has read the
+        details."""
         self.refresh(job)
         record = next(r for r in job.subscription.latest(job.task_ids) if r.target == target)
         run = record.runs[-1]
@@ -600,7 +595,7 @@ class NodemanWorld:
         record.begin_run(self.now() + pending, duration, outcome, first)
 
     def revoke(self, job: Job) -> None:
-        """Stop a job: what has not ended fails, the row says TERMINATED until the statistics task comes by."""
+        """Stop a job: hosts that have not ended fail. The row is TERMINATED until the statistics task runs."""
         self._settle(job, self.now())
         now = self.now()
         for record in job.subscription.latest(job.task_ids):
@@ -633,10 +628,8 @@ class NodemanWorld:
     # What the platform does by itself
 
     def refresh(self, job: Job, *, esb: bool = False) -> None:
-        """Store the job's statistics and status as of now: what reading its details does as well.
-
-        While a task is not ready nothing is counted; only over the ESB filtered hosts are, which ends the job.
-        """
+        """Store the job's statistics and status as of now. Reading the details does the same. While a task is not
+        ready nothing is counted, except that filtered hosts are counted over the ESB, which ends the job."""
         now = self.now()
         self._settle(job, now)
         ready = bool(job.task_ids) and job.subscription.ready(job.task_ids, now)
@@ -649,7 +642,7 @@ class NodemanWorld:
         self._store_statistics(job, counter, now, filtered=filtered)
 
     def _settle(self, job: Job, now: float) -> None:
-        """Carry out the runs of the statistics task since the last look: those after which something had changed."""
+        """Carry out the runs of the statistics task since the last read, if they change something."""
         first = math.floor(job.settled / STATISTICS_PERIOD) + 1
         last = math.floor(now / STATISTICS_PERIOD)
         job.settled = now
@@ -718,10 +711,10 @@ def make_hosts(bk_biz_id: int, count: int) -> list[Target]:
 
 
 class Traffic:
-    """Seeded everyday life of a NodeMan: jobs of all kinds, retries, revokes, a policy, and a task of 1.x.
+    """Random traffic from a seed: jobs of all kinds, retries, revokes, a policy, and a task of 1.x.
 
-    From `since` on, each business starts a job every `every` seconds on average, over its `hosts`; `speed` divides all
-    times. While `calm` is set nothing new begins.
+    From `since` on each business starts a job every `every` seconds on average, on its `hosts`. `speed` divides all
+    times. While `calm` is set nothing new starts.
     """
 
     def __init__(

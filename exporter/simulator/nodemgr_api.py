@@ -1,8 +1,8 @@
-"""NodeMan V3 of the simulated platform: lists of workflows and operations, with the traps that its source shows.
+"""The API of the simulated NodeMan V3: lists of workflows and of operations.
 
-A page is needed, other members are ignored in silence. Rows of one time come in another order at each call. Lists are
-cut to what the user may see, without an error. An unknown id is a 500. A retry leaves the finish time of the try
-before.
+It behaves as the source code of V3: `page` is required, unknown members are ignored. Rows with the same time have
+another order in each answer. The lists contain only what the user may see, without an error. An unknown id is a 500. A
+retry keeps the finish time of the try before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Refused(Exception):
 
 
 def world_of(platform: Platform) -> NodemgrWorld:
-    """The world that hangs on the platform; an empty one is made when there is none."""
+    """The NodeMan V3 of a platform. The first call creates an empty one."""
     if platform.nodemgr is None:
         platform.nodemgr = NodemgrWorld(platform.seed, platform.now)
     assert isinstance(platform.nodemgr, NodemgrWorld)
@@ -34,7 +34,7 @@ def world_of(platform: Platform) -> NodemgrWorld:
 
 
 def populate(platform: Platform, *, history: float) -> None:
-    """Let every business live since `history` seconds ago."""
+    """Start traffic in every business, `history` seconds of it in the past."""
     world = world_of(platform)
     begin = int((platform.now() - history) * 1000)
     for scope in platform.scopes:
@@ -206,7 +206,8 @@ def _conditions(call: Call) -> dict[str, set[object]]:
 
 
 def _visible(world: NodemgrWorld, one: Workflow, wanted: Mapping[str, Iterable[object]]) -> bool:
-    """Whether the list shows a workflow to the user: without a filter for roles, only to who may see all of them."""
+    """Whether the list shows a workflow to the user. Without a filter for roles, the user must have the permissions
+    for all of them."""
     if world.denied.issuperset(one.biz_ids):
         return False
     if world.roles is None or one.domain == "plugin":

@@ -1,7 +1,7 @@
-"""NodeMan V3 as the simulator knows it: workflows whose tries are known to their end, and what is true of them.
+"""A simulated NodeMan V3: workflows whose tries are known to their end, and the truth about them.
 
-Nothing happens in between: a row is computed from the time at which it is asked for. Times are ms since the epoch.
-Facts and traps: bk-nodemgr internal/backend/storage/node/storage.go, pkg/workflow, apigw/apidocs.
+There is no background task: each row is computed from the time of the read. Times are ms since the epoch. Facts:
+bk-nodemgr internal/backend/storage/node/storage.go, pkg/workflow, apigw/apidocs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FAILED = frozenset({"failed", "timeout"})
 
 @dataclass(frozen=True)
 class Target:
-    """A host. `bk_host_id` 0 or -1: it has none yet."""
+    """A host. `bk_host_id` 0 or -1: it has no id yet."""
 
     biz: int
     ip: str
@@ -32,7 +32,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Part:
-    """What one try does on one host: how long it takes (ms), how it ends, and in which step."""
+    """One try on one host: how long it takes (ms), how it ends, and in which step."""
 
     target: Target
     state: str
@@ -43,7 +43,7 @@ class Part:
 
 @dataclass
 class Try:
-    """A run of a workflow, or a retry of some of its operations: number of the operation → what happens."""
+    """A run of a workflow, or a retry of some of its operations. `parts` by the number of the operation."""
 
     begin: int
     parts: dict[int, Part]
@@ -55,8 +55,8 @@ class Try:
 
 @dataclass
 class Workflow:
-    """A workflow with all its tries, oldest first. `row_lag`: ms by which its operations show their end late;
-    `settling`: ms for which a retry is not seen; `stuck`: no try ever ends."""
+    """A workflow with all its tries, oldest first. `row_lag`: ms by which its operations show their end late.
+    `settling`: ms until a retry is visible. `stuck`: no try ever ends."""
 
     domain: Domain
     id: str
@@ -87,14 +87,14 @@ class Workflow:
         return not self.stuck and self.tries[at].finish <= now
 
     def newest(self, at: int) -> dict[int, tuple[int, Part]]:
-        """Number of each operation → its newest try up to `at`, and what that did."""
+        """By number of the operation: its newest try up to `at`, and the part of that try."""
         found: dict[int, tuple[int, Part]] = {}
         for number, one in enumerate(self.tries[: at + 1]):
             found |= {operation: (number, part) for operation, part in one.parts.items()}
         return found
 
     def status(self, at: int) -> str:
-        """How try `at` ends: a workflow of terminated operations has failed in part."""
+        """The status after try `at`. With terminated operations it is partial_failed."""
         states = {part.state for _, part in self.newest(at).values()}
         if states == {"success"}:
             return "success"
@@ -103,7 +103,7 @@ class Workflow:
 
 @dataclass
 class Truth:
-    """What is true of one business: what ended in (since, until], and which hosts fail at `until`."""
+    """The truth about one business: what ended in (since, until], and which hosts fail at `until`."""
 
     finished: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """(domain, type, status) → ends."""
@@ -117,10 +117,10 @@ class Truth:
 
 
 class NodemgrWorld:
-    """All workflows of one platform. Attributes act on the next request.
+    """All workflows of one platform. Changed attributes take effect with the next request.
 
-    `zero`: what stands for no time; `nulls`: rows have `null` for what older versions did not know; `roles`: those that
-    the user may see, None for all; `denied`: businesses that the user may not see.
+    `zero`: the value for a missing time. `nulls`: rows have `null` for members that older versions did not have.
+    `roles`: those that the user may see, None for all. `denied`: businesses that the user may not see.
     """
 
     def __init__(self, seed: int, now: Callable[[], float]) -> None:
@@ -133,9 +133,9 @@ class NodemgrWorld:
         self.keep: float | None = None
         """Seconds after which an ended workflow is forgotten; None: never."""
         self.traffic: list[Iterator[int]] = []
-        """Each starts workflows: it yields when the next one is due."""
+        """Iterators that start workflows; each yields the time of its next workflow."""
         self.quiet_until = 0
-        """Traffic starts nothing before it."""
+        """Traffic starts nothing before this time."""
         self._due: list[int] = []
         self._now = now
         self._numbers = itertools.count(1)
@@ -145,13 +145,13 @@ class NodemgrWorld:
         return int(self._now() * 1000)
 
     def id(self, prefix: str, *of: object) -> str:
-        """An id of the platform's form."""
+        """An id as the platform forms it."""
         return f"{prefix}:{random.Random(f'{of}').getrandbits(128):032x}"
 
     def start(
         self, domain: Domain, type: str, parts: Sequence[Part], *, at: int | None = None, **given: object
     ) -> Workflow:
-        """A workflow that starts at `at`, now if that is not given; its parts are its operations."""
+        """Start a workflow at `at`, by default now. Its parts are its operations."""
         number = next(self._numbers)
         roles = () if domain == "plugin" else ("proxy" if type.endswith("proxy") else "agent",)
         first = Try(self.time if at is None else at, dict(enumerate(parts)))
@@ -160,11 +160,11 @@ class NodemgrWorld:
         return workflow
 
     def retry(self, workflow: Workflow, parts: Mapping[int, Part], *, at: int | None = None) -> None:
-        """Try some operations again; all else of the workflow stays."""
+        """Retry some operations of a workflow."""
         workflow.tries.append(Try(self.time if at is None else at, dict(parts)))
 
     def live(self) -> None:
-        """Start what is due by now."""
+        """Start the workflows that are due."""
         now = self.time
         self._due += [0] * (len(self.traffic) - len(self._due))
         for at, stream in enumerate(self.traffic):
@@ -177,7 +177,7 @@ class NodemgrWorld:
             }
 
     def truth(self, biz: int, since: int, until: int, ttl: int = 49 * 3_600_000) -> Truth:
-        """What an exporter that began at `since` knows at `until`, if it has seen every end."""
+        """What an exporter knows at `until`, if it made its baseline at `since` and has seen every end."""
         truth = Truth()
         newest: dict[Target, tuple[int, bool, tuple[str, str, str]]] = {}
         for one in self.workflows.values():
@@ -217,10 +217,11 @@ PLUGIN_TYPES = ("install_plugin", "upgrade_plugin", "apply_plugin_subconfig", "r
 def business(
     world: NodemgrWorld, biz: int, begin: int, *, every: float = 30.0, speed: float = 1.0, others: Iterable[int] = ()
 ) -> Iterator[int]:
-    """The traffic of one business from `begin` on, a workflow every so many seconds: see `NodemgrWorld.traffic`.
+    """The traffic of one business from `begin` on, a workflow every `every` seconds on average; see
+    `NodemgrWorld.traffic`.
 
     A host is in one workflow at a time. Failed workflows are often retried, two minutes later at the earliest. Some
-    touch hosts of `others` too.
+    workflows also have hosts of `others`.
     """
     rng = random.Random(f"{world.random.random()} {biz}")
     hosts = [

@@ -1,4 +1,4 @@
-"""One simulated BlueKing platform: its worlds, its settings, its faults and the log of what it was asked."""
+"""One simulated BlueKing platform: its worlds, settings, faults, and the log of the calls."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Call:
     at: float
     """Unix seconds on the platform's clock."""
     user: str = ""
-    """Who the backend takes for the user, "" for nobody."""
+    """The user that the backend sees, "" for none."""
     tenant_id: str = ""
     faults: tuple[Fault, ...] = ()
 
     def fault(self, name: str) -> Fault | None:
-        """The active fault of that name, for those that a handler itself acts out."""
+        """The active fault with this name, for faults that a handler implements."""
         return next((fault for fault in self.faults if fault.name == name), None)
 
     @property
@@ -81,17 +81,17 @@ class LoggedCall:
     status: int | None = None
     """None when no answer was finished."""
     nbytes: int = 0
-    """Size of the body that was answered."""
+    """Size of the response body."""
     user: str = ""
     tenant_id: str = ""
 
 
 class Platform:
-    """A platform and its switches. Attributes may be changed at any time and act on the next request.
+    """A platform and its settings. Changed attributes take effect with the next request.
 
     `now`: unix seconds, virtual in tests. `speed`: see JobWorld. `skew`: seconds by which the platform's Date header
-    is ahead of the clock that its data uses. The worlds of NodeMan, NodeMan V3 and
-    CMDB are `nodeman`, `nodemgr` and `cmdb`, set by nodeman_api, nodemgr_api and cmdb_api.
+    is ahead of the clock that its data uses. The worlds of NodeMan, NodeMan V3 and CMDB are `nodeman`, `nodemgr` and
+    `cmdb`, set by nodeman_api, nodemgr_api and cmdb_api.
     """
 
     def __init__(
@@ -148,7 +148,8 @@ class Platform:
         return self.job.scopes
 
     def take_quota(self) -> int | None:
-        """Count one request in the present second: how many remain, negative when refused, None without a limit."""
+        """Count one request in the present second. Returns how many remain: negative if it is refused, None without a
+        limit."""
         if self.rate_limit is None:
             return None
         second, used = int(self.now()), self._window[1] if self._window[0] == int(self.now()) else 0
@@ -156,7 +157,7 @@ class Platform:
         return self.rate_limit - used - 1
 
     def log(self, call: Call) -> LoggedCall:
-        """Note a call at its arrival; the status is filled in when it has been answered."""
+        """Log a call when it arrives. Its status is set when it has been answered."""
         scope = call.scope
         logged = LoggedCall(
             call.at, call.api, call.dialect, call.app_type, call.method, call.path,

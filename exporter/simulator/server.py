@@ -22,9 +22,9 @@ from exporter.simulator.platform import Answer, Call, Endpoint, Platform
 
 PLATFORM = web.AppKey("platform", Platform)
 KEPT = 600.0
-"""Seconds for which the commands keep what has ended beyond the past that they begin with."""
+"""Seconds for which the commands keep ended executions and jobs, besides the history that they start with."""
 CALLS = 2_000
-"""Calls that the commands remember."""
+"""How many calls the log keeps."""
 
 
 ROUTES: tuple[Callable[[Platform], Iterable[Endpoint]], ...] = (
@@ -33,11 +33,11 @@ ROUTES: tuple[Callable[[Platform], Iterable[Endpoint]], ...] = (
     nodemgr_api.routes,
     cmdb_api.routes,
 )
-"""Who serves what."""
+"""The modules that serve the routes."""
 
 
 def create_app(platform: Platform) -> web.Application:
-    """Everything this platform answers, as one application."""
+    """All routes of this platform, as one application."""
     app = web.Application(client_max_size=10 * 2**20)
     app[PLATFORM] = platform
     for provide in ROUTES:
@@ -159,8 +159,7 @@ def default_scopes(count: int) -> list[Scope]:
 
 
 def sample_config(url: str, platform: Platform) -> str:
-    """A configuration (YAML text) with which the exporter watches this simulator: NodeMan in businesses, JOB
-    everywhere."""
+    """A configuration (YAML text) for this simulator: NodeMan in businesses, JOB in all scopes."""
     world = nodeman_api.world_of(platform)
     world.advance()
     listed = []
@@ -203,7 +202,8 @@ scopes:
 
 
 class SimulatorServer:
-    """A platform that listens on a real socket while the context is open. `url` carries the port that port 0 became."""
+    """A platform that listens on a real socket while the context is open. `url` contains the port that was chosen for
+    port 0."""
 
     def __init__(self, platform: Platform, host: str = "127.0.0.1", port: int = 0) -> None:
         self.platform = platform
@@ -248,9 +248,9 @@ def _is_v6(host: str) -> bool:
 def create_platform(
     *, seed: int = 1, scopes: int = 3, speed: float = 1.0, fault_list: str = "", now: Callable[[], float] = time.time
 ) -> Platform:
-    """A populated platform as the commands `simulate` and `demo` use it. Raises ValueError for an unknown fault.
+    """A platform with traffic, as the commands `simulate` and `demo` use it. Raises ValueError for an unknown fault.
 
-    It may run for days: it forgets executions and jobs that ended long ago, and all but the newest calls.
+    It can run for days: it drops executions and jobs that ended long ago, and all but the newest calls.
     """
     platform = Platform(seed=seed, scopes=default_scopes(scopes), speed=speed, now=now)
     platform.faults.add(*faults.parse_faults(fault_list))
@@ -276,7 +276,8 @@ async def run(
     fault_list: str = "",
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve until cancelled; `say` gets the URL and a configuration to watch it with. Raises ValueError, OSError."""
+    """Serve until cancelled. `say` is called with the URL and a configuration for the exporter. Raises ValueError,
+    OSError."""
     host, _, port = listen_address.rpartition(":")
     platform = create_platform(seed=seed, scopes=scopes, speed=speed, fault_list=fault_list)
     async with SimulatorServer(platform, host.strip("[]") or "127.0.0.1", int(port)) as server:

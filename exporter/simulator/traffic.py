@@ -1,8 +1,8 @@
-"""A business day in fast motion: who starts what in a populated world.
+"""Random traffic in JOB.
 
-Every scope gets its hosts, its plans on a schedule, ad-hoc scripts and file distributions by people. Some plans fail on
-certain hosts until somebody repairs them, hosts lose their agent for a while and get it back, failed executions are now
-and then retried, some wait for an approval, a few are aborted.
+Every scope gets hosts, plans on a schedule, ad-hoc scripts and file distributions of people. Some plans fail on
+certain hosts until somebody repairs them, hosts lose their agent for some time, failed executions are retried now and
+then, some executions wait for an approval, a few are aborted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCRIPT_FAILURES: Sequence[tuple[Outcome, int]] = (
     ((104, 1), 5), ((104, 127), 3), ((104, 2), 2), ((104, 255), 1), ((104, -1073741510), 1),
     ((102, None), 2), ((103, 137), 1),
 )  # fmt: skip
-"""(what comes of the host, how often)."""
+"""(result of a host, weight)."""
 FILE_FAILURES: Sequence[tuple[Outcome, int]] = ((203, 4), (202, 2), (303, 1), (321, 1), (329, 1))
 
 
@@ -36,7 +36,7 @@ class Outage:
 
 
 class Business:
-    """The life of one scope."""
+    """The traffic of one scope."""
 
     def __init__(self, world: JobWorld, scope: Scope) -> None:
         self.world = world
@@ -58,7 +58,7 @@ class Business:
         }
 
     def live(self, since: int) -> None:
-        """Begin at `since` (ms); each activity then calls for its own next time."""
+        """Start the activities at `since` (ms). Each activity schedules itself again."""
         self.every(60, self.health_check, since)
         self.every(60, self.disk_check, since)
         self.every(240, self.nightly_backup, since)
@@ -70,7 +70,7 @@ class Business:
         self.every(300, self.break_something, since)
 
     def every(self, seconds: float, activity: Callable[[], None], since: int) -> None:
-        """Let an activity happen at random times, on average so often."""
+        """Repeat an activity at random times, with this average interval."""
 
         def happen() -> None:
             if self.world.flowing:
@@ -89,7 +89,7 @@ class Business:
         self.run("health-check", 0, 3, [self.script("check", hosts, "health-check", 2, 8)])
 
     def disk_check(self) -> None:
-        """The plan that nobody repairs: one host, and in some businesses a second one, fails it for ever."""
+        """A plan that nobody repairs: one host, in some businesses two, always fails."""
         self.run("disk-check", 0, 3, [self.script("df", self.hosts[-8:-2], "disk-check", 1, 5)])
 
     def nightly_backup(self) -> None:
@@ -129,7 +129,7 @@ class Business:
         )
 
     def burst(self) -> None:
-        """A program starts many at once: they share a millisecond, and so have no order in the list."""
+        """A program starts many executions in the same millisecond, so that their order in the list is not fixed."""
         for host in self.random.sample(self.hosts, 4):
             self.run("collect-inventory", 1, 2, [self.script("collect", [host], "collect-inventory", 1, 20)])
 
@@ -139,7 +139,7 @@ class Business:
         self.outages[host] = Outage(code, self.world.time + int(self.seconds(60, 600) * 1000))
 
     def break_something(self) -> None:
-        """Something that a run does stops to work on a host, for a while."""
+        """Runs of one kind fail on a host, for some time."""
         kinds = ("health-check", "nightly-backup", "restart-app", "push-config", "nightly-backup copy")
         kind, host = self.random.choice(kinds), self.random.choice(self.hosts)
         failures = FILE_FAILURES if kind in ("push-config", "nightly-backup copy") else SCRIPT_FAILURES
@@ -216,10 +216,10 @@ class Business:
 
 
 class OddBusiness(Business):
-    """A business on a platform that is odd in every way that is known, as often as there is work.
+    """Traffic on a platform with all known oddities.
 
-    `patient` and `long` are seconds that the exporter under test needs, whatever the speed of the world: for some polls
-    to pass, and until it no longer lists an execution by its creation.
+    `patient` and `long` are seconds that the exporter under test needs, whatever the speed of the world: for some
+    polls, and until its list window no longer contains an execution.
     """
 
     def __init__(self, world: JobWorld, scope: Scope, *, patient: float, long: float) -> None:
@@ -227,7 +227,7 @@ class OddBusiness(Business):
         self.patient = patient
         self.long = long
         self.plain: list[int] = []
-        """The newest executions about which nothing is odd, and that nobody retries."""
+        """The newest executions without an oddity, which nobody retries."""
 
     def run(
         self, name: str, task_type: int, launch_mode: int, steps: Sequence[StepScript], *, outcome: int | None = None
@@ -290,20 +290,20 @@ class OddBusiness(Business):
         )
 
     def resume(self, number: int) -> None:
-        """Take up again what was stopped or refused."""
+        """Run an execution again that was stopped or refused."""
         row = self.world.find(self.scope, number)
         if row is not None and row.status in (11, 13):
             self.world.retry(number, duration=self.patient / 4)
 
     def ignore(self, number: int) -> None:
-        """The status becomes that of an ignored error, with the end that it had."""
+        """Change the status to ignored_error and keep the end."""
         row = self.world.find(self.scope, number)
         if row is not None and row.status == 4:
             self.world.set_status(number, 6, end_time=row.end_time)
 
 
 def populate(world: JobWorld, *, history: float) -> None:
-    """Give every scope of the world a life of its own that began `history` seconds ago."""
+    """Start traffic in every scope of the world, `history` seconds of it in the past."""
     since = world.time - int(history * 1000)
     for scope in world.scopes:
         Business(world, scope).live(since)

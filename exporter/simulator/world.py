@@ -1,8 +1,8 @@
-"""What happens in a JOB platform: executions that proceed by themselves, from a script, over the time of a clock.
+"""A simulated JOB: executions that run by a script, over the time of a clock.
 
-A discrete-event simulation without a background task: every method first carries out, in the order of time, what was
-due by now. So it works in real, fast and virtual time, and what is scripted in the past has simply happened. Times
-inside are milliseconds since the epoch, arguments called `duration`, `…_for` or `after` are seconds.
+A discrete-event simulation without a background task: every method first carries out the events that are due, in the
+order of time. So it works in real, fast and virtual time, and events may lie in the past. Times inside are
+milliseconds since the epoch; arguments called `duration`, `…_for` or `after` are seconds.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ PENDING, RUNNING, SUCCESS, FAILED, IGNORED, WAITING_USER, STOPPING, STOPPED, ABA
 )  # fmt: skip
 FAILURES = frozenset({4, 9})
 ENDING_STEPS = frozenset({8, 11, 13})
-"""How a step ends with which a user ended the whole execution."""
+"""Statuses of a step with which a user ended the whole execution."""
 APPROVAL = 3
 WITH_EXIT_CODE = frozenset({1, 4})
 HOST_PENDING, HOST_RUNNING, FORCE_STOPPED = 5, 7, 403
 DEFAULT_EXIT_CODES = {HOST_SUCCESS: 0, 104: 1}
 NEVER_STARTED = frozenset({1, 2, 12, 18, 310, 311, 312})
-"""Results of targets that the agent never began to work on: they carry no times and no exit code."""
+"""Results of targets on which the agent never started: they have no times and no exit code."""
 
 Outcome = int | tuple[int, int | None]
 """A host result code, or (code, exit code)."""
@@ -49,7 +49,7 @@ Outcome = int | tuple[int, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a step runs: a host, or a container if `container` is set. `bk_host_id` None: a row older than such ids."""
+    """Where a step runs: a host, or a container if `container` is set. `bk_host_id` None: a row without such an id."""
 
     bk_host_id: int | None = None
     ip: str | None = None
@@ -75,11 +75,12 @@ def target(number: int, bk_cloud_id: int = 0) -> Target:
 class StepScript:
     """What one step does.
 
-    `step_type` 1 script, 2 file, 3 approval (the execution waits for a user for `duration`), 4 SQL. `duration` may be
-    math.inf. `results`: what comes of each target. `status`: how the step ends, by default failed (4) if a target
-    failed, else success (3). `ignore_error`: a failure becomes status 6 and the execution goes on. `rolling_wait`: it
-    stops half-way for so long in status 15, with half of the targets done. `settles_late`: when the execution ends with
-    this step, the step and half of its targets go on saying that they are running, for so long or for ever (math.inf).
+    `step_type`: 1 script, 2 file, 3 approval (the execution waits for a user for `duration`), 4 SQL. `duration` may be
+    math.inf. `results`: the result of each target. `status`: how the step ends, by default failed (4) if a target
+    failed, else success (3). `ignore_error`: a failure becomes status 6 and the execution continues. `rolling_wait`:
+    it waits half-way for so many seconds in status 15, with half of the targets done. `settles_late`: when the
+    execution ends with this step, the step and half of its targets still show running for so many seconds, or for ever
+    (math.inf).
     """
 
     step_type: int = 1
@@ -120,12 +121,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Oddity:
-    """What the platform gets wrong about one execution.
+    """What the platform shows wrongly about one execution.
 
-    `start_time`: shown instead of the true start, ms. `end_time_late`: the end is written so many seconds later than
-    the status; until then it is null, or 0 with `zero_end`. `end_time_ahead`: seconds by which the end lies in the
-    future. `status_refused`: its status cannot be asked for. `look_up_refused`: it is listed by its creation only;
-    asked for by its id it is refused, and lists of one status leave it out.
+    `start_time`: shown instead of the true start, ms. `end_time_late`: the end is written so many seconds after the
+    status; until then it is null, or 0 with `zero_end`. `end_time_ahead`: seconds by which the end lies in the future.
+    `status_refused`: a request for its status is refused. `look_up_refused`: the list shows it by its creation time
+    only; a request by its id is refused, and lists of one status do not contain it.
     """
 
     start_time: int | None = None
@@ -162,15 +163,12 @@ class Execution:
     end_time: int | None = None
     gone: bool = False
     generation: int = 0
-    """Events that were planned for an earlier generation do not happen any more."""
+    """Events that were planned for an earlier generation are dropped."""
 
 
 class JobWorld:
-    """All executions of one platform.
-
-    `now`: unix seconds. `speed` belongs to the traffic of `populate` only: that many times more executions, that many
-    times shorter. Raises KeyError where a method is given an execution that does not exist.
-    """
+    """All executions of one platform. `now`: unix seconds. `speed` affects the traffic of `populate` only: so many
+    times more executions, so many times shorter. Raises KeyError for an execution that does not exist."""
 
     def __init__(
         self,
@@ -203,11 +201,11 @@ class JobWorld:
 
     @property
     def time(self) -> int:
-        """Now, or the time of the event that is just happening: milliseconds."""
+        """Now, or the time of the event that is being carried out; milliseconds."""
         return self._at if self._advancing else int(self._now() * 1000)
 
     def advance(self) -> None:
-        """Let happen what is due by now."""
+        """Carry out the events that are due."""
         if self._advancing:
             return
         limit = int(self._now() * 1000)
@@ -222,7 +220,7 @@ class JobWorld:
             self._forget(limit)
 
     def keep_for(self, seconds: float) -> None:
-        """From now on forget what was created longer ago than that and has ended, in the ledger too."""
+        """From now on drop ended executions that were created longer ago than this, also from the ledger."""
         self._keep_ms = seconds * 1000
         self._forget_at = self.time
 
@@ -242,7 +240,7 @@ class JobWorld:
         return row.gone or job_outcome(row.status, row.end_time is not None) is not None
 
     def between(self, scope: Scope, begin: int, end: int) -> list[Execution]:
-        """The visible executions created in [begin, end], newest first; ties in a new random order each time."""
+        """The visible executions created in [begin, end], newest first; those with the same time in random order."""
         self.advance()
         history, now = self._history.get(scope, []), self.time
         first, last = bisect.bisect_left(history, (begin, 0)), bisect.bisect_left(history, (end + 1, 0))
@@ -260,7 +258,7 @@ class JobWorld:
         return rows
 
     def find(self, scope: Scope, execution: int) -> Execution | None:
-        """One visible execution of that scope, None if there is no such."""
+        """One visible execution of this scope; None if there is none."""
         self.advance()
         row = self._executions.get(execution)
         return row if row and row.scope == scope and not row.gone and row.visible_from <= self.time else None
@@ -335,10 +333,11 @@ class JobWorld:
         results: Mapping[Target, Outcome] | None = None,
         all_hosts: bool = False,
     ) -> None:
-        """A user retries the failed step (the last one that was reached, if none failed).
+        """A user retries the failed step; if none failed, the last step that was reached.
 
-        Targets that had succeeded are not run again and show 3, unless `all_hosts`. `results`: what comes of the
-        targets this time; those not named succeed. `duration` 0: it has ended before anyone can look.
+        Targets that had succeeded are not run again and show 3, unless `all_hosts`. `results`: the results of the
+        targets this time; targets that are not named succeed. `duration` 0: it ends before anybody can see that it
+        runs.
         """
         self.advance()
         row = self._executions[execution]
@@ -364,7 +363,7 @@ class JobWorld:
         self.advance()
 
     def ignore_error(self, execution: int) -> None:
-        """A user ignores the error of the failed step: the execution goes on with the next one."""
+        """A user ignores the error of the failed step: the execution continues with the next step."""
         self.advance()
         row = self._executions[execution]
         row.generation += 1
@@ -376,7 +375,7 @@ class JobWorld:
         self.advance()
 
     def stop(self, execution: int, *, after: float = 2.0) -> None:
-        """A user stops an execution: stopping, `after` seconds later stopped."""
+        """A user stops an execution: its status is stopping, `after` seconds later stopped."""
         self.advance()
         row = self._executions[execution]
         row.generation += 1
@@ -388,7 +387,7 @@ class JobWorld:
         self.advance()
 
     def vanish(self, execution: int) -> None:
-        """Archived: not listed any more, and its id is unknown."""
+        """Archive an execution: it is not listed any more, and its id is unknown."""
         self.advance()
         row = self._executions[execution]
         row.generation += 1
@@ -398,8 +397,7 @@ class JobWorld:
     def set_status(
         self, execution: int, status: int, *, start_time: int | None = None, end_time: int | None = None
     ) -> None:
-        """Put an execution into any status, with any end time and, where one is given, any start time; nothing else
-        happens to it afterwards by itself."""
+        """Set status and end time of an execution, and its start time if given. Its planned events are dropped."""
         self.advance()
         row = self._executions[execution]
         row.generation += 1
@@ -409,18 +407,18 @@ class JobWorld:
         self._enter(row, status)
 
     def at(self, moment: int, event: Callable[[], None]) -> None:
-        """Let something happen at a time (ms); in it, the methods of this class act at that time."""
+        """Carry out `event` at a time (ms). Methods that it calls use that time."""
         self._sequence += 1
         heapq.heappush(self._events, (moment, self._sequence, event))
 
     def populate(self, *, history: float = 3600.0) -> None:
-        """Traffic of its own in every scope, from `history` seconds ago on, until `calm`. See traffic.py."""
+        """Start traffic in every scope, `history` seconds of it in the past, until `calm`. See traffic.py."""
         from exporter.simulator.traffic import populate
 
         populate(self, history=history)
 
     def calm(self) -> None:
-        """Nothing new begins in the traffic of `populate`; what has begun goes on to its end, retries included."""
+        """The traffic of `populate` starts nothing new. What has started continues to its end, including retries."""
         self.advance()
         self.flowing = False
 
@@ -434,7 +432,7 @@ class JobWorld:
         return Step(self._next_step_id, script, created, results, planned=script.results)
 
     def _later(self, row: Execution, at: float, event: Callable[[], None]) -> None:
-        """Let something happen to an execution, unless a user has turned it elsewhere by then. `at`: ms or inf."""
+        """Schedule an event of an execution. It is dropped if a user changes the execution before. `at`: ms or inf."""
         if math.isinf(at):
             return
         generation = row.generation
@@ -490,7 +488,7 @@ class JobWorld:
         self._later(row, end, functools.partial(self._end_step, row, index))
 
     def _roll(self, step: Step, status: int) -> None:
-        """Between two batches: the step waits, or goes on. The execution itself stays running."""
+        """Between two batches: the step waits, or continues."""
         step.status = status
         if status == ROLLING_WAITING:
             _settle(step, self.time, [result for result in step.results if result.status == HOST_RUNNING])
@@ -519,7 +517,7 @@ class JobWorld:
             self._next_step(row, index)
 
     def _end_before_its_step(self, row: Execution, index: int, results: Sequence[Result]) -> None:
-        """The execution has ended with this step, but the step and half of its targets say so later."""
+        """The execution has ended with this step, but the step and half of its targets show it later."""
         step, late = row.steps[index], results[(len(results) + 1) // 2 :]
         status, end = step.status, step.end_time
         told = [(result, result.status, result.end_time) for result in late]
@@ -576,7 +574,7 @@ class JobWorld:
 
 
 def _settle(step: Step, now: int, results: Sequence[Result]) -> None:
-    """Give the targets what was planned for them, one after another until now."""
+    """Set the planned results of the targets, one after another until now."""
     assert step.start_time is not None
     for place, result in enumerate(results, 1):
         planned = step.planned[result.target]
