@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -239,10 +239,8 @@ def _check(reader: Reader, file: _Root) -> None:
     if file.rate_limit.interval and not file.rate_limit.burst:
         reader.problem("rate_limit.burst", "want at least 1: with 0 every request would be refused")
     if tls := file.tls_server_config:
-        consistent = reader.has_no_problem("tls_server_config")
         _check_support(reader, tls)
-        if consistent:
-            _check_tls(reader, tls)
+        _check_tls(reader, tls)
 
 
 def _check_support(reader: Reader, tls: TlsServer) -> None:
@@ -258,30 +256,32 @@ def _check_support(reader: Reader, tls: TlsServer) -> None:
 
 
 def _check_tls(reader: Reader, tls: TlsServer) -> None:
-    """Rules between keys, each of which is right by itself."""
+    """Rules between keys. A rule is left out where one of its keys has a problem of its own that decides it."""
 
     def problem(key: str, message: str) -> None:
         reader.problem(f"tls_server_config.{key}", message)
 
+    def written(key: str) -> bool:
+        node, found = find(reader.root, f"tls_server_config.{key}")
+        return found and node != Scalar(node.place, None, literal=True)
+
+    def right(*keys: str) -> bool:
+        return all(reader.has_no_problem(f"tls_server_config.{key}") for key in keys)
+
     for key in ("cert", "key", "client_ca"):
-        inline, file = _pair(tls, key)
+        inline, file = written(key), written(f"{key}_file")
         if inline and file:
             problem(key, f"given beside {key}_file; want exactly one of them")
         elif not inline and not file and key != "client_ca":
             problem(key, f"is required: give {key}_file or {key}")
-    if tls.client_auth_type in _UNSUPPORTED_AUTH:
-        return
-    verifies = tls.client_auth_type != "NoClientCert"
-    ca = next((key for key in ("client_ca_file", "client_ca") if getattr(tls, key)), None)
-    if ca and not verifies:
-        problem(ca, "has no effect without client_auth_type; want RequireAndVerifyClientCert beside it")
-    if verifies and not ca:
-        problem("client_auth_type", f"{tls.client_auth_type} needs client_ca_file or client_ca")
-    if tls.client_allowed_sans is not None and tls.client_auth_type != "RequireAndVerifyClientCert":
-        problem("client_allowed_sans", "needs client_auth_type RequireAndVerifyClientCert")
-    if VERSIONS.index(tls.min_version) > VERSIONS.index(tls.max_version):
+    if right("client_auth_type"):
+        verifies = tls.client_auth_type != "NoClientCert"
+        ca = next((key for key in ("client_ca_file", "client_ca") if written(key)), None)
+        if ca and not verifies:
+            problem(ca, "has no effect without client_auth_type; want RequireAndVerifyClientCert beside it")
+        if verifies and not ca:
+            problem("client_auth_type", f"{tls.client_auth_type} needs client_ca_file or client_ca")
+        if tls.client_allowed_sans is not None and tls.client_auth_type != "RequireAndVerifyClientCert":
+            problem("client_allowed_sans", "needs client_auth_type RequireAndVerifyClientCert")
+    if right("min_version", "max_version") and VERSIONS.index(tls.min_version) > VERSIONS.index(tls.max_version):
         problem("max_version", f"{tls.max_version} is below min_version {tls.min_version}")
-
-
-def _pair(tls: TlsServer, key: str) -> tuple[Any, Any]:
-    return getattr(tls, key), getattr(tls, f"{key}_file")

@@ -153,6 +153,23 @@ def test_what_ssl_cannot_do_is_told_beside_other_problems(write: Callable[[str],
     assert [problem.path for problem in error.value.problems] == [f"tls_server_config.{key}" for key in keys]
 
 
+def test_rules_between_keys_are_told_beside_other_problems(write: Callable[[str], Path]) -> None:
+    """Contract 2: all errors at once, also where one of the keys of a rule is wrong by itself."""
+    settings = "cert: x, cert_file: none.pem, client_ca_file: none.pem, min_version: TLS13, max_version: TLS12"
+    with pytest.raises(ConfigError) as error:
+        WebConfig(write(f"tls_server_config: {{{settings}}}"))
+    problems = [str(problem).partition("tls_server_config.")[2] for problem in error.value.problems]
+    assert problems == [
+        "key: is required: give key_file or key",
+        "cert: want PEM text",
+        "cert: given beside cert_file; want exactly one of them",
+        "cert_file: cannot be read: No such file or directory",
+        "client_ca_file: cannot be read: No such file or directory",
+        "client_ca_file: has no effect without client_auth_type; want RequireAndVerifyClientCert beside it",
+        "max_version: TLS12 is below min_version TLS13",
+    ]
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     """The file must exist at the start."""
     with pytest.raises(ConfigError, match=r"web\.yml:1:1: cannot be read: No such file"):
