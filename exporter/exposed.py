@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import eq
 
 import msgspec
@@ -22,7 +22,7 @@ from exporter.collectors.failing_hosts import MOST_HOSTS
 from exporter.collectors.job.metrics import STATUS_CODE_INFO, status_code_info
 from exporter.config.schema import Config, ScopeConfig
 from exporter.metrics.bounds import LabelBounds
-from exporter.metrics.family import Chunk, Count, Counts, Distribution, Family, Labels
+from exporter.metrics.family import Chunk, Counts, Family, Labels
 from exporter.metrics.gauges import Gauges
 from exporter.metrics.page import Page
 from exporter.metrics.render import render_counts, render_gauge, scope_prefix
@@ -175,22 +175,26 @@ class PollReport(msgspec.Struct, frozen=True):
         return self.state if self.current else None
 
 
-class _Rendered(msgspec.Struct, frozen=True, gc=False):
-    """A chunk of counters or histograms, valid until `due` (unix seconds), when a birth hold ends."""
-
-    series: object
-    chunk: Chunk
-    due: float
+_OWN_GAUGES = tuple(family for family in COLLECTOR_FAMILIES if family.kind == "gauge")
+_OWN_COUNTERS = tuple(family for family in COLLECTOR_FAMILIES if family.name in (GAP, TRUNCATED))
+_ERRORS = next(family for family in COLLECTOR_FAMILIES if family.name == ERRORS)
 
 
 class Exposed:
-    """Renders one (collector, scope). `hold` is `counter_birth_hold`, in seconds; `stale_after` counts intervals."""
+    """Renders one (collector, scope). `hold` is `counter_birth_hold`, in seconds; `stale_after` counts intervals.
+
+    It keeps what is shown only as far as it takes to find out what has changed; the page keeps the chunks.
+    """
+
+    __slots__ = (
+        "_clock", "_collector", "_counts", "_due", "_errors", "_gauges", "_hold", "_now", "_own", "_own_prefix",
+        "_page", "_prefix", "_report", "_samples", "_stale_after", "_telemetry", "_timer", "key",
+    )  # fmt: skip
 
     def __init__(
         self, collector: Collector, page: Page, telemetry: Telemetry, clock: Clock, hold: float, stale_after: int
     ) -> None:
         self.key = Key(collector.name, collector.scope)
-        self.series = 0
         self._collector = collector
         self._page = page
         self._telemetry = telemetry
@@ -199,17 +203,27 @@ class Exposed:
         self._stale_after = stale_after
         self._report = PollReport()
         self._gauges = Gauges()
-        self._gauge_chunks: dict[str, tuple[Mapping[Labels, float], Chunk]] = {}
-        self._rendered: dict[str, _Rendered] = {}
         self._prefix = scope_prefix(collector.scope)
         self._own_prefix = scope_prefix(collector.scope, collector.name)
         self._now = -math.inf
         self._timer: asyncio.TimerHandle | None = None
+        # What is shown: own gauges in the order of `_OWN_GAUGES`, counts and when the next of them is due (unix
+        # seconds), samples.
+        self._own: Sequence[float | None] = (None,) * len(_OWN_GAUGES)
+        self._counts: Counts | None = None
+        self._errors: Counts | None = None
+        self._due = math.inf
+        self._samples: Mapping[str, Mapping[Labels, float]] = {}
 
     def reconfigure(self, collector: Collector, hold: float, stale_after: int) -> None:
         """Use another configuration of the same (collector, scope) from the next `show` on."""
         self._collector, self._hold, self._stale_after = collector, hold, stale_after
-        self._rendered.clear()
+        self._counts = self._errors = None
+
+    @property
+    def series(self) -> int:
+        """How many series are shown."""
+        return self._page.series(self.key)
 
     @property
     def fresh(self) -> bool:
@@ -230,13 +244,23 @@ class Exposed:
         begun = time.perf_counter()
         # After the wall clock was set back, a series that has been shown must not be hidden again.
         self._now = math.inf if final else max(self._now, self._clock.wall())
-        chunks = self._own_chunks()
-        if report.known is not None:
-            chunks |= self._state_chunks(report.known)
-        self.series = sum(chunk.series for chunk in chunks.values())
-        self._page.put(self.key, chunks)
+        state = report.known
+        own = self._own_values(report)
+        counts = state.counts if state else None
+        samples = report.samples if state and self.fresh else {}
+        changes = {
+            **self._changed_gauges(own),
+            **self._changed_counts(counts, report.errors),
+            **self._changed_samples(samples),
+        }
+        self._page.change(self.key, changes)
+        self._own = own
+        if counts is not self._counts or report.errors is not self._errors or self._due <= self._now:
+            self._counts, self._errors, self._due = counts, report.errors, self._next_due(counts, report.errors)
+        self._samples = samples
+        if samples:
+            self._gauges.show(samples)
         self._telemetry.rendered(time.perf_counter() - begun)
-        self.cancel_timer()
         if not final:
             self._set_timer()
 
@@ -255,71 +279,90 @@ class Exposed:
     def _patience(self) -> float:
         return self._stale_after * self._collector.interval
 
-    def _own_chunks(self) -> dict[str, Chunk]:
-        prefix, report, state = self._own_prefix, self._report, self._report.known
-        gauges: dict[str, float | None] = {
-            CIRCUIT_OPEN: float(report.circuit_open),
-            UNTRACKED: self._collector.failing_hosts(state).hosts_untracked() if state else None,
-            "success": None if report.success is None else float(report.success),
-            "last_success_timestamp_seconds": state.last_success if state else None,
-            "interval_seconds": self._collector.interval,
-            "duration_seconds": report.duration,
-            "watermark_timestamp_seconds": state.watermark if state else None,
+    def _own_values(self, report: PollReport) -> Sequence[float | None]:
+        """The values of the own gauges in the order of `_OWN_GAUGES`, None for those that are not known."""
+        state = report.known
+        return (
+            None if report.success is None else float(report.success),
+            state.last_success if state else None,
+            self._collector.interval,
+            report.duration,
+            state.watermark if state else None,
+            float(report.circuit_open),
+            self._collector.failing_hosts(state).hosts_untracked() if state else None,
+        )
+
+    def _changed_gauges(self, own: Sequence[float | None]) -> Mapping[str, Chunk | None]:
+        return {
+            family.name: None if value is None else render_gauge(family, self._own_prefix, {(): value})
+            for family, value, before in zip(_OWN_GAUGES, own, self._own, strict=True)
+            if value != before
         }
-        chunks = {}
-        for family in COLLECTOR_FAMILIES:
-            value = gauges.get(family.name.removeprefix("blueking_exporter_collector_"))
-            if family.kind == "gauge" and value is not None:
-                chunks[family.name] = self._gauge_chunk(family, prefix, {(): value})
-            elif family.name == ERRORS:
-                chunks[family.name] = self._counts_chunk(family, prefix, report.errors)
-            elif family.kind == "counter" and state is not None:
-                chunks[family.name] = self._counts_chunk(family, prefix, state.counts)
-        return chunks
 
-    def _state_chunks(self, state: CollectorState) -> dict[str, Chunk]:
-        prefix, samples = self._prefix, self._report.samples if self.fresh else {}
-        chunks = {}
+    def _changed_counts(self, counts: Counts | None, errors: Counts) -> Mapping[str, Chunk]:
+        """The counters and histograms that were counted on, all of them after the end of a birth hold."""
+        due = self._due <= self._now
+        changes: dict[str, Chunk] = {}
+        if due or errors is not self._errors:
+            changes[ERRORS] = self._rendered(_ERRORS, self._own_prefix, errors)
+        if counts is not None and (due or counts is not self._counts):
+            before = None if due else self._counts
+            for prefix, families in ((self._own_prefix, _OWN_COUNTERS), (self._prefix, self._collector.families)):
+                for family in families:
+                    if family.kind != "gauge" and (
+                        before is None or _series(before, family) is not _series(counts, family)
+                    ):
+                        changes[family.name] = self._rendered(family, prefix, counts)
+        return changes
+
+    def _rendered(self, family: Family, prefix: str, counts: Counts) -> Chunk:
+        return render_counts(family, prefix, counts, self._now, self._hold)
+
+    def _next_due(self, *shown: Counts | None) -> float:
+        """The end of the next birth hold."""
+        return min(
+            (
+                one.shown
+                for counts in shown
+                if counts is not None
+                for families in (counts.counters, counts.histograms)
+                for series in families.values()
+                for one in series.values()
+                if one.shown > self._now
+            ),
+            default=math.inf,
+        )
+
+    def _changed_samples(self, samples: Mapping[str, Mapping[Labels, float]]) -> Mapping[str, Chunk | None]:
+        """The gauges of which a sample or the order of the samples has changed."""
+        changes: dict[str, Chunk | None] = dict.fromkeys(self._samples.keys() - samples.keys())
+        if not samples:
+            return changes
         for family in self._collector.families:
-            if family.kind != "gauge":
-                chunks[family.name] = self._counts_chunk(family, prefix, state.counts)
-            elif family.name in samples:
-                chunks[family.name] = self._gauge_chunk(family, prefix, samples[family.name])
-        if samples:
-            self._gauges.show(samples)
-        return chunks
-
-    def _gauge_chunk(self, family: Family, prefix: str, samples: Mapping[Labels, float]) -> Chunk:
-        """The chunk of one gauge, rendered again only when a sample or the order of the samples has changed."""
-        known = self._gauge_chunks.get(family.name)
-        if known is not None and known[0] == samples and all(map(eq, known[0], samples)):
-            return known[1]
-        chunk = render_gauge(family, prefix, samples)
-        self._gauge_chunks[family.name] = samples, chunk
-        return chunk
-
-    def _counts_chunk(self, family: Family, prefix: str, counts: Counts) -> Chunk:
-        """The chunk of one counter or histogram, rendered again only after a change or the end of a birth hold."""
-        series: Mapping[Labels, Count | Distribution] | None
-        series = (counts.counters if family.kind == "counter" else counts.histograms).get(family.name)
-        rendered = self._rendered.get(family.name)
-        if rendered and rendered.series is series and self._now < rendered.due:
-            return rendered.chunk
-        chunk = render_counts(family, prefix, counts, self._now, self._hold)
-        due = min((one.shown for one in (series or {}).values() if one.shown > self._now), default=math.inf)
-        self._rendered[family.name] = _Rendered(series, chunk, due)
-        return chunk
+            values, shown = samples.get(family.name), self._samples.get(family.name)
+            if values is not None and (shown is None or values != shown or not all(map(eq, values, shown))):
+                changes[family.name] = render_gauge(family, self._prefix, values)
+        return changes
 
     def _set_timer(self) -> None:
-        wait = min((rendered.due for rendered in self._rendered.values()), default=math.inf) - self._now
+        """Show again when time alone has changed something, unless the timer that is set ends before."""
+        wait = self._due - self._now
         if self.fresh and self._report.completed is not None:
             wait = min(wait, self._report.completed + self._patience - self._clock.monotonic())
-        if wait < math.inf:
-            # A timer that fires too early finds nothing changed and is set again, so it fires a little late.
-            self._timer = asyncio.get_running_loop().call_later(wait + 0.01, self._show_again)
+        loop = asyncio.get_running_loop()
+        # A timer that fires too early finds nothing changed and is set again, so it fires a little late.
+        due = loop.time() + wait + 0.01
+        if due < (self._timer.when() if self._timer else math.inf):
+            self.cancel_timer()
+            self._timer = loop.call_at(due, self._show_again)
 
     def _show_again(self) -> None:
+        self._timer = None
         try:
             self.show(self._report)
         except Exception:
             log.get().exception("page_broken", collector=self.key.collector, scope=str(self.key.scope))
+
+
+def _series(counts: Counts, family: Family) -> object:
+    return (counts.counters if family.kind == "counter" else counts.histograms).get(family.name)

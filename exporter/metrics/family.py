@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -75,13 +75,42 @@ class Counts(msgspec.Struct, frozen=True, gc=False):
     values: Mapping[str, tuple[str, ...]] = {}
 
 
-class Chunk(msgspec.Struct, frozen=True, gc=False):
-    """The rendered series of one family and one owner: sample lines, each ended by a newline, no HELP and TYPE.
+class Chunk(Protocol):
+    """The series of one family and one owner as sample lines, each ended by a newline, without HELP and TYPE.
 
-    `text` is Prometheus text 0.0.4, `openmetrics` is OpenMetrics 1.0.0; `series` counts distinct series (a histogram's
-    buckets, sum and count each count, `_created` does not).
+    `series` counts distinct series (a histogram's buckets, sum and count each count, `_created` does not). The sizes
+    are those of `text` and `openmetrics` in bytes.
     """
 
+    @property
+    def series(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def openmetrics_size(self) -> int: ...
+    @property
+    def text(self) -> bytes:
+        """In Prometheus text 0.0.4."""
+
+    @property
+    def openmetrics(self) -> bytes:
+        """In OpenMetrics 1.0.0."""
+
+
+class GaugeChunk(msgspec.Struct, frozen=True, gc=False):
+    """A `Chunk` of a gauge, whose lines are the same in both formats."""
+
     text: bytes
-    openmetrics: bytes
     series: int
+
+    @property
+    def size(self) -> int:
+        return len(self.text)
+
+    @property
+    def openmetrics_size(self) -> int:
+        return len(self.text)
+
+    @property
+    def openmetrics(self) -> bytes:
+        return self.text

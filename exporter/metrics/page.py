@@ -3,8 +3,8 @@
     Page ── per family ──► _Shelf ── some 64 kB of lines each ──► Piece
 
 Pollers put chunks; a scrape takes a `Snapshot`, a tuple of pieces, and sends it. A piece never changes: when one of its
-chunks does, a new piece takes its place, and all others keep what they have compressed. Lines exist once in memory: a
-piece refers to the chunks, and is joined while it is sent.
+chunks does, a new piece takes its place, and all others keep what they have compressed. A piece refers to the chunks,
+and its lines are written and joined while it is sent.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from operator import attrgetter
 
-import msgspec
 from isal import isal_zlib
 
-from exporter.metrics.family import Chunk, Family
+from exporter.metrics.family import Chunk, Family, GaugeChunk
 from exporter.metrics.negotiate import Format
 from exporter.metrics.render import header, sample_names
 from exporter.model import Key
@@ -25,22 +25,38 @@ PIECE = 64 * 1024
 """Bytes of classic text that chunks are gathered to: enough to compress well, little enough to do it in one go."""
 WRITE = 256 * 1024
 """Bytes that are handed to the socket at once; between two of them the event loop serves others."""
+KEPT = 32 * 1024 * 1024
+"""Bytes of the largest page whose lines stay in memory after they were sent uncompressed."""
 
 _GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
 _GZIP_END = b"\x03\x00"  # an empty final block: all blocks before it are not final
-_NOTHING = Chunk(b"", b"", 0)
+_NOTHING = GaugeChunk(b"", 0)
+_TEXT: Callable[[Chunk], bytes] = attrgetter("text")
+_OPENMETRICS: Callable[[Chunk], bytes] = attrgetter("openmetrics")
 
 
 class Piece:
     """Some lines of one family, immutable. `size` is that of the lines."""
 
-    __slots__ = ("_crc", "_deflated", "lines", "size")
+    __slots__ = ("_chunks", "_crc", "_deflated", "_kept", "_lines_of", "size")
 
-    def __init__(self, lines: tuple[bytes, ...]) -> None:
-        self.lines = lines
-        self.size = sum(map(len, lines))
+    def __init__(self, chunks: tuple[Chunk, ...], size: int, lines_of: Callable[[Chunk], bytes] = _TEXT) -> None:
+        self.size = size
+        self._chunks = chunks
+        self._lines_of = lines_of
+        self._kept: bytes | None = None
         self._deflated: bytes | None = None
         self._crc = 0
+
+    @property
+    def lines(self) -> Sequence[bytes]:
+        """The lines of each chunk, or of all of them."""
+        return [self._kept] if self._kept is not None else [*map(self._lines_of, self._chunks)]
+
+    def keep(self) -> None:
+        """Write lines that have to be written for each scrape once and for all."""
+        if self._kept is None and self._chunks and not isinstance(self._chunks[0], GaugeChunk):
+            self._kept = b"".join(self.lines)
 
     def deflated(self) -> tuple[bytes, int]:
         """Raw deflate ended by a full flush, so that pieces can be put in any order, and the CRC-32 of the lines."""
@@ -64,6 +80,8 @@ class Snapshot:
         gathered: list[bytes] = []
         size = 0
         for piece in self.pieces:
+            if self.size <= KEPT:
+                piece.keep()
             if piece.size > WRITE:
                 yield b"".join(gathered)
                 yield from piece.lines
@@ -150,21 +168,20 @@ class Page:
 
         ValueError, and nothing changed, for an unknown family and for one that would repeat another collector's series.
         """
+        self.change(key, dict.fromkeys(self._shown(key)) | dict(chunks))
+
+    def change(self, key: Key | None, chunks: Mapping[str, Chunk | None]) -> None:
+        """Show these chunks for this owner, and not any more those families that are None; all others stay.
+
+        Raises ValueError as `put` does.
+        """
         owner = self._owners.get(key) or _Owner()
-        shown = owner.chunks
-        if chunks.keys() != shown.keys():
-            for name in chunks:
-                if name not in self._shelves:
-                    raise ValueError(f"{name} is not a family of this page")
+        for name, chunk in chunks.items():
+            if chunk is not None and not self._shelf(name).has(owner):
                 self._shelves[name].claim(key)
-            self._owners[key] = owner
-        # Most of what a poll shows was shown before.
-        changed = [(name, chunk) for name, chunk in chunks.items() if chunk != shown.get(name, _NOTHING)]
-        changed += [(name, _NOTHING) for name in shown if name not in chunks]
-        for name, chunk in changed:
-            self._shelves[name].put(owner, chunk)
-        owner.chunks = dict(chunks)
-        if changed:
+        self._owners[key] = owner
+        changed = [self._shelves[name].put(owner, chunk or _NOTHING) for name, chunk in chunks.items()]
+        if any(changed):
             self._snapshots.clear()
             self._settled = False
 
@@ -174,6 +191,21 @@ class Page:
         self._owners.pop(key, None)
         if key is not None:
             self.release(key)
+
+    def series(self, key: Key | None) -> int:
+        """How many series the owner shows, those that are cut included."""
+        owner = self._owners.get(key)
+        return sum(shelf.chunk(owner).series for shelf in self._shelves.values()) if owner else 0
+
+    def _shelf(self, name: str) -> _Shelf:
+        if name not in self._shelves:
+            raise ValueError(f"{name} is not a family of this page")
+        return self._shelves[name]
+
+    def _shown(self, key: Key | None) -> list[str]:
+        """The families that this owner shows."""
+        owner = self._owners.get(key)
+        return [name for name, shelf in self._shelves.items() if shelf.has(owner)] if owner else []
 
     def limit(self, max_series: int) -> None:
         """Bound the page by another number of series from now on."""
@@ -258,32 +290,51 @@ def _water_level(sizes: Mapping[int, int], budget: int) -> int | None:
     return None
 
 
-class _Owner(msgspec.Struct, eq=False, gc=False):
-    """What one owner shows, by family. Shelves know it by identity, which is found much faster than its key."""
+class _Owner:
+    """Stands for an owner on the shelves: it is found by identity, which is much faster than by its key."""
 
-    chunks: dict[str, Chunk] = {}
+    __slots__ = ()
 
 
 class _Group:
     """Neighbouring chunks of one family and the pieces made of them. `size` is that of their classic text."""
 
-    __slots__ = ("chunks", "pieces", "size")
+    __slots__ = ("chunks", "openmetrics_size", "pieces", "size")
 
     def __init__(self) -> None:
         self.chunks: dict[_Owner, Chunk] = {}
         self.size = 0
+        self.openmetrics_size = 0
         self.pieces: dict[Format, Piece] = {}
 
-    def resize(self, by: int) -> None:
-        """A chunk is added, removed or changed, which changes the size by `by`. Pieces made before are discarded."""
-        self.size += by
+    def replace(self, owner: _Owner, chunk: Chunk) -> None:
+        """Set the chunk of an owner, `_NOTHING` to remove it. Pieces made before are discarded."""
+        old = self.chunks.get(owner, _NOTHING)
+        self.size += chunk.size - old.size
+        self.openmetrics_size += chunk.openmetrics_size - old.openmetrics_size
         self.pieces.clear()
+        if chunk.series:
+            self.chunks[owner] = chunk
+        else:
+            del self.chunks[owner]
 
     def piece(self, form: Format, limit: int | None) -> Piece:
-        if form not in self.pieces:
-            lines = (chunk.openmetrics if form.openmetrics else chunk.text for chunk in self.chunks.values())
-            self.pieces[form] = Piece(tuple(lines if limit is None else (_first(text, limit) for text in lines)))
-        return self.pieces[form]
+        piece = self.pieces.get(form)
+        if piece is None:
+            chunks = tuple(self.chunks.values())
+            if limit is not None:
+                chunks = tuple(GaugeChunk(_first(chunk.text, limit), min(chunk.series, limit)) for chunk in chunks)
+                piece = Piece(chunks, sum(chunk.size for chunk in chunks))
+            elif form.openmetrics:
+                piece = Piece(chunks, self.openmetrics_size, _OPENMETRICS)
+            else:
+                piece = Piece(chunks, self.size)
+            self.pieces[form] = piece
+        return piece
+
+
+def _piece_of(lines: bytes) -> Piece:
+    return Piece((GaugeChunk(lines, 0),), len(lines))
 
 
 def _first(text: bytes, count: int) -> bytes:
@@ -308,7 +359,7 @@ class _Shelf:
         self._group_of: dict[_Owner, _Group] = {}
         self._collector: str | None = None
         self._headers = {
-            form: Piece((header(family.name, family.kind, family.help, form.openmetrics).encode(),)) for form in Format
+            form: _piece_of(header(family.name, family.kind, family.help, form.openmetrics).encode()) for form in Format
         }
 
     @property
@@ -325,33 +376,37 @@ class _Shelf:
         elif self._collector != collector:
             raise ValueError(f"{self.family.name} of {key} repeats the series of collector {self._collector!r}")
 
-    def put(self, owner: _Owner, chunk: Chunk) -> None:
-        """Show this chunk, which is not the one that the owner has here; one without series is no chunk."""
+    def has(self, owner: _Owner) -> bool:
+        """Whether the owner shows series of this family."""
+        return owner in self._group_of
+
+    def chunk(self, owner: _Owner) -> Chunk:
+        """The chunk of an owner, `_NOTHING` if it has none."""
         group = self._group_of.get(owner)
-        if group is not None:
-            old = group.chunks[owner]
-            grown = len(chunk.text) - len(old.text)
-            # If a group becomes too large for a piece, the chunk that grew moves to the group for new chunks.
-            if not chunk.series or (len(group.chunks) > 1 and group.size + grown > 2 * PIECE):
-                self._count(old, -1)
-                group.resize(-len(old.text))
-                del self._group_of[owner], group.chunks[owner]
-                if not group.chunks:
-                    self._groups.remove(group)
-                group = None
-            else:
-                if chunk.series != old.series:
-                    self._count(old, -1)
-                    self._count(chunk, 1)
-                group.resize(grown)
-                group.chunks[owner] = chunk
-        if group is None and chunk.series:
-            group = self._group_of[owner] = self._room()
+        return group.chunks[owner] if group else _NOTHING
+
+    def put(self, owner: _Owner, chunk: Chunk) -> bool:
+        """Show this chunk; one without series is no chunk. Whether it is another one than before."""
+        old, group = self.chunk(owner), self._group_of.get(owner)
+        if chunk == old or not (chunk.series or old.series):
+            return False
+        if chunk.series != old.series:
+            self._count(old, -1)
             self._count(chunk, 1)
-            group.resize(len(chunk.text))
-            group.chunks[owner] = chunk
+        # If a group becomes too large for a piece, the chunk that grew moves to the group for new chunks.
+        grown = chunk.size - old.size
+        if group and (not chunk.series or (len(group.chunks) > 1 and group.size + grown > 2 * PIECE)):
+            group.replace(owner, _NOTHING)
+            del self._group_of[owner]
+            if not group.chunks:
+                self._groups.remove(group)
+            group = None
+        if chunk.series:
+            group = self._group_of[owner] = group or self._room()
+            group.replace(owner, chunk)
         if self.family.detail:
             self._cut_dirty.add(owner)
+        return True
 
     def pieces(self, form: Format) -> list[Piece]:
         """Header and lines; nothing when there are no lines."""
@@ -382,8 +437,9 @@ class _Shelf:
         return entered
 
     def _count(self, chunk: Chunk, sign: int) -> None:
-        self.series += sign * chunk.series
-        self.sizes[chunk.series] += sign
+        if chunk.series:
+            self.series += sign * chunk.series
+            self.sizes[chunk.series] += sign
 
     def _room(self) -> _Group:
         if not self._groups or self._groups[-1].size >= PIECE:

@@ -1,4 +1,8 @@
-"""Sample lines: one family of one owner becomes bytes, once, when its values change. Scrapes only pass bytes on.
+"""Sample lines: one family of one owner becomes a chunk when its values change.
+
+The lines of gauges are written then, and scrapes pass them on. Counters are many and seldom change, and with `_created`
+OpenMetrics says twice as much: of them a chunk holds the values, and their lines are written for a scrape, which keeps
+the pieces that do not change.
 
 Both formats write names, labels and values the same way. They differ in HELP and TYPE, and in what OpenMetrics has on
 top: `_created` samples and exemplars.
@@ -7,14 +11,16 @@ top: `_created` samples and exemplars.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache
 from itertools import accumulate
+from operator import itemgetter
+from sys import intern
 
 import msgspec
 
 from exporter.metrics.counts import held
-from exporter.metrics.family import SCOPE_LABELS, Chunk, Counts, Distribution, Exemplar, Family, Labels
+from exporter.metrics.family import SCOPE_LABELS, Counts, Exemplar, Family, GaugeChunk, Labels
 from exporter.model import Scope
 
 _json_lines = msgspec.json.Encoder().encode_lines
@@ -26,7 +32,7 @@ def scope_prefix(scope: Scope, collector: str | None = None) -> str:
     return text if collector is None else _join(label_text(("collector",), (collector,)), text)
 
 
-def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -> Chunk:
+def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -> GaugeChunk:
     """One line per sample, in the order of `samples`. A NaN is a value nobody knows: it gives no line."""
     # All values in one go: a call and a line for each would cost twice as much. It has to be a list: of any other
     # collection msgspec 0.22 never frees the iterator (findings/msgspec-encode-lines-iterator.sh).
@@ -39,39 +45,158 @@ def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -
     parts[1::3] = _tails(family.labels).row(family.name, samples)
     parts[2::3] = values.replace(".0\n", "\n").splitlines(keepends=True)
     text = encode(parts)
-    return Chunk(text, text, len(samples))
+    return GaugeChunk(text, len(samples))
 
 
-def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold: float) -> Chunk:
+def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold: float) -> CountsChunk:
     """The family's counters or histograms. `now` and `hold` (seconds) decide which are still exposed as 0.
 
     Exemplars of what is exposed as 0 are not shown; `_created` is the true birth.
     """
-    text: list[str] = []
-    openmetrics: list[str] = []
-    series = 0
+    values: list[str] = []
+    exemplars: list[str] = []
+    births: list[str] = []
+    bounds: tuple[float, ...] = ()
+    layouts: list[tuple[Labels, tuple[float, ...]]] = []
     if family.kind == "counter":
-        tails = _tails(family.labels)
-        head = _head(family, family.name, prefix)
-        created = _head(family, family.name.removesuffix("_total") + "_created", prefix)
         for labels, count in counts.counters.get(family.name, {}).items():
-            tail = tails[labels]
             hidden = held(count.shown, now, hold)
-            line = f"{head}{tail}{0 if hidden else number(count.value)}"
-            text.append(f"{line}\n")
-            openmetrics.append(
-                f"{line}{'' if hidden else _exemplar(count.exemplar)}\n{created}{tail}{number(count.born)}\n"
-            )
-            series += 1
+            values.append("0\n" if hidden else f"{number(count.value)}\n")
+            exemplars.append("\n" if hidden else _exemplar(count.exemplar))
+            births.append(f"{number(count.born)}\n")
+            layouts.append((labels, bounds))
     else:
-        for labels, distribution in counts.histograms.get(family.name, {}).items():
-            own = _join(prefix, label_text(family.labels, labels))
-            for line, exemplar in _histogram(family.name, own, distribution, held(distribution.shown, now, hold)):
-                text.append(f"{line}\n")
-                openmetrics.append(f"{line}{exemplar}\n")
-                series += 1
-            openmetrics.append(f"{family.name}_created{_braced(own)} {number(distribution.born)}\n")
-    return Chunk(encode(text), encode(openmetrics), series)
+        for labels, one in counts.histograms.get(family.name, {}).items():
+            hidden = held(one.shown, now, hold)
+            for count_, exemplar in zip(accumulate(one.counts), one.exemplars, strict=True):
+                values.append("0\n" if hidden else f"{count_}\n")
+                exemplars.append("\n" if hidden else _exemplar(exemplar))
+            values += ("0\n", "0\n") if hidden else (f"{number(one.sum)}\n", f"{sum(one.counts)}\n")
+            exemplars += ("\n", "\n")
+            births.append(f"{number(one.born)}\n")
+            layouts.append((labels, one.bounds))
+    # Most scopes have the same values, and the series of a scope the same birth: each text exists once.
+    return CountsChunk(
+        _layout(family.name, family.kind, family.labels, bool(prefix), tuple(layouts)),
+        prefix,
+        intern("".join(values)),
+        intern("".join(births) if len({*births}) > 1 else births[0] if births else ""),
+        "".join(exemplars) if any(one != "\n" for one in exemplars) else "",
+    )
+
+
+class CountsChunk(msgspec.Struct, frozen=True, gc=False):
+    """A `Chunk` of counters or histograms: what differs from those of other owners. Its lines are made when they are
+    sent.
+
+    `prefix`: labels of the owner. `values`: of all lines, `births`: of all series or one for all of them, each ended by
+    a newline; `exemplars`: of all lines, each up to the end of its line, or "" if there are none.
+    """
+
+    layout: _Layout
+    prefix: str
+    values: str
+    births: str
+    exemplars: str
+
+    @property
+    def series(self) -> int:
+        return self.layout.lines
+
+    @property
+    def size(self) -> int:
+        return self.layout.size + self.layout.lines * len(encode((self.prefix,))) + len(self.values)
+
+    @property
+    def openmetrics_size(self) -> int:
+        layout, births = self.layout, len(self.births)
+        if self.births.count("\n") == 1:
+            births *= layout.births
+        exemplars = len(self.exemplars) - layout.lines if self.exemplars else 0
+        prefixes = (layout.lines + layout.births) * len(encode((self.prefix,)))
+        return layout.openmetrics_size + prefixes + len(self.values) + births + exemplars
+
+    @property
+    def text(self) -> bytes:
+        return self._filled(self.layout.text, self.values.splitlines(keepends=True))
+
+    @property
+    def openmetrics(self) -> bytes:
+        values, births = self.values.splitlines(keepends=True), self.births.splitlines(keepends=True)
+        if self.exemplars:
+            ends = self.exemplars.splitlines(keepends=True)
+            values = [value[:-1] + end for value, end in zip(values, ends, strict=True)]
+        if len(births) == 1:
+            births *= self.layout.births
+        return self._filled(self.layout.openmetrics, self.layout.in_openmetrics([*values, *births]))
+
+    def _filled(self, parts: Sequence[str], values: Sequence[str]) -> bytes:
+        filled = list(parts)
+        filled[1::4] = [self.prefix] * len(values)
+        filled[3::4] = values
+        return encode(filled)
+
+
+class _Layout:
+    """The lines of a family with certain label sets, the same for all owners that have these.
+
+    `text` and `openmetrics` have four parts for each line: what comes before the labels of the owner, these labels,
+    what comes between them and the value, the value with the end of the line. Labels and value are empty here. The
+    sizes are in bytes. `lines` and `births` are the number of values in the text and of `_created` samples.
+    `in_openmetrics` picks the values of the lines of OpenMetrics from those of the text and the births after them.
+    """
+
+    __slots__ = ("births", "in_openmetrics", "lines", "openmetrics", "openmetrics_size", "size", "text")
+
+    def __init__(self, series: Sequence[Sequence[tuple[str, str]]], created: Sequence[tuple[str, str]]) -> None:
+        """`series`: for each series its lines, `created`: its `_created` line; both as what comes before and after the
+        labels of the owner."""
+        lines = [line for one in series for line in one]
+        all_lines: list[tuple[str, str]] = []
+        order: list[int] = []
+        for number_of, (one, birth) in enumerate(zip(series, created, strict=True)):
+            first = len(order) - number_of
+            order += (*range(first, first + len(one)), len(lines) + number_of)
+            all_lines += (*one, birth)
+        self.text = _parts(lines)
+        self.openmetrics = _parts(all_lines)
+        self.size = len(encode(self.text))
+        self.openmetrics_size = len(encode(self.openmetrics))
+        self.lines, self.births = len(lines), len(created)
+        self.in_openmetrics: Callable[[list[str]], Sequence[str]] = itemgetter(*order) if len(order) > 1 else list
+
+
+def _parts(lines: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(part for before, after in lines for part in (before, "", after, ""))
+
+
+@lru_cache(maxsize=4096)
+def _layout(
+    name: str,
+    kind: str,
+    label_names: tuple[str, ...],
+    owned: bool,
+    series: tuple[tuple[Labels, tuple[float, ...]], ...],
+) -> _Layout:
+    """`owned`: there are labels of an owner. `series`: labels and, of histograms, upper bounds."""
+
+    def line(sample: str, labels: str) -> tuple[str, str]:
+        before, after = (f"{sample}{{", "} ") if labels or owned else (sample, " ")
+        # The same texts are in the layouts of other label sets.
+        return intern(before), intern(f"{',' if owned and labels else ''}{labels}{after}")
+
+    created_name = f"{name.removesuffix('_total')}_created"
+    lines, created = [], []
+    for values, bounds in series:
+        own = label_text(label_names, values)
+        created.append(line(created_name, own))
+        if kind == "counter":
+            lines.append([line(name, own)])
+            continue
+        les = (*(repr(float(bound)) for bound in bounds), "+Inf")
+        buckets = [line(f"{name}_bucket", _join(own, f'le="{le}"')) for le in les]
+        lines.append([*buckets, line(f"{name}_sum", own), line(f"{name}_count", own)])
+    return _Layout(lines, created)
 
 
 def header(name: str, kind: str, text: str, openmetrics: bool) -> str:
@@ -104,23 +229,12 @@ def number(value: float) -> str:
     return repr(float(value))
 
 
-def _histogram(name: str, own: str, distribution: Distribution, hidden: bool) -> Iterator[tuple[str, str]]:
-    """Its lines without line end, each with the exemplar that OpenMetrics adds."""
-    counts = (0,) * len(distribution.counts) if hidden else distribution.counts
-    exemplars = (None,) * len(distribution.counts) if hidden else distribution.exemplars
-    les = (*(repr(float(bound)) for bound in distribution.bounds), "+Inf")
-    for le, count, exemplar in zip(les, accumulate(counts), exemplars, strict=True):
-        label = _join(own, f'le="{le}"')
-        yield f"{name}_bucket{{{label}}} {count}", _exemplar(exemplar)
-    braces = _braced(own)
-    yield f"{name}_sum{braces} {'0' if hidden else number(distribution.sum)}", ""
-    yield f"{name}_count{braces} {sum(counts)}", ""
-
-
 def _exemplar(exemplar: Exemplar | None) -> str:
+    """What ends a line of OpenMetrics."""
     if exemplar is None:
-        return ""
-    return f' # {{job_instance_id="{exemplar.job_instance_id}"}} {number(exemplar.value)} {number(exemplar.timestamp)}'
+        return "\n"
+    at = number(exemplar.timestamp)
+    return f' # {{job_instance_id="{exemplar.job_instance_id}"}} {number(exemplar.value)} {at}\n'
 
 
 def _braced(labels: str) -> str:

@@ -459,10 +459,10 @@ def test_one_scope_is_never_polled_twice_at_once(tmp_path: Path, simulated: Simu
 class Torn(Page):
     """A page that takes nothing from one scope."""
 
-    def put(self, key: Key | None, chunks: Mapping[str, Chunk]) -> None:
+    def change(self, key: Key | None, chunks: Mapping[str, Chunk | None]) -> None:
         if key is not None and key.scope == OTHER:
             raise ValueError("two families of the same name")
-        super().put(key, chunks)
+        super().change(key, chunks)
 
 
 async def test_a_page_that_breaks_stops_no_poller() -> None:

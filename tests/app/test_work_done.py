@@ -55,17 +55,15 @@ class CountingStore(MemoryStore):
 
 
 class CountingPage(Page):
-    """Notes which chunks are other objects than before: those have been rendered."""
+    """Notes which chunks are put: those have been rendered."""
 
     def __init__(self) -> None:
         super().__init__(page_families())
         self.rendered: dict[str, Chunk] = {}
-        self._last: dict[str, Chunk] = {}
 
-    def put(self, key: Key | None, chunks: Mapping[str, Chunk]) -> None:
-        self.rendered |= {name: chunk for name, chunk in chunks.items() if chunk is not self._last.get(name)}
-        self._last = dict(chunks)
-        super().put(key, chunks)
+    def change(self, key: Key | None, chunks: Mapping[str, Chunk | None]) -> None:
+        self.rendered |= {name: chunk for name, chunk in chunks.items() if chunk is not None}
+        super().change(key, chunks)
 
 
 class Watched:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.metrics.counts import Tally
-from exporter.metrics.family import HOST_LABELS, Chunk, Counts, Family, Labels
+from exporter.metrics.family import HOST_LABELS, Chunk, Counts, Family, GaugeChunk, Labels
 from exporter.metrics.negotiate import Format, negotiate
 from exporter.metrics.page import PIECE, WRITE, Page, Piece, Snapshot
 from exporter.metrics.render import render_counts, render_gauge, scope_prefix
@@ -172,7 +172,7 @@ def test_collectors_share_families_that_have_their_label() -> None:
 def test_an_unknown_family_is_refused() -> None:
     """A row that nobody listed would be missing from the reference."""
     with pytest.raises(ValueError, match="not a family"):
-        Page(FAMILIES).put(key(2), {"x": Chunk(b"x 1\n", b"x 1\n", 1)})
+        Page(FAMILIES).put(key(2), {"x": GaugeChunk(b"x 1\n", 1)})
 
 
 def big_page() -> Page:
@@ -252,7 +252,7 @@ any_bytes = st.one_of(
 @given(st.lists(st.lists(any_bytes, max_size=3), max_size=6), any_bytes, st.randoms(use_true_random=False))
 def test_pieces_compressed_apart_are_one_gzip_text(texts: list[list[bytes]], extra: bytes, rng: random.Random) -> None:
     """Whatever is in the pieces, none, empty or large ones, and in whatever order they are put together later."""
-    pieces = [Piece(tuple(lines)) for lines in texts]
+    pieces = [Piece(tuple(GaugeChunk(one, 1) for one in lines), sum(map(len, lines))) for lines in texts]
     for _ in range(2):
         snapshot = Snapshot(pieces)
         for _ in range(2):

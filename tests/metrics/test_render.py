@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Chunk, Counts, Family, Labels
 from exporter.metrics.negotiate import Format
-from exporter.metrics.render import header, number, render_counts, render_gauge, scope_prefix
+from exporter.metrics.render import CountsChunk, header, number, render_counts, render_gauge, scope_prefix
 from exporter.model import Scope
 from tests.support.parsers import parse
 
@@ -157,6 +157,22 @@ def test_F10_F50_any_labels_read_back_identical(values: dict[Labels, float], sco
         assert samples(GAUGE, chunk, form) == expected
 
 
+def test_counters_that_say_the_same_in_two_scopes_exist_once() -> None:
+    """Thousands of scopes have had no event yet: each of them holds its labels and its birth, and shares the rest."""
+
+    def chunk(scope: str, born: float) -> CountsChunk:
+        tally = Tally(Counts(), born, 0)
+        for code in range(20):
+            tally.zero(COUNTER.name, (str(code), "some text"))
+        return render_counts(COUNTER, scope_prefix(Scope("biz", scope)), tally.freeze(), NEVER_HELD, 0)
+
+    one, other = chunk("2", 5.0), chunk("3", 6.5)
+    assert one.layout is other.layout
+    assert one.values is other.values
+    assert (one.births, other.births, one.exemplars) == ("5\n", "6.5\n", "")
+    assert sum(map(sys.getsizeof, (one, one.births))) < 200 < one.size
+
+
 def test_rendering_keeps_nothing() -> None:
     """A month of polls renders each gauge a hundred thousand times."""
     before = 0
@@ -192,3 +208,4 @@ def test_F50_any_counts_read_back_identical(
         counted = sum(v for name, _, v in parsed if name == f"{HISTOGRAM.name}_count")
         assert counted == len(observations) * len(increments)
         assert chunk.series == len([name for name, _, _ in parsed if not name.endswith("_created")])
+        assert (chunk.size, chunk.openmetrics_size) == (len(chunk.text), len(chunk.openmetrics))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.config import schema
+from exporter.metrics.family import GaugeChunk
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Exposition, Piece, Snapshot
 from exporter.status import FailureFilter, Failures, Status
@@ -29,7 +30,7 @@ async def no_errors() -> Sequence[str]:
 
 def expose(lines: Sequence[bytes]) -> Callable[[Format, frozenset[str] | None, bool], Exposition]:
     """A page of these lines in either format; nothing of it when names are asked for."""
-    pieces = [Piece((line,)) for line in lines]
+    pieces = [Piece((GaugeChunk(line, 1),), len(line)) for line in lines]
 
     def exposition(form: Format, names: frozenset[str] | None, gzip: bool) -> Exposition:
         return Exposition(Snapshot(pieces if names is None else []), b"# EOF\n" if form.openmetrics else b"", gzip)
