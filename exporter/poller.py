@@ -22,7 +22,7 @@ import msgspec
 from exporter import log
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
-from exporter.collectors.base import MANY, Collector, CollectorState, FinishedRun, Observed, Records, fold
+from exporter.collectors.base import MANY, Collector, CollectorState, FinishedRun, Observed, Records, fold, shown_id
 from exporter.config.schema import Config
 from exporter.errors import ApiError, Reason, StateError, StateTaken
 from exporter.exposed import ERRORS, Exposed, PollReport
@@ -347,7 +347,7 @@ class Poller:
         for number, run in enumerate((run for run in runs if wanted == "all" or run.failed), 1):
             self._log.info(
                 "execution_finished",
-                **{self.collector.run_id: run.id},
+                **{self.collector.run_id: shown_id(run.id)},
                 name=run.name,
                 status=run.status,
                 start=log.utc(run.start),

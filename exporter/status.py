@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 import msgspec
 
 from exporter import log
-from exporter.collectors.base import Collector, CollectorState
+from exporter.collectors.base import Collector, CollectorState, shown_id
 from exporter.collectors.failing_hosts import FailingHosts, Run, Streak
 from exporter.fleet import Fleet
 from exporter.metrics.family import Labels
@@ -355,7 +355,5 @@ def _of(collector: Collector) -> dict[str, Any]:
 
 
 def _run_id(collector: Collector, run: Run) -> dict[str, Any]:
-    """The member that holds the id of a run; that of a workflow of NodeMan V3 comes without its domain."""
-    if isinstance(run, str):
-        run = run.partition("/")[2]
-    return {collector.run_id: run} if collector.run_id else {}
+    """The member that holds the id of a run."""
+    return {collector.run_id: shown_id(run)} if collector.run_id else {}

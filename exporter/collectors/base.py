@@ -72,7 +72,8 @@ class FinishedRun(msgspec.Struct, frozen=True, gc=False):
     """A run that was counted as finished. `failed`: its outcome is a failure. Times in unix seconds, as the platform
     gives them; None where it gives none.
 
-    `failed_hosts`: how many hosts failed, by code (NodeMan: by step), as far as their results were read by then.
+    `failed_hosts`: how many hosts failed, by code (NodeMan 2.x, which has none: by step), as far as their results were
+    read by then.
     """
 
     id: Run
@@ -82,6 +83,11 @@ class FinishedRun(msgspec.Struct, frozen=True, gc=False):
     start: float | None
     end: float | None
     failed_hosts: Mapping[str, int] = {}
+
+
+def shown_id(run: Run) -> int | str:
+    """The id of a run as its platform names it: that of a workflow of NodeMan V3 is kept with its domain before it."""
+    return run if isinstance(run, int) else run.partition("/")[2]
 
 
 class Observed(msgspec.Struct, Generic[S_co], frozen=True):

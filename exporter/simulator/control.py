@@ -5,6 +5,8 @@
                               the truth, as ledger.Truth.as_json
     GET  /-/nodeman/ledger?bk_biz_id=2[&subscription_ids=11,12][&since=][&until=]
                               the truth about NodeMan, as nodeman_ledger.NodemanLedger.as_json; unix seconds
+    GET  /-/nodemgr/ledger?bk_biz_id=2[&since=][&until=]
+                              the truth about NodeMan V3, as nodemgr_world.Truth.as_json; unix seconds
     GET  /-/requests[?since=] {"now": unix seconds, "calls": [platform.LoggedCall …]}
     POST /-/world/start       {"bk_scope_type", "bk_scope_id", and the arguments of JobWorld.start; "steps": a list of
                               {"step_type", "duration", "name", "status", "ignore_error", "rolling_wait", "results"};
@@ -30,9 +32,9 @@ from typing import Any
 from aiohttp import web
 
 from exporter.model import Scope
+from exporter.simulator import nodeman_api, nodemgr_api
 from exporter.simulator.faults import Fault
 from exporter.simulator.ledger import Exporter
-from exporter.simulator.nodeman_api import world_of
 from exporter.simulator.nodeman_ledger import NodemanLedger
 from exporter.simulator.platform import Platform
 from exporter.simulator.world import Outcome, StepScript, Target
@@ -55,12 +57,24 @@ def add_routes(app: web.Application, platform: Platform) -> None:
         return web.json_response(truth.as_json())
 
     async def nodeman_ledger(request: web.Request) -> web.Response:
-        query = request.query
-        until = float(query["until"]) if "until" in query else None
-        ids = [int(number) for number in query.get("subscription_ids", "").split(",") if number]
-        ledger = NodemanLedger(world_of(platform))
-        since = float(query.get("since", 0))
-        return web.json_response(ledger.as_json(int(query["bk_biz_id"]), ids, since, until))
+        query, truth = request.query, NodemanLedger(nodeman_api.world_of(platform))
+        try:
+            until = float(query["until"]) if "until" in query else None
+            ids = [int(number) for number in query.get("subscription_ids", "").split(",") if number]
+            since = float(query.get("since", 0))
+            return web.json_response(truth.as_json(int(query["bk_biz_id"]), ids, since, until))
+        except (KeyError, ValueError) as error:
+            return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
+
+    async def nodemgr_ledger(request: web.Request) -> web.Response:
+        query, world = request.query, nodemgr_api.world_of(platform)
+        try:
+            since = round(float(query.get("since", 0)) * 1000)
+            until = round(float(query["until"]) * 1000) if "until" in query else world.time
+            truth = world.truth(int(query["bk_biz_id"]), since, until)
+        except (KeyError, ValueError, OverflowError) as error:
+            return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
+        return web.json_response(truth.as_json())
 
     async def requests(request: web.Request) -> web.Response:
         since = float(request.query.get("since", 0))
@@ -75,6 +89,7 @@ def add_routes(app: web.Application, platform: Platform) -> None:
 
     app.router.add_get("/-/ledger", ledger)
     app.router.add_get("/-/nodeman/ledger", nodeman_ledger)
+    app.router.add_get("/-/nodemgr/ledger", nodemgr_ledger)
     app.router.add_get("/-/requests", requests)
     app.router.add_post("/-/world/{action}", world)
 

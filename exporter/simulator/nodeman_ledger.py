@@ -142,10 +142,10 @@ class NodemanLedger:
                 })  # fmt: skip
         job = ("job_type", "status")
         return {
-            "jobs_finished": _rows(job, self.jobs_finished(biz, since, until)),
-            "jobs_unfinished": _rows(job, self.jobs_unfinished(biz)),
-            "job_instances": _rows(job, self.job_instances(biz)),
-            "host_failures": _rows(("collector", "job_type", "step", "code"), failures),
+            "jobs_finished": rows(job, self.jobs_finished(biz, since, until)),
+            "jobs_unfinished": rows(job, self.jobs_unfinished(biz)),
+            "job_instances": rows(job, self.job_instances(biz)),
+            "host_failures": rows(("collector", "job_type", "step", "code"), failures),
             "hosts_failing": hosts,
         }
 
@@ -185,7 +185,8 @@ class NodemanLedger:
         return now if until is None else until
 
 
-def _rows(names: Sequence[str], counts: Mapping[Any, int]) -> list[dict[str, object]]:
+def rows(names: Sequence[str], counts: Mapping[Any, int]) -> list[dict[str, object]]:
+    """Counts as a list of {labels, "value"}."""
     return [{**dict(zip(names, labels, strict=True)), "value": count} for labels, count in sorted(counts.items())]
 
 

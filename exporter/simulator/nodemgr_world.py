@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from exporter.simulator.nodeman_ledger import rows
+
 Domain = Literal["node", "plugin"]
 RETENTION = 30 * 86_400_000
 """ms after a run for which its operations are kept."""
@@ -114,6 +116,27 @@ class Truth:
     failures: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """(type, step, state) → operations."""
     failing: dict[Target, tuple[str, str, str]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, object]:
+        """Everything as lists of labels, with "value" where it is a count, for tests in other processes."""
+        run, failure = ("domain", "workflow_type"), ("job_type", "step", "code")
+        hosts = [
+            {
+                "bk_cloud_id": str(host.area),
+                "bk_host_id": str(host.bk_host_id) if host.bk_host_id > 0 else "",
+                "ip": host.ip or host.ipv6,
+                **dict(zip(failure, labels, strict=True)),
+            }
+            for host, labels in self.failing.items()
+        ]
+        return {
+            "workflows_finished": rows((*run, "status"), self.finished),
+            "workflows_reopened": rows(run[:1], {(domain,): count for domain, count in self.reopened.items()}),
+            "workflow_durations": rows(run, self.durations),
+            "workflows_unfinished": rows(run, self.unfinished),
+            "host_failures": rows(failure, self.failures),
+            "hosts_failing": hosts,
+        }
 
 
 class NodemgrWorld:

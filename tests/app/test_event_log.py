@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
+from exporter.simulator import nodemgr_api, nodemgr_world
 from exporter.simulator.nodeman_api import world_of
 from exporter.simulator.nodeman_world import make_hosts
 from exporter.simulator.world import StepScript, target
@@ -142,3 +144,43 @@ def test_jobs_of_nodeman_are_events_too(tmp_path: Path, simulated: Simulated) ->
             "collector": "nodeman_job", "job_id": job, "name": "INSTALL_AGENT", "status": "part_failed",
             "failed_hosts": "install:2", "url": f"https://nm.example.com/#/task-list/detail/{job}",
         }  # fmt: skip
+
+
+def test_workflows_of_nodeman_v3_are_events_too(tmp_path: Path, simulated: Simulated) -> None:
+    """With their text id, type, status, the hosts that failed by code, and the address; a retry is another event."""
+    changes = {
+        "blueking": {"nodemgr": {"url": f"{simulated.url}/api/bk-nodemgr/prod", "web_url": "https://nm3.example.com"}},
+        "collectors": {"job": {"enabled": False}, "nodemgr": {"enabled": True, "interval": "200ms"}},
+    }
+    hosts = [nodemgr_world.Target(2, f"10.7.0.{number}", number) for number in range(1, 4)]
+
+    def start(platform: Any) -> nodemgr_world.Workflow:
+        parts = [
+            nodemgr_world.Part(host, state, "start_process", 100, plugin)
+            for host, state in zip(hosts, ("failed", "timeout", "success"), strict=True)
+            for plugin in ("bkmonitorbeat", "bkunifylogbeat")
+        ]
+        world = nodemgr_api.world_of(platform)
+        world.start("plugin", "restart_plugin", parts[-2:])
+        return world.start("plugin", "install_plugin", parts)
+
+    def retry(platform: Any) -> None:
+        parts = {at: nodemgr_world.Part(hosts[at // 2], "failed", "start_process", 100) for at in range(2)}
+        nodemgr_api.world_of(platform).retry(run, parts)
+
+    with Daemon(tmp_path, logging(simulated, "failed", **changes)) as running:
+        running.wait_success(collector="nodemgr")
+        run = simulated.do(start)
+        (event,) = eventually(lambda: events(running), 10, 0.02)
+        names = ("collector", "scope", "workflow_id", "name", "status", "failed_hosts", "url")
+        assert {name: event[name] for name in names} == {
+            "collector": "nodemgr", "scope": "biz/2", "workflow_id": run.id, "name": "install_plugin",
+            "status": "partial_failed", "failed_hosts": "failed:1 timeout:1",
+            "url": f"https://nm3.example.com/#/node-manager/history/detail/{quote(run.id)}?active=plugin",
+        }  # fmt: skip
+        assert event["start"] < event["end"] <= event["timestamp"]
+        simulated.do(retry)
+        eventually(lambda: len(events(running)) == 2, 10, 0.02)
+        page = running.wait_success(collector="nodemgr")
+        assert [line["workflow_id"] for line in events(running)] == [run.id, run.id]
+        assert total(page, "blueking_nodemgr_workflows_finished_total") == 3

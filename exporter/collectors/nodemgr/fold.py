@@ -13,7 +13,6 @@ from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import DURATION_BUCKETS, NodemanFold, is_ours
 from exporter.collectors.nodemgr.state import (
     NAME,
-    STATES,
     STATUSES,
     NodemgrRecords,
     NodemgrState,
@@ -23,6 +22,7 @@ from exporter.collectors.nodemgr.state import (
     is_new_end,
     is_running,
     parts_of,
+    state_label,
     status_label,
 )
 from exporter.config.schema import NodemgrConfig
@@ -203,12 +203,13 @@ class Fold(NodemanFold[NodemgrState, NodemgrConfig, NodemgrRecords]):
         )
 
     def _count_finished(self, key: str, row: Workflow, operations: Sequence[HostOperation]) -> None:
-        domain, workflow_id = parts_of(key)
+        domain, _ = parts_of(key)
         status = status_label(row.status)
         self.tally.inc(FINISHED, (domain, row.type, status))
-        steps = Counter(one.step for one in operations if is_failure(one))
+        codes = {(one.host or one.id, state_label(one.state)) for one in operations if is_failure(one)}
+        failed_hosts = Counter(code for _, code in codes)
         began, finish = (None if time is None else time / 1000 for time in (row.operate_time, row.finish_time))
-        self.finished.append(FinishedRun(workflow_id, row.type, status, status != "success", began, finish, steps))
+        self.finished.append(FinishedRun(key, row.type, status, status != "success", began, finish, failed_hosts))
 
     def _count_reopened(self, key: str) -> None:
         self.tally.inc(REOPENED, (parts_of(key)[0],))
@@ -243,7 +244,7 @@ class Fold(NodemanFold[NodemgrState, NodemgrConfig, NodemgrRecords]):
             end = one.end if one.end is not None and one.end <= now else None
             labels: Labels | None = None
             if is_failure(one):
-                state = one.state if one.state in STATES else UNKNOWN
+                state = state_label(one.state)
                 labels = (NAME, row.type, one.step, state)
                 name = fingerprint(one)
                 late = self.born if end is None and not known.unread else end or 0

@@ -90,6 +90,10 @@ def status_label(status: str) -> str:
     return status if status in STATUSES else UNKNOWN
 
 
+def state_label(state: str) -> str:
+    return state if state in STATES else UNKNOWN
+
+
 def has_ended(row: Workflow) -> bool:
     """Whether a workflow has ended; one with an unknown status has, as soon as it has a finish time."""
     return row.finish_time is not None if row.status not in STATUSES else row.status != "running"
