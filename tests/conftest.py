@@ -10,6 +10,7 @@ import structlog
 from hypothesis import settings
 
 from tests.support.components import Stack
+from tests.support.process import BIZ, OTHER, Simulated
 
 
 def pytest_configure() -> None:
@@ -26,6 +27,13 @@ def default_log() -> Iterator[None]:
     structlog.reset_defaults()
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def simulated() -> Iterator[Simulated]:
+    """A simulated platform with two businesses, in real time."""
+    with Simulated(BIZ, OTHER) as running:
+        yield running
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ from tests.support.process import PROGRAM, Daemon, Simulated, command, configura
 
 NAMES = [each.name for each in COMMANDS]
 FLAGS = {flag.name: flag for each in COMMANDS for flag in each.flags}
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated() as running:
-        yield running
 
 
 def write(folder: Path, config: dict[str, Any]) -> Path:

@@ -7,28 +7,18 @@ import json
 import signal
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-
-import pytest
 
 from exporter.simulator import nodemgr_api, nodemgr_world
 from exporter.simulator.nodeman_api import world_of
 from exporter.simulator.nodeman_world import make_hosts
 from exporter.simulator.world import StepScript, target
 from tests.support.components import eventually
-from tests.support.process import BIZ, Daemon, Simulated, configuration, merged, select, total
+from tests.support.process import BIZ, FINISHED, Daemon, Simulated, configuration, merged, select, total
 
-FINISHED = "blueking_job_executions_finished_total"
 NODEMAN_FINISHED = "blueking_nodeman_jobs_finished_total"
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated(BIZ) as running:
-        yield running
 
 
 def logging(simulated: Simulated, wanted: str, **changes: Any) -> dict[str, Any]:

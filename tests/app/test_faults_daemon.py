@@ -20,10 +20,20 @@ from exporter.model import Scope
 from exporter.simulator.faults import Fault
 from exporter.simulator.world import StepScript, Target, target
 from tests.support.components import free_port
-from tests.support.process import BIZ, Daemon, Samples, Simulated, command, configuration, samples, select, total
+from tests.support.process import (
+    BIZ,
+    FINISHED,
+    OTHER,
+    Daemon,
+    Samples,
+    Simulated,
+    command,
+    configuration,
+    samples,
+    select,
+    total,
+)
 
-OTHER = Scope("biz", "3")
-FINISHED = "blueking_job_executions_finished_total"
 ERRORS = "blueking_exporter_collector_errors_total"
 LAST = "blueking_exporter_collector_last_success_timestamp_seconds"
 SUCCESS = "blueking_exporter_collector_success"

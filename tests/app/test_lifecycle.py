@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from tests.support import upstream
 from tests.support.components import LOOPBACK, eventually, free_port
 from tests.support.process import (
     BIZ,
+    OTHER,
     PROGRAM,
     Daemon,
     NotifySocket,
@@ -53,14 +54,7 @@ from tests.support.process import (
     total,
 )
 
-OTHER = Scope("biz", "3")
 SUCCESS = "blueking_exporter_collector_success"
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated(BIZ, OTHER) as running:
-        yield running
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -6,7 +6,6 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from exporter.once import write_atomically
 from exporter.simulator.world import StepScript, target
 from tests.support.process import (
     BIZ,
+    FINISHED,
+    OTHER,
     Daemon,
     Samples,
     Simulated,
@@ -28,15 +29,6 @@ from tests.support.process import (
     shown,
     total,
 )
-
-FINISHED = "blueking_job_executions_finished_total"
-OTHER = Scope("biz", "3")
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated(BIZ, OTHER) as running:
-        yield running
 
 
 class Once:

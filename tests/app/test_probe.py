@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,9 @@ from exporter.simulator import nodeman_api
 from exporter.simulator.nodeman_world import Target
 from exporter.simulator.platform import Platform
 from exporter.simulator.world import StepScript, target
-from tests.support.process import BIZ, Simulated, command, configuration
+from tests.support.process import BIZ, OTHER, Simulated, command, configuration
 
-OTHER = Scope("biz", "3")
 OURS, THEIRS = Target(2, "10.2.0.1", 1), Target(3, "10.3.0.1", 301)
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated(BIZ, OTHER) as running:
-        yield running
 
 
 def probe(folder: Path, config: dict[str, Any]) -> tuple[int, list[str], str]:

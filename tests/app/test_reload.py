@@ -7,17 +7,16 @@ import signal
 import sqlite3
 import time
 import urllib.request
-from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
-
-import pytest
 
 from exporter.model import Scope
 from exporter.simulator.world import StepScript, target
 from tests.support.components import eventually, http
 from tests.support.process import (
     BIZ,
+    FINISHED,
+    OTHER,
     Daemon,
     Samples,
     Simulated,
@@ -29,17 +28,9 @@ from tests.support.process import (
     total,
 )
 
-OTHER = Scope("biz", "3")
-FINISHED = "blueking_job_executions_finished_total"
 LOADED = "blueking_exporter_config_last_reload_successful"
 LOADED_AT = "blueking_exporter_config_last_reload_success_timestamp_seconds"
 INFO = "blueking_exporter_config_info"
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated(BIZ, OTHER) as running:
-        yield running
 
 
 def finish(simulated: Simulated, scope: Scope = BIZ, seconds: float = 0.0) -> None:

@@ -15,10 +15,9 @@ from exporter.errors import ConfigError
 from exporter.model import Scope
 from exporter.shard import Shard, read_shard
 from exporter.simulator.world import StepScript, target
-from tests.support.process import Daemon, Simulated, command, configuration, select, total
+from tests.support.process import FINISHED, Daemon, Simulated, command, configuration, select, total
 
 SCOPES = [Scope("biz", str(number)) for number in range(2, 12)]
-FINISHED = "blueking_job_executions_finished_total"
 
 
 @pytest.fixture

@@ -5,22 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from exporter.simulator.world import StepScript, target
 from tests.support.process import BIZ, OTHER, Daemon, Simulated, configuration, select, total
 
 WEB_URL = "https://job.example.com/site"
 SIZE = "blueking_exporter_exposition_bytes"
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated(BIZ, OTHER) as running:
-        yield running
 
 
 def test_failures_lead_to_the_pages_of_job(tmp_path: Path, simulated: Simulated) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
-import subprocess
 
 import pytest
 
 from exporter.exposed import COLLECTOR_FAMILIES, page_families
 from exporter.telemetry import PROCESS_FAMILIES, SHARING_FAMILIES
 from mixin.render import evaluate
-from tests.support.components import require
+from tests.support.components import check_promql
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -131,13 +129,7 @@ def test_rules_and_dashboards_use_metrics_that_exist() -> None:
 @pytest.mark.component
 def test_queries_of_all_pages_are_promql(tmp_path: pathlib.Path) -> None:
     """promtool parses each query."""
-    found = [query for page in PAGES for query in queries(read("en", page))]
-    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(found)]
-    file = tmp_path / "rules.yml"
-    file.write_text(json.dumps({"groups": [{"name": "pages", "rules": rules}]}))
-    argv = [require("promtool"), "check", "rules", str(file)]
-    result = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    check_promql([query for page in PAGES for query in queries(read("en", page))], tmp_path)
 
 
 def test_the_cookbook_answers_ten_questions() -> None:

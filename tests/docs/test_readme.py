@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 import subprocess
@@ -10,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support.components import require
+from tests.support.components import check_promql
 from tests.support.paths import ROOT
 
 COMMAND = pathlib.Path(sys.executable).with_name("blueking-exporter")
@@ -54,12 +53,7 @@ def test_queries_of_the_readme_are_promql(tmp_path: pathlib.Path) -> None:
     (block,) = blocks("README.md", "promql")
     queries = [query.strip() for query in block.split("\n\n")]
     assert len(queries) >= 5
-    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
-    file = tmp_path / "rules.yml"
-    file.write_text(json.dumps({"groups": [{"name": "readme", "rules": rules}]}))
-    argv = [require("promtool"), "check", "rules", str(file)]
-    result = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    check_promql(queries, tmp_path)
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])

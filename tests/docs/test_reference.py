@@ -4,7 +4,6 @@ reference."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -176,12 +175,6 @@ def test_names_follow_the_conventions() -> None:
         assert name.endswith("_total") == (kind == "counter")
         assert not {"job", "instance", "type", "le", "quantile"} & set(labels)
         assert not re.search(r"(_ms|_milliseconds|_minutes|_hours|_percent|_kb|_mb)(_|$)", name)
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated() as running:
-        yield running
 
 
 @pytest.mark.parametrize("form", list(Format))

@@ -12,13 +12,11 @@ import pytest
 from exporter.model import Scope
 from exporter.simulator.world import Outcome, StepScript, Target, target
 from tests.support.components import Prometheus, Stack, eventually, free_port, http, require
-from tests.support.process import BIZ, Daemon, Simulated, configuration, daemon, expected, shown, total
+from tests.support.process import BIZ, FINISHED, OTHER, Daemon, Simulated, configuration, daemon, expected, shown, total
 
 pytestmark = pytest.mark.component
 
 SET = Scope("biz_set", "9001")
-OTHER = Scope("biz", "3")
-FINISHED = "blueking_job_executions_finished_total"
 NAMES = (
     'quote " back \\ slash',
     "line\nbreak",

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from exporter.simulator.world import StepScript, target
 from tests.support.components import Stack, eventually
-from tests.support.process import BIZ, Daemon, Simulated, command, configuration, select, total
+from tests.support.process import BIZ, FINISHED, Daemon, Simulated, command, configuration, select, total
 
 pytestmark = pytest.mark.component
-
-FINISHED = "blueking_job_executions_finished_total"
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated() as platform:
-        yield platform
 
 
 def finish(simulated: Simulated, count: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ pytestmark = pytest.mark.component
 PASSWORD = "hunter2-canary"
 RIGHTS = ("eval", "hset", "hget", "hmget", "hgetall", "hdel", "del", "scan", "info", "role", "wait")
 """What docs/en/scale-out.md says that the user needs."""
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated() as platform:
-        yield platform
 
 
 def connect(url: str, **state: Any) -> None:

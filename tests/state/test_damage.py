@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ from tests.support import upstream
 from tests.support.components import eventually
 from tests.support.process import (
     BIZ,
+    FINISHED,
     Daemon,
     Samples,
     Simulated,
@@ -519,15 +520,8 @@ async def test_forgotten_keys_are_gone(store: SQLiteStore) -> None:
 # The daemon
 
 
-FINISHED = "blueking_job_executions_finished_total"
 RESETS = "blueking_exporter_state_resets_total"
 WRITE_ERRORS = "blueking_exporter_state_write_errors_total"
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated(BIZ) as running:
-        yield running
 
 
 def finish(simulated: Simulated, count: int) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,12 @@ from exporter.state.base import Store, open_store
 from exporter.state.memory import MemoryStore
 from exporter.state.sqlite import SCHEMA, SQLiteStore
 from tests.support.components import eventually
-from tests.support.process import BIZ, Daemon, Simulated, command, configuration, expected, shown, total
+from tests.support.process import BIZ, FINISHED, Daemon, Simulated, command, configuration, expected, shown, total
 
 KEY = Key("job", BIZ)
 OTHER = Key("job", Scope("biz", "3"))
-FINISHED = "blueking_job_executions_finished_total"
 RESETS = "blueking_exporter_state_resets_total"
 KINDS = ("memory:", "sqlite:")
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated(BIZ, OTHER.scope) as running:
-        yield running
 
 
 def finish(simulated: Simulated, count: int = 1, **arguments: Any) -> None:

@@ -7,7 +7,6 @@ import re
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from exporter.discovery import DiscoveryState, FoundScope
 from exporter.metrics.negotiate import Format
 from exporter.model import Scope
 from exporter.simulator.world import StepScript, target
-from tests.support.process import BIZ, Daemon, Simulated, command, configuration, samples, total
+from tests.support.process import Daemon, Simulated, command, configuration, samples, total
 
 FIXTURES = Path(__file__).parent
 KEYS = {("job", "2"), ("nodeman_job", "2"), ("nodeman_subscription", "2"), ("nodeman_task", "2")}
@@ -184,12 +183,6 @@ def test_what_cannot_be_done_is_said(folder: Path) -> None:
     assert any(line.startswith("job ") and "cannot be read" in line for line in lines)
     assert any(line.startswith("later ") and "does not know" in line for line in lines)
     assert len(said(folder, "export")) == 4
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated(BIZ) as running:
-        yield running
 
 
 def test_beside_a_running_daemon_states_are_only_read(tmp_path: Path, simulated: Simulated) -> None:

@@ -47,6 +47,16 @@ def require(*commands: str) -> str:
     return path
 
 
+def check_promql(queries: Sequence[str], folder: pathlib.Path) -> None:
+    """Let promtool parse each query."""
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
+    file = folder / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "queries", "rules": rules}]}))
+    argv = [require("promtool"), "check", "rules", str(file)]
+    result = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def free_port() -> int:
     """A TCP port on loopback that was free a moment ago.
 

@@ -35,6 +35,7 @@ from tests.support.paths import ROOT
 T = TypeVar("T")
 BIZ = Scope("biz", "2")
 OTHER = Scope("biz", "3")
+FINISHED = "blueking_job_executions_finished_total"
 
 PROGRAM = (sys.executable, "-c", "import sys; sys.modules['rich'] = None; from exporter.__main__ import main; main()")
 """`blueking-exporter` as users have it: rich comes with a tool of development only, and costs a fifth of the start."""

@@ -16,11 +16,10 @@ from exporter.model import Scope
 from exporter.simulator.ledger import Truth
 from exporter.simulator.world import StepScript, target
 from tests.support.components import eventually, http
-from tests.support.process import Daemon, Samples, Simulated, configuration, expected, samples, shown
+from tests.support.process import FINISHED, Daemon, Samples, Simulated, configuration, expected, samples, shown
 
 TTL = 3.0
 SCOPES = tuple(Scope("biz", str(number)) for number in range(2, 14))
-FINISHED = "blueking_job_executions_finished_total"
 EVERY = 0.15
 """Seconds between two scrapes of one target."""
 ROUND = 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import bcrypt
@@ -17,12 +16,6 @@ from tests.support.components import eventually, free_port
 from tests.support.process import Daemon, Simulated, configuration
 
 USER = "BLUEKING_EXPORTER_HEALTHCHECK_AUTH"
-
-
-@pytest.fixture
-def simulated() -> Iterator[Simulated]:
-    with Simulated() as running:
-        yield running
 
 
 def check(*arguments: str, **environ: str) -> int:

@@ -26,6 +26,7 @@ from exporter.simulator.world import Target as JobTarget
 from tests.support.components import Stack, eventually, free_port, http
 from tests.support.process import (
     BIZ,
+    OTHER,
     PROGRAM,
     Daemon,
     Samples,
@@ -39,7 +40,6 @@ from tests.support.process import (
     total,
 )
 
-OTHER = Scope("biz", "3")
 SPEED = 30.0
 HOSTS = [Target(2, f"10.2.0.{number}", number) for number in range(1, 31)]
 WATERMARK = "blueking_exporter_collector_watermark_timestamp_seconds"
