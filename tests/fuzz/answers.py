@@ -14,15 +14,18 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from exporter.blueking.client import Operation, ScopeClient
-from exporter.blueking.envelope import Reply, ResponseDecoder, read
+from exporter.blueking.cmdb import CmdbApi
+from exporter.blueking.envelope import CODES, NODEMGR_CODES, Reply, ResponseDecoder, read
 from exporter.blueking.job import JobApi
 from exporter.blueking.nodeman import NodemanApi
 from exporter.blueking.nodeman_legacy import NodemanLegacyApi
+from exporter.blueking.nodemgr import NodemgrApi
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import Platforms
 from exporter.config.schema import (
+    CmdbPlatform,
     Collectors,
     JobPlatform,
     LegacyPlatform,
@@ -30,6 +33,8 @@ from exporter.config.schema import (
     NodemanPlatform,
     NodemanSubscriptionConfig,
     NodemanTaskConfig,
+    NodemgrConfig,
+    NodemgrPlatform,
     ScopeConfig,
 )
 from exporter.errors import ApiError
@@ -38,7 +43,7 @@ from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Page
 from exporter.model import Scope
 from exporter.poller import Poller, Services, Settings
-from exporter.simulator import api, gateway, nodeman_api, nodeman_world
+from exporter.simulator import api, gateway, nodeman_api, nodeman_world, nodemgr_api, nodemgr_world
 from exporter.simulator.platform import Answer, Call, Endpoint, Platform
 from exporter.simulator.world import StepScript, target
 from exporter.state.memory import MemoryStore
@@ -61,7 +66,11 @@ class OneAnswer:
         self._reply = reply
 
     async def call(self, operation: Operation, decoders: Sequence[ResponseDecoder[Any, T]], *, deadline: Deadline) -> T:
-        return read(self._reply, decoders)
+        return _read(operation, self._reply, decoders)
+
+
+def _read(operation: Operation, reply: Reply, decoders: Sequence[ResponseDecoder[Any, T]]) -> T:
+    return read(reply, decoders, NODEMGR_CODES if operation.system == "nodemgr" else CODES)
 
 
 Ask = Callable[[ScopeClient, Deadline], Coroutine[Any, Any, object]]
@@ -84,12 +93,28 @@ CALLS: Mapping[str, Ask] = {
     "get_task_info": lambda client, end: NodemanLegacyApi(client, LegacyPlatform(URL), CHINA).get_task_info(
         2, 1, deadline=end
     ),
+    "node_workflow_list": lambda client, end: _nodemgr(client).workflows("node", 2, deadline=end),
+    "plugin_workflow_list": lambda client, end: _nodemgr(client).workflows("plugin", 2, deadline=end),
+    "node_operation_list": lambda client, end: _nodemgr(client).operations("node", "wf:1", deadline=end),
+    "plugin_operation_list": lambda client, end: _nodemgr(client).operations("plugin", "wf:1", deadline=end),
+    "search_business": lambda client, end: CmdbApi(client, CmdbPlatform(URL)).businesses(end),
+    "list_business_set": lambda client, end: CmdbApi(client, CmdbPlatform(URL)).business_sets(end),
 }
 """Every call of every API."""
+
+CMDB_ANSWERS = {
+    "search_business": {"count": 2, "info": [{"bk_biz_id": 2, "bk_biz_name": "演示"}, {"bk_biz_id": 3}]},
+    "list_business_set": {"count": 0, "info": [{"bk_biz_set_id": 9, "bk_biz_set_name": "all"}]},
+}
+"""`data` of answers of CMDB."""
 
 
 def _nodeman(client: ScopeClient) -> NodemanApi:
     return NodemanApi(client, NodemanPlatform(URL), CHINA)
+
+
+def _nodemgr(client: ScopeClient) -> NodemgrApi:
+    return NodemgrApi(client, NodemgrPlatform(URL))
 
 
 def decoders(data: bytes) -> None:
@@ -116,11 +141,16 @@ def decoder_seeds() -> list[bytes]:
         if "manifest" in file.name:
             continue
         for number, name in enumerate(CALLS):
-            api_of_file = file.name.split("__")[0]
+            system, api_of_file, *_ = file.name.split("__")
+            if system != "nodemgr":
+                api_of_file = system
             if api_of_file.endswith(name) or any(
                 api_of_file.endswith(word) and name.startswith(starts) for word, starts in words.items()
             ):
                 seeds.append(bytes((0, number)) + file.read_bytes())
+    for name, data in CMDB_ANSWERS.items():
+        answer = {"result": True, "code": 0, "message": "success", "permission": None, "data": data}
+        seeds.append(bytes((0, list(CALLS).index(name))) + _encoded(answer))
     return seeds
 
 
@@ -184,7 +214,7 @@ class MutatedPlatform:
         self._platform = platform
         self._endpoints = [
             (re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", endpoint.path.rstrip("/")) + "/?"), endpoint)
-            for routes in (api.routes, nodeman_api.routes)
+            for routes in (api.routes, nodeman_api.routes, nodemgr_api.routes)
             for endpoint in routes(platform)
         ]
 
@@ -193,7 +223,7 @@ class MutatedPlatform:
         status, body = answer.status, _encoded(answer.body)
         if self.choices is not None:
             status, body = mutated(self.choices, status, body)
-        return read(Reply(status, bytearray(body), answer.headers), decoders)
+        return _read(operation, Reply(status, bytearray(body), answer.headers), decoders)
 
     def _answer(self, operation: Operation) -> Answer:
         path = operation.url.removeprefix(URL)
@@ -318,12 +348,14 @@ def collectors(client: MutatedPlatform, platform: Platform, clock: Clock) -> lis
         JobApi(asking, JobPlatform(URL + "/api/bk-job/prod")),
         NodemanApi(asking, NodemanPlatform(URL + "/api/bk-nodeman/prod"), CHINA),
         NodemanLegacyApi(asking, LegacyPlatform(URL), CHINA),
+        NodemgrApi(asking, NodemgrPlatform(URL + "/api/bk-nodemgr/prod")),
     )
     world = nodeman_api.world_of(platform)
     config = Collectors(
         nodeman_job=NodemanJobConfig(enabled=True, job_ids=tuple(world.jobs)[:1]),
         nodeman_subscription=NodemanSubscriptionConfig(enabled=True, subscription_ids=tuple(world.subscriptions)[:2]),
         nodeman_task=NodemanTaskConfig(enabled=True, job_ids=tuple(world.legacy_tasks)),
+        nodemgr=NodemgrConfig(enabled=True),
     )
     built = (collector.build(ScopeConfig(SCOPE, "", config), apis, clock) for collector in COLLECTORS)
     return [collector for collector in built if collector is not None]
@@ -343,9 +375,14 @@ def _go_on(platform: Platform, number: int) -> None:
     for code in (104, 9):
         steps = [StepScript(1, 30.0, {target(1): (code, 1), target(2): 9})]
         platform.job.start(SCOPE, plan_id=1001, task_type=0, steps=steps)
+    host = nodemgr_world.Target(2, "10.0.0.4", 4)
+    parts = [nodemgr_world.Part(host, state, "start_process", 20_000) for state in ("failed", "success")]
+    workflow = nodemgr_api.world_of(platform).start("node", "install_agent", parts[:1])
+    nodemgr_api.world_of(platform).retry(workflow, {0: parts[number % 2]}, at=workflow.tries[0].finish + 150_000)
+    nodemgr_api.world_of(platform).start("plugin", "install_plugin", parts)
     if number % 3 == 2:
-        host = nodeman_world.Target(2, "10.0.0.3", 3)
-        nodeman_api.world_of(platform).start_job("MAIN_STOP_PLUGIN", {host: "gse_operate_proc"}, duration=20.0)
+        one = nodeman_world.Target(2, "10.0.0.3", 3)
+        nodeman_api.world_of(platform).start_job("MAIN_STOP_PLUGIN", {one: "gse_operate_proc"}, duration=20.0)
 
 
 def _checked(page: Page, before: Mapping[str, float]) -> dict[str, float]:
