@@ -85,6 +85,8 @@ class NodemgrRecount(Recount[NodemgrConfig, NodemgrApi]):
         waiting: set[Key] = set()
         for key, row in sorted(rows.items()):
             first = self._versions(key, row)[0]
+            if key not in self._known and first.operate_time is None:
+                continue  # the polls name it as an unknown value
             if key not in self._known and (first.operate_time or 0) < self._begin and _has_ended(first):
                 continue  # it ended before the first poll
             ends = self._new_ends(key, row, now)
@@ -225,10 +227,7 @@ class NodemgrRecount(Recount[NodemgrConfig, NodemgrApi]):
             for name, one in (self._operations.get(key, {}) | operations.get(key, {})).items():
                 end = one.end if one.end is not None and one.end <= now else None
                 failed = self._add(results, key, row, one, now)
-                is_new = name not in self._known_operations and (
-                    bool(self._new_ends(key, row, now)) if end is None else end >= (self._born or 0)
-                )
-                if failed and is_new:
+                if failed and name not in self._known_operations and self._is_new(key, row, end, now):
                     recounted.samples.add(HOST_FAILURES, failed)
                     if one.state not in STATES:
                         recounted.unknown.add(("nodemgr.operation.state", one.state))
@@ -242,6 +241,12 @@ class NodemgrRecount(Recount[NodemgrConfig, NodemgrApi]):
                     self._add(results, key, rows[key], one, now)
         failing = results.failing(now / 1000 - self.config.failing_host_ttl)
         count_failing(recounted, "blueking_nodeman", results, failing, self.config.max_failing_hosts)
+
+    def _is_new(self, key: Key, row: Workflow, end: int | None, now: int) -> bool:
+        """Whether a failure at `end` is one since the first poll; the platform may give whole seconds."""
+        if key not in self._known and (row.operate_time or 0) >= self._begin:
+            return True
+        return bool(self._new_ends(key, row, now)) if end is None else end >= (self._born or 0) // 1000 * 1000
 
     def _add(self, results: HostResults, key: Key, row: Workflow, one: HostOperation, now: int) -> Labels | None:
         """Add the result of an operation of this business; the labels of a failure."""
