@@ -1,4 +1,4 @@
-"""Fixtures that every test may ask for."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.support.process import BIZ, OTHER, Simulated
 
 
 def pytest_configure() -> None:
-    """Let no example fail for being slow, since machines are shared; say that there is no event loop, else
-    pytest-asyncio lets Python make one, which nobody closes."""
+    """No hypothesis example fails for being slow, since machines are shared. There is no event loop at first:
+    otherwise pytest-asyncio makes Python create one that nothing closes."""
     settings.register_profile("no deadline", deadline=None)
     settings.load_profile("no deadline")
     asyncio.set_event_loop(None)
@@ -23,7 +23,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def default_log() -> Iterator[None]:
-    """Begin with the log as structlog makes it, whatever other tests or modules have configured."""
+    """Start with structlog's default configuration, whatever other tests or modules have configured."""
     structlog.reset_defaults()
     yield
     structlog.reset_defaults()
@@ -38,6 +38,6 @@ def simulated() -> Iterator[Simulated]:
 
 @pytest.fixture
 def stack() -> Iterator[Stack]:
-    """Real Prometheus, Alertmanager and Redis on demand; stopped with the test."""
+    """Starts real Prometheus, Alertmanager and Redis; stops them at the end of the test."""
     with Stack() as servers:
         yield servers

@@ -1,4 +1,4 @@
-"""F20: a scope that is refused is asked at growing distances, in virtual time."""
+"""F20: a scope that is refused is asked at growing intervals, in virtual time."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def distances(times: Iterable[float]) -> list[float]:
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("reason", ["auth", "permission"])
-async def test_F20_a_refused_scope_is_asked_at_growing_distances(reason: ApiReason) -> None:
+async def test_F20_a_refused_scope_is_asked_at_growing_intervals(reason: ApiReason) -> None:
     """Two refusals in a row: interval x 2, 4, 8, then every 5 minutes, and the metric says so."""
     collector = Scripted(None, None, reason)
     async with Watched(collector) as watched:
@@ -152,7 +152,7 @@ async def test_F20_a_long_interval_is_not_shortened() -> None:
 
 @pytest.mark.looptime
 async def test_F20_a_reload_asks_at_once() -> None:
-    """Both a reload and a secret that was read anew call this; then the distances grow anew."""
+    """Both a reload and a secret that was read anew call this; then the intervals grow anew."""
     collector = Scripted("auth")
     async with Watched(collector) as watched:
         await asyncio.sleep(1800.5)

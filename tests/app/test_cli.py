@@ -30,7 +30,7 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def valid(tmp_path: Path) -> Path:
-    """A configuration that is fine; nobody listens where it points to."""
+    """A valid configuration; no server listens at its addresses."""
     return write(tmp_path, configuration("http://127.0.0.1:1"))
 
 
@@ -328,7 +328,7 @@ def test_F75_documents_in_any_encoding(arguments: list[str], encoding: str) -> N
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_F75_reports_in_any_encoding(tmp_path: Path, simulated: Simulated, encoding: str) -> None:
-    """`check`, `probe` and `once` with Chinese names, messages and paths: exit codes as ever, no traceback."""
+    """`check`, `probe` and `once` with Chinese names, messages and paths: exit codes as before, no traceback."""
     folder = tmp_path / "配置é"
     folder.mkdir()
     config = configuration(simulated.url, collectors={"job": {"watch": [{"name": "每日备份-*"}]}})

@@ -129,8 +129,8 @@ SILENT = (
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_F64_a_silent_resolver_does_not_hold_up_the_end(tmp_path: Path, number: signal.Signals) -> None:
-    """The process ends in order, not by force, while the look-up goes on."""
+def test_F64_a_silent_resolver_does_not_delay_the_end(tmp_path: Path, number: signal.Signals) -> None:
+    """The process ends in order, not by force, while the look-up continues."""
     config = configuration("http://silent.test", blueking={"request_timeout": "300ms"})
     with Daemon(tmp_path, config, program=(*PROGRAM[:-1], SILENT + PROGRAM[-1])) as daemon:
         daemon.wait(lambda page: bool(select(page, "blueking_exporter_collector_errors_total", reason="timeout")))

@@ -18,7 +18,7 @@ from tests.support.process import PROGRAM, Daemon, environment, samples, select,
 def running(
     folder: Path, *arguments: str, environ: dict[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A command that goes on until it is stopped, and the file of what it prints."""
+    """A command that continues until it is stopped, and the file of what it prints."""
     output = folder / "output"
     with output.open("wb") as file, output.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen([*PROGRAM, *arguments], stdout=file, stderr=log, env=environment() | (environ or {}))
@@ -85,7 +85,7 @@ def test_the_printed_configuration_of_simulate_works(tmp_path: Path) -> None:
         assert process.wait(10) == 0
 
 
-def test_simulate_breaks_what_it_is_told_to(tmp_path: Path) -> None:
+def test_simulate_applies_the_given_faults(tmp_path: Path) -> None:
     """--faults: every list call is answered with 502."""
     port = free_port()
     faults = "--faults=http_502@get_job_instance_list"

@@ -28,7 +28,7 @@ def logging(simulated: Simulated, wanted: str, **changes: Any) -> dict[str, Any]
 
 
 def events(running: Daemon) -> list[dict[str, Any]]:
-    """The events of this life so far."""
+    """The events of this run so far."""
     lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
     return [line for line in lines if line["event"] == "execution_finished"]
 

@@ -1,5 +1,5 @@
-"""Faults of the platform against the whole daemon: the reason is counted, the committed page stays, the others go on,
-and it recovers by itself.
+"""Faults of the platform against the whole daemon: the reason is counted, the committed page stays, the others
+continue, and it recovers by itself.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ FAULTS = [
 def test_F01_to_F19_one_scope_fails_with_its_reason(
     daemon: Daemon, simulated: Simulated, fault: str, reason: str
 ) -> None:
-    """The typed reason is counted for the scope that is hit, its page stands still to the last digit, the other scope
-    goes on; afterwards everything is counted once."""
+    """The typed reason is counted for the scope that is hit, its page does not change to the last digit, the other
+    scope continues; afterwards everything is counted once."""
     before = daemon.wait_success()
     counted = {scope: total(before, FINISHED, **owner(scope)) for scope in (BIZ, OTHER)}
     errors = sum(select(before, ERRORS, reason=reason, **owner(BIZ)).values())
@@ -137,7 +137,7 @@ def test_F01_to_F19_one_scope_fails_with_its_reason(
 def test_F05_F08_F09_odd_answers_end_in_an_error_or_in_the_truth(
     daemon: Daemon, simulated: Simulated, fault: str
 ) -> None:
-    """What one may read or refuse: never a crash, never half a count, and the process goes on."""
+    """What one may read or refuse: never a crash, never half a count, and the process continues."""
     before = total(daemon.wait_success(), FINISHED, **owner(BIZ))
     simulated.fault(fault, **owner(BIZ))
     try:
@@ -183,7 +183,7 @@ def test_F02_one_deadline_for_the_whole_request(daemon: Daemon, simulated: Simul
 
 
 def test_F01_refused_connections(tmp_path: Path) -> None:
-    """Nobody listens: connect, counted poll by poll, and ready all the same."""
+    """No server listens: connect, counted poll by poll, and ready all the same."""
     with Daemon(tmp_path, configuration(f"http://127.0.0.1:{free_port()}")) as daemon:
         daemon.wait_ready()
         page = daemon.wait(lambda page: sum(select(page, ERRORS, reason="connect").values()) >= 2, 20)
@@ -207,7 +207,7 @@ def test_F07_the_secret_goes_nowhere_else(tmp_path: Path, simulated: Simulated) 
 
 
 def test_F19_retry_after_slows_everybody(tmp_path: Path) -> None:
-    """429 with a wait of 2 s to one scope: for as long the whole application asks nothing, then all go on."""
+    """429 with a wait of 2 s to one scope: for as long the whole application asks nothing, then all continue."""
     with Simulated(BIZ, OTHER) as simulated, Daemon(tmp_path, configuration(simulated.url, [BIZ, OTHER])) as daemon:
         daemon.wait_success()
         daemon.wait_success(OTHER)

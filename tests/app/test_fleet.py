@@ -161,7 +161,7 @@ async def test_F53_applies_at_the_same_time_leave_one_poller_per_key(tmp_path: P
 
 
 async def test_an_assignment_narrows_what_is_polled(tmp_path: Path) -> None:
-    """What is not assigned is neither asked nor shown, also after a reload; what comes back goes on counting."""
+    """What is not assigned is neither asked nor shown, also after a reload; what comes back continues counting."""
     finished = "blueking_job_executions_finished_total"
     async with watched(tmp_path) as one:
         await one.fleet.apply(one.config())

@@ -95,8 +95,8 @@ class SlowReader:
 
 
 def test_F42_a_stop_waits_neither_for_blueking_nor_for_scrapers(tmp_path: Path, simulated: Simulated) -> None:
-    """During a hanging poll and a scrape that does not read, SIGTERM ends it with 0 within 5 seconds; it is unready
-    at once and what was committed is there in the next life."""
+    """During a hanging poll and a scrape that does not read, SIGTERM ends it with 0 within 5 seconds; it is unready at
+    once and what was committed is there in the next run."""
     simulated.fault("blackhole", bk_scope_type="biz", bk_scope_id="3")
     config = configuration(simulated.url, [BIZ, OTHER], blueking={"request_timeout": "30s"})
     config["scopes"] += names()
@@ -117,7 +117,7 @@ def test_F42_a_stop_waits_neither_for_blueking_nor_for_scrapers(tmp_path: Path, 
         assert total(again.metrics(), "blueking_job_executions_finished_total") == 1
 
 
-def test_F42_a_second_signal_ends_it_on_the_spot(tmp_path: Path, simulated: Simulated) -> None:
+def test_F42_a_second_signal_ends_it_at_once(tmp_path: Path, simulated: Simulated) -> None:
     """While it is stopping, another SIGTERM is the end: exit 1 at once."""
     config = configuration(simulated.url)
     config["scopes"] += names()
@@ -153,7 +153,7 @@ def test_F42_a_scrape_under_way_is_finished(tmp_path: Path, simulated: Simulated
 
 
 def test_F42_a_stop_during_a_reload_ends_it(tmp_path: Path, simulated: Simulated) -> None:
-    """A reload that is under way at SIGTERM starts nothing that would go on for ever."""
+    """A reload that is under way at SIGTERM starts nothing that would continue for ever."""
     config = configuration(simulated.url)
     config["scopes"] += names()
     with Daemon(tmp_path, config) as running:
@@ -173,7 +173,7 @@ HANGS = "import concurrent.futures, time; concurrent.futures.ThreadPoolExecutor(
 """A thread as a silent resolver leaves it: the interpreter waits for it before it ends."""
 
 
-def test_F64_a_thread_that_hangs_does_not_hold_up_the_end(tmp_path: Path, simulated: Simulated) -> None:
+def test_F64_a_thread_that_hangs_does_not_delay_the_end(tmp_path: Path, simulated: Simulated) -> None:
     """SIGTERM ends the process with 0, long before the thread would."""
     program = (*PROGRAM[:-1], HANGS + PROGRAM[-1])
     with Daemon(tmp_path, configuration(simulated.url), program=program) as running:
@@ -184,8 +184,8 @@ def test_F64_a_thread_that_hangs_does_not_hold_up_the_end(tmp_path: Path, simula
 
 
 def test_F43_a_stuck_event_loop_feeds_no_watchdog(tmp_path: Path, simulated: Simulated) -> None:
-    """While the thread of the event loop is held up there is no ping, although other threads run; then there are
-    again."""
+    """While the thread of the event loop is blocked no ping is sent, although other threads run; afterwards pings are
+    sent."""
     stuck = tmp_path / "stuck"
     handler = f"lambda *_: (open({str(stuck)!r}, 'w').close(), time.sleep(4))"
     program = (*PROGRAM[:-1], f"import signal, time; signal.signal(signal.SIGUSR1, {handler}); {PROGRAM[-1]}")
@@ -460,7 +460,7 @@ class Torn(Page):
 
 
 async def test_a_page_that_breaks_stops_no_poller() -> None:
-    """What one poller cannot show is counted as internal, and polling goes on, counts included."""
+    """What one poller cannot show is counted as internal, and polling continues, counts included."""
     platform = Platform(scopes=[OTHER])
     async with SimulatorServer(platform) as server:
         config = upstream.config(

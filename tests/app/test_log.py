@@ -140,7 +140,7 @@ def test_F29_a_flood_is_one_line_and_a_count(output: Callable[..., io.StringIO],
 
 
 def test_an_answer_is_never_held_back(output: Callable[..., io.StringIO]) -> None:
-    """Who reloads twice in a minute is told twice what is wrong."""
+    """Two reloads within a minute log the errors twice."""
     stream = output("json")
     for _ in range(2):
         log.get().error("reload_failed", always=True)
@@ -161,7 +161,7 @@ def test_F29_memory_of_a_flood_of_different_errors_is_bounded(clock: Clock) -> N
 
 
 def test_libraries_and_levels(output: Callable[..., io.StringIO]) -> None:
-    """Records of logging take the same way, told apart by their template; below the level nothing is written."""
+    """Records of logging take the same way, distinguished by their template; below the level nothing is written."""
     stream = output("json", "warning")
     log.get().info("not_written")
     for number in range(3):

@@ -50,7 +50,7 @@ def finish(simulated: Simulated, count: int, scope: Scope = BIZ) -> None:
         simulated.start(scope, steps=[StepScript(duration=0.0, results={target(number): (104, 2)})])
 
 
-def test_counts_go_on_from_run_to_run(tmp_path: Path, simulated: Simulated) -> None:
+def test_counts_continue_from_run_to_run(tmp_path: Path, simulated: Simulated) -> None:
     """The first run is the baseline; each later one adds what has happened since, once, and ignores the hold."""
     once = Once(tmp_path, configuration(simulated.url, counter_birth_hold="1h"))
     finish(simulated, 2)
@@ -161,7 +161,7 @@ def test_a_daemon_and_once_do_not_share_a_state(tmp_path: Path, simulated: Simul
 
 
 def test_an_output_that_cannot_be_written_is_an_error(tmp_path: Path, simulated: Simulated) -> None:
-    """Exit 1 with one line; nothing is lost, since the state goes on."""
+    """Exit 1 with one line; nothing is lost, since the state continues."""
     once = Once(tmp_path, configuration(simulated.url))
     once.output = tmp_path / "missing" / "blueking.prom"
     code, _, err = once()

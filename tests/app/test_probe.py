@@ -106,7 +106,7 @@ def test_probe_explains_the_vague_code_of_the_esb() -> None:
 
 
 def test_probe_of_an_unreachable_platform(tmp_path: Path) -> None:
-    """Nobody listens: reason connect, exit 1, and the secret is nowhere."""
+    """No server listens: reason connect, exit 1, and the secret is nowhere."""
     config = configuration("http://127.0.0.1:1", blueking={"auth": {"app_secret": "canary-secret-value"}})
     code, lines, err = probe(tmp_path, config)
     assert code == 1
@@ -162,7 +162,8 @@ def test_probe_prints_the_request_id(tmp_path: Path, simulated: Simulated) -> No
 
 
 def test_probe_of_an_idle_forbidden_or_unknown_business(tmp_path: Path, simulated: Simulated) -> None:
-    """NodeMan answers an empty list in all three cases: probe says that they cannot be told apart; exit 0 as before."""
+    """NodeMan answers an empty list in all three cases: probe says that they cannot be distinguished; exit 0 as
+    before."""
     start_job(simulated, OURS)
     code, lines, _ = probe(tmp_path, nodeman(simulated.url, (BIZ, OTHER), job={}))
     assert code == 0

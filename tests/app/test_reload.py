@@ -83,7 +83,7 @@ def test_F38_a_removed_scope_leaves_at_once_and_comes_back_continued(tmp_path: P
 
 
 def test_F38_a_collector_that_is_switched_off_leaves_at_once(tmp_path: Path, simulated: Simulated) -> None:
-    """Only the scope's name stays; switched on again it goes on."""
+    """Only the scope's name stays; switched on again it continues."""
     on = configuration(simulated.url)
     with Daemon(tmp_path, on) as running:
         running.wait_success()
@@ -224,7 +224,7 @@ def test_a_platform_that_hangs_does_not_stop_a_reload(tmp_path: Path, simulated:
 
 
 def test_unusable_tls_files_change_nothing(tmp_path: Path, simulated: Simulated) -> None:
-    """What only shows when it is used is an error of the reload as well, and the old client goes on."""
+    """What only shows when it is used is an error of the reload as well, and the old client continues."""
     good = configuration(simulated.url)
     (tmp_path / "ca.pem").write_text("no certificate")
     with Daemon(tmp_path, good, "--web.enable-lifecycle") as running:
@@ -275,7 +275,7 @@ def test_a_shorter_interval_is_not_waited_for(tmp_path: Path, simulated: Simulat
 
 
 def test_what_needs_a_restart_is_said(tmp_path: Path, simulated: Simulated) -> None:
-    """A changed state, address or log is warned about and goes on as it was."""
+    """A changed state, address or log is warned about and continues as it was."""
     config = configuration(simulated.url)
     with Daemon(tmp_path, config) as running:
         running.wait_success()
@@ -287,7 +287,7 @@ def test_what_needs_a_restart_is_said(tmp_path: Path, simulated: Simulated) -> N
 
 
 def test_other_buckets_restart_the_histogram(tmp_path: Path, simulated: Simulated) -> None:
-    """Changed duration_buckets: a new birth with the next observation, the counters go on."""
+    """Changed duration_buckets: a new birth with the next observation, the counters continue."""
     config = configuration(simulated.url)
     count = "blueking_job_execution_duration_seconds_count"
     with Daemon(tmp_path, config) as running:
@@ -304,7 +304,7 @@ def test_other_buckets_restart_the_histogram(tmp_path: Path, simulated: Simulate
 
 
 def test_a_broken_web_file_keeps_the_last_good_one_and_shows(tmp_path: Path, simulated: Simulated) -> None:
-    """The answer and the metric tell; the header of the good file stays, and a mended file clears the metric."""
+    """The answer and the metric report it; the headers of the good file stay, and a repaired file clears the metric."""
     web = tmp_path / "web.yml"
     good = "http_server_config: {headers: {X-Frame-Options: deny}}\n"
     web.write_text(good)

@@ -76,7 +76,7 @@ def test_a_statefulset_names_the_ordinal(name: str, total: int) -> None:
     ],
 )
 def test_wrong_shards_are_named(shard: int | None, total: int | None, pod: str, told: str) -> None:
-    """Each slip is an error that names the flag."""
+    """Each mistake is an error that names the flag."""
     with pytest.raises(ConfigError, match=told):
         read_shard(shard, total, {"POD_NAME": pod} if pod else {"POD_NAME": "host"})
 
@@ -132,8 +132,8 @@ def test_F47_the_same_shard_twice_is_seen(tmp_path: Path, simulated: Simulated) 
 
 
 def test_a_state_of_another_shard_is_refused_unless_that_is_wanted(tmp_path: Path, simulated: Simulated) -> None:
-    """Another ordinal or number of shards: exit 1 with both named. Accepted, what stays goes on and what has moved away
-    is forgotten, so that it begins with a baseline if it comes back."""
+    """Another ordinal or number of shards: exit 1 with both named. Accepted, what stays continues and what has moved
+    away is forgotten, so that it begins with a baseline if it comes back."""
     (stays,) = [scope for scope in owned(Shard(0, 2)) if Shard(0, 3).owns(scope)][:1]
     (moves,) = [scope for scope in owned(Shard(0, 2)) if not Shard(0, 3).owns(scope)][:1]
     with run(tmp_path, simulated, "--shard=0", "--total-shards=2") as daemon:

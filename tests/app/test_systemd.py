@@ -53,8 +53,8 @@ def verify(root: pathlib.Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.component
-def test_units_verify_in_silence(tmp_path: pathlib.Path) -> None:
-    """systemd accepts the service, its socket and the drop-in without a word."""
+def test_units_verify_without_a_message(tmp_path: pathlib.Path) -> None:
+    """systemd accepts the service, its socket and the drop-in without a message."""
     result = verify(tmp_path)
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
@@ -161,7 +161,7 @@ def manager(tmp_path: pathlib.Path) -> Iterator[Manager]:
 
 
 def test_notify_protocol(manager: Manager) -> None:
-    """Ready, watchdog, reload and stop are told to the manager in the order that Type=notify asks for."""
+    """Ready, watchdog, reload and stop are reported to the manager in the order that Type=notify asks for."""
     service = manager.start(BLUEKING_EXPORTER_WEB_LISTEN_ADDRESS=f"{LOOPBACK}:{free_port()}")
     manager.expect("READY=1")
     manager.expect("WATCHDOG=1")

@@ -1,7 +1,7 @@
-"""`verify`: what was counted is what the platform shows when it is read again, and nothing is read past.
+"""`verify` compares what was counted with what the platform shows when it is read again.
 
-Hours of polling pass in virtual time. Between the exporter and the simulated platform stands a `Mirror`, which shows
-answers other than they are where a test says so.
+Hours of polling pass in virtual time. Between the exporter and the simulated platform is a `mirror`, which changes
+answers where a test says so.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ SECRET, NAME, IP, ID = "canary-s3cret-value", "canary-name", "10.254.3.77", 987_
 FINISHED = "blueking_job_executions_finished_total"
 
 Change = Callable[[str, Any], None]
-"""Gets the path of a request and the answer as JSON, which it may change."""
+"""Called with the path of a request and the answer as JSON, which it may change."""
 
 
 @contextlib.asynccontextmanager
 async def mirror(url: str, change: Change, ids: Mapping[str, int] | None = None) -> AsyncIterator[str]:
-    """A server that passes everything on to `url`, and its answers through `change`; yields its own URL. `ids`: the
-    true ids of executions that are asked for under these."""
+    """A server that forwards all requests to `url` and changes the answers by `change`; yields its own URL. `ids`: the
+    true ids of executions by the ids that the answers show."""
     async with aiohttp.ClientSession() as session:
 
         async def serve(request: web.BaseRequest) -> web.StreamResponse:
@@ -87,7 +87,7 @@ def rows(body: Any) -> list[dict[str, Any]]:
 
 
 async def run(one: Daemon, seconds: float, record: Path | None = None) -> tuple[bool, list[str]]:
-    """Verify for so long; whether all is well, and the lines."""
+    """Verify for so many seconds. Returns whether everything agrees, and the lines."""
     clock = Clock(lambda: EPOCH + one.loop.time(), one.monotonic)
     found = [line async for line in verify(load(one.file).config, seconds, record, clock)]
     return all(good for _, good in found), [line for line, _ in found]
@@ -107,7 +107,7 @@ def after(one: Daemon, seconds: float, event: Callable[[], object]) -> None:
 @pytest.mark.parametrize("api", ["v4", "v3", "esb"])
 @pytest.mark.parametrize("host_results", ["failed", "all", "none"])
 async def test_a_correct_count_is_equal(tmp_path: Path, api: str, host_results: str) -> None:
-    """Plans, scripts, failures, hosts and what still runs: every counter and the unfinished ones agree."""
+    """Plans, scripts, failures, hosts and running executions: all counters and gauges agree."""
     async with daemon(tmp_path, api=api, job={"host_results": host_results}) as one:
 
         def start(**arguments: Any) -> None:
@@ -129,7 +129,8 @@ async def test_a_correct_count_is_equal(tmp_path: Path, api: str, host_results: 
 
 
 async def test_a_retry_in_the_window_is_no_difference(tmp_path: Path) -> None:
-    """Retried twice and then succeeded; retried and failed otherwise; stopped: earlier runs cannot be read again."""
+    """Retried twice and then successful; retried and failed with another code; stopped. Earlier runs cannot be read
+    again."""
     async with daemon(tmp_path) as one:
         await asyncio.sleep(60)
         ids: dict[str, int] = {}
@@ -151,8 +152,8 @@ async def test_a_retry_in_the_window_is_no_difference(tmp_path: Path) -> None:
 
 
 async def test_a_retry_that_is_not_noticed_yet_is_no_difference(tmp_path: Path) -> None:
-    """An execution outside of the window that runs again is looked for from time to time: nothing is wrong until then.
-    One that failed before the first poll and runs again is none either."""
+    """The daemon checks only from time to time whether an execution outside of the window runs again; until then there
+    is no difference. The same holds for one that failed before the first poll."""
     async with daemon(tmp_path, job={"lookback": "1m"}) as one:
         steps = [StepScript(1, 5.0, {target(1): (104, 3)})]
         old = one.world.start(BIZ, steps=steps)
@@ -193,7 +194,7 @@ async def test_an_execution_that_was_never_listed_is_named(tmp_path: Path) -> No
 
 
 async def test_a_history_that_changes_afterwards_is_named(tmp_path: Path) -> None:
-    """A success becomes a failure with the same end, and an execution is archived at once: both are named."""
+    """A success becomes a failure with the same end, and an execution is archived: both are named."""
     async with daemon(tmp_path) as one:
         await asyncio.sleep(60)
         fine = [StepScript(1, 5.0, {target(1): 9})]
@@ -218,7 +219,7 @@ async def test_a_history_that_changes_afterwards_is_named(tmp_path: Path) -> Non
 
 
 async def test_lies_of_the_polls_are_named(tmp_path: Path) -> None:
-    """While polling, the list shows failures as successes; read again it does not."""
+    """While polling, the list shows failures as successes; when it is read again, it does not."""
     lying = True
 
     def change(path: str, body: Any) -> None:
@@ -244,7 +245,7 @@ async def test_lies_of_the_polls_are_named(tmp_path: Path) -> None:
 
 
 async def test_unknown_values_are_named(tmp_path: Path) -> None:
-    """A status, a type and a host code that are in no table are findings, also where the counts agree."""
+    """An unknown status, type or host code is a difference, also if the counts agree."""
 
     def change(path: str, body: Any) -> None:
         if LIST in path:
@@ -269,7 +270,7 @@ async def test_unknown_values_are_named(tmp_path: Path) -> None:
 
 
 async def test_members_that_no_document_names_are_named(tmp_path: Path) -> None:
-    """A new member at any depth is a finding; one that is documented and not used is a note."""
+    """A new member at any depth is a failure; a documented one that is not used is a note."""
 
     def change(path: str, body: Any) -> None:
         if LIST in path:
@@ -290,7 +291,7 @@ async def test_members_that_no_document_names_are_named(tmp_path: Path) -> None:
 
 
 async def test_found_scopes_are_verified(tmp_path: Path) -> None:
-    """With discovery the scopes are those of CMDB, whose answers a note names: their members are not checked."""
+    """With discovery the scopes are those of CMDB. A note says that the members of its answers are not checked."""
     async with daemon(tmp_path) as one:
         one.change(scopes=[], discovery={"enabled": True, "biz": {"include": ["*"]}})
         settings = yaml.safe_load(one.file.read_text())
@@ -303,7 +304,7 @@ async def test_found_scopes_are_verified(tmp_path: Path) -> None:
 
 
 async def test_a_scope_that_is_refused_fails_and_others_are_verified(tmp_path: Path) -> None:
-    """The line tells the reason; the other collectors go on."""
+    """The line names the reason; the other collectors continue."""
     async with daemon(tmp_path) as one:
         one.platform.denied.add(BIZ)
         good, lines = await run(one, 60)
@@ -312,7 +313,7 @@ async def test_a_scope_that_is_refused_fails_and_others_are_verified(tmp_path: P
 
 
 async def test_what_never_stands_still_lies_between_two_polls(tmp_path: Path) -> None:
-    """Something happens between any two calls: counters are compared with what was counted before and after."""
+    """Something happens between any two calls: counters are compared with the polls before and after."""
     async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server:
 
         def change(path: str, body: Any) -> None:
@@ -332,8 +333,8 @@ WATCH = [{"name": "back*", "as": "backup", "max_age": "1h"}, {"job_plan_id": 7, 
 
 
 def plan_failures(one: Daemon) -> None:
-    """Hosts that fail twice, that recover, that recover elsewhere; a watched job before the window, in it, and one that
-    still runs."""
+    """Hosts that fail twice, that recover in the same plan and in another one; a watched job before the window, in it,
+    and one that still runs."""
     fails = [StepScript(1, 5.0, {target(1): (104, 3), target(2): 310, target(3): 9})]
     again = [StepScript(1, 5.0, {target(1): 303}), StepScript(1, 5.0, {target(1): 9, target(4): (104, 1)})]
     fine = [StepScript(1, 5.0, {target(1): 9, target(2): 9})]
@@ -358,7 +359,7 @@ async def test_failing_hosts_and_watched_jobs_are_equal(tmp_path: Path, host_res
 
 
 async def test_lies_about_hosts_are_named(tmp_path: Path) -> None:
-    """While polling, a host of the status answers has another code and another end; read again it has not."""
+    """While polling, the status answers show another code and another end of a host than when they are read again."""
     lying = True
 
     def change(path: str, body: Any) -> None:
@@ -397,7 +398,7 @@ async def test_lies_about_hosts_are_named(tmp_path: Path) -> None:
 
 
 async def test_failures_in_a_row_that_were_missed_are_named(tmp_path: Path) -> None:
-    """A second failed execution that the list hides while polling: the host has failed twice in a row, not once."""
+    """While polling, the list hides a second failed execution: the host has failed twice in a row, not once."""
     lying = True
 
     def change(path: str, body: Any) -> None:
@@ -432,7 +433,7 @@ async def test_failures_in_a_row_that_were_missed_are_named(tmp_path: Path) -> N
 
 
 async def test_a_retry_of_what_ended_just_before_the_window_is_no_difference(tmp_path: Path) -> None:
-    """It is in the list of the first poll, has left it since, and runs again: the daemon has not looked for it yet."""
+    """The list of the first poll has it, later lists do not, and it runs again: the daemon has not checked it yet."""
     async with daemon(tmp_path, job={"lookback": "1m"}) as one:
         steps = [StepScript(1, 5.0, {target(1): (104, 3)})]
         old = one.world.start(BIZ, steps=steps)
@@ -464,7 +465,7 @@ async def test_nodeman_is_verified(tmp_path: Path) -> None:
 
 
 def plan_nodeman(one: Nodeman) -> None:
-    """A job before the window, one that runs through its begin, one in it with failures, one that is retried."""
+    """A job before the window, one that is running when it begins, one in it with failures, one that is retried."""
     jobs: dict[str, Any] = {}
     begin = one.nodeman.now()
     one.failing_on("INSTALL_AGENT", HOSTS[4], duration=0.0)
@@ -476,7 +477,7 @@ def plan_nodeman(one: Nodeman) -> None:
 
 
 async def test_a_revoked_job_is_no_difference(tmp_path: Path) -> None:
-    """The platform says of it first that it was terminated and later that it failed; it ended once."""
+    """The platform shows it as terminated first and as failed later; it ended once."""
     async with watched(tmp_path, scopes=(BIZ,), job={"interval": "3s"}) as one:
         begin = one.nodeman.now()
         jobs: list[Any] = []
@@ -490,7 +491,7 @@ async def test_a_revoked_job_is_no_difference(tmp_path: Path) -> None:
 
 
 async def test_no_complete_poll_is_no_proof(tmp_path: Path) -> None:
-    """A platform that answers only when the window is over has not been verified."""
+    """If the platform answers only after the window, nothing is verified."""
     async with daemon(tmp_path) as one:
         one.platform.denied.add(BIZ)
         one.loop.call_later(599, one.platform.denied.clear)
@@ -499,8 +500,8 @@ async def test_no_complete_poll_is_no_proof(tmp_path: Path) -> None:
     assert lines[0].startswith("FAIL  job biz/2: no poll was complete: permission; ")
 
 
-async def test_polls_that_failed_are_told(tmp_path: Path) -> None:
-    """Later polls counted what they missed: no difference, but a note."""
+async def test_polls_that_failed_are_reported(tmp_path: Path) -> None:
+    """Later polls counted what failed polls missed: no difference, but a note."""
     async with daemon(tmp_path) as one:
         one.platform.faults.add(Fault("refused", api=LIST, every=5, times=2))
         after(one, 40, lambda: one.world.start(BIZ, steps=[StepScript(1, 5.0, {target(1): (104, 3)})]))
@@ -510,7 +511,7 @@ async def test_polls_that_failed_are_told(tmp_path: Path) -> None:
 
 
 async def test_nodeman_differences_are_named(tmp_path: Path) -> None:
-    """A failed host that the details name otherwise later, a counter that moves by itself, an unknown status."""
+    """A failed job that is shown as a success while polling, and an unknown status."""
     lying = True
 
     def change(path: str, body: Any) -> None:
@@ -545,7 +546,7 @@ async def test_nodeman_differences_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lie", ["hosts", "ends"])
 async def test_lies_about_failing_hosts_of_nodeman_are_named(tmp_path: Path, lie: str) -> None:
-    """While polling, the details show another step or another end of the failed host."""
+    """While polling, the details show the failed host as a success, or with another end."""
     lying = True
 
     def change(path: str, body: Any) -> None:
@@ -612,8 +613,8 @@ async def test_hosts_of_subscriptions_and_tasks_are_compared(tmp_path: Path) -> 
 
 
 def plan_workflows(one: Nodemgr) -> None:
-    """Workflows before the window, one that runs through its begin, and in it: failed, retried twice, of another
-    business too, in part, of plugins, one whose rows end late, and one that still runs."""
+    """Workflows before the window, one that is running when it begins, and in it: failed ones, one retried twice, one
+    with hosts of another business, one of plugins, one whose operations end late, and one that still runs."""
     now = one.v3.time
 
     def part(number: int, state: str, seconds: float = 5.0, plugin: str = "") -> Part:
@@ -667,7 +668,7 @@ FAILED_HOST = '{collector="nodemgr",job_type="install_agent",step="wait_gse_read
     ],
 )
 async def test_lies_about_workflows_are_named(tmp_path: Path, lie: str, named: list[str]) -> None:
-    """What the lists of workflows and operations show while polling, and not when they are read again."""
+    """While polling, the lists of workflows and operations show something else than when they are read again."""
     lying = True
 
     def change(path: str, body: Any) -> None:
@@ -726,7 +727,7 @@ async def test_lies_about_workflows_are_named(tmp_path: Path, lie: str, named: l
     ],
 )
 def test_every_member_of_the_sample_answers_is_read_or_documented(api: str, prefixes: tuple[str, ...]) -> None:
-    """What is shown for `need_detail`, which is never asked for, is left out."""
+    """Except the members that only `need_detail` returns, which the exporter never requests."""
     members = read_members(api)
     assert members is not None
     files = [
@@ -741,7 +742,7 @@ def test_every_member_of_the_sample_answers_is_read_or_documented(api: str, pref
 
 
 def test_members_that_are_read_are_not_called_unread() -> None:
-    """Aliases, members that are decoded by themselves, and members that data names."""
+    """Aliases, members that are decoded separately, and members whose names are data."""
     members = read_members("task_result")
     assert members is not None
     sub_step = {"node_name": "x", "step_code": None, "status": "FAILED", "start_time": None, "new": 1}
@@ -754,7 +755,7 @@ def test_members_that_are_read_are_not_called_unread() -> None:
 
 
 async def test_nothing_of_the_site_is_recorded(tmp_path: Path) -> None:
-    """No secret, name, address or id is left, members and types are; each shape once; the same value the same way."""
+    """No secret, name, address or id is left; members and types are. Each shape once, equal values alike."""
 
     def change(path: str, body: Any) -> None:
         if LIST in path and isinstance(body.get("data"), dict):
@@ -796,7 +797,7 @@ async def test_nothing_of_the_site_is_recorded(tmp_path: Path) -> None:
 
 
 def _types(value: Any) -> Any:
-    """A value with types in the place of values; of a list the set of those of its items."""
+    """The value with types instead of values; a list becomes the set of the types of its items."""
     if isinstance(value, dict):
         return {name: _types(member) for name, member in value.items()}
     if isinstance(value, list):
@@ -805,7 +806,7 @@ def _types(value: Any) -> Any:
 
 
 def test_times_are_moved_together_and_words_stay() -> None:
-    """Distances stay, in every form of a time; a word that is a secret by its value does not stay."""
+    """Time differences are kept, in every form of a time; a word that is a secret is not kept."""
     copy = Redactor().copy(
         {
             "start_time": 1_795_000_000_000,
@@ -848,7 +849,7 @@ def test_the_command_says_equal_or_different(tmp_path: Path) -> None:
 
 
 def test_interrupted_it_has_not_verified(tmp_path: Path) -> None:
-    """Ctrl-C while it polls: exit 1 and a line, never what looks like a proof."""
+    """Ctrl-C while it polls: exit 1 and one line on standard error, no result."""
     with Simulated(BIZ) as simulated:
         file = tmp_path / "config.yaml"
         file.write_text(json.dumps(configuration(simulated.url)))
@@ -864,8 +865,8 @@ def test_interrupted_it_has_not_verified(tmp_path: Path) -> None:
     assert err == "blueking-exporter: interrupted, nothing is verified\n"
 
 
-def test_a_folder_that_cannot_be_used_is_told_at_once(tmp_path: Path) -> None:
-    """Not after ten minutes of polling: it holds something, or a file is in its place. A wrong duration: exit 2."""
+def test_a_folder_that_cannot_be_used_is_reported_at_once(tmp_path: Path) -> None:
+    """Before polling: the folder is not empty, or it is a file. A wrong duration: exit 2."""
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps(configuration("http://127.0.0.1:1")))
     for folder, told in ((tmp_path, "is not empty"), (file, "cannot record into")):

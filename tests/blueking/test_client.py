@@ -160,7 +160,7 @@ async def test_secret_files_are_read_again(tmp_path: Path) -> None:
 # ---- what is told ----------------------------------------------------------------------------------------------------
 
 
-async def test_requests_quota_and_skew_are_told_to_the_observer() -> None:
+async def test_requests_quota_and_skew_are_reported_to_the_observer() -> None:
     """Each try is one request with its HTTP status; the quota is taken from good answers too."""
     recorder, clock = Recorder(), Clock(wall=lambda: 1_000_000.0)
     date = format_datetime(datetime.datetime.fromtimestamp(1_003_600, datetime.UTC), usegmt=True)
@@ -320,7 +320,7 @@ async def test_F01_a_reset_connection_is_retried(sent: bytes) -> None:
 
 
 async def test_F01_a_refused_connection_is_retried(unused_tcp_port: int) -> None:
-    """Nobody listens: reason connect, no status."""
+    """No server listens: reason connect, no status."""
     recorder = Recorder()
     async with client(recorder) as asking:
         error = await refusal(asking, f"http://127.0.0.1:{unused_tcp_port}")
@@ -394,7 +394,7 @@ async def test_F03_half_an_answer_is_none(answer: bytes, reason: str) -> None:
     ids=["random", "ssh", "huge header", "bad status", "html", "random body"],
 )
 async def test_F04_what_is_no_answer_is_decode(answer: bytes) -> None:
-    """Another protocol, random bytes, a login page under 200: not retried, told in a short clean text."""
+    """Another protocol, random bytes, a login page under 200: not retried, reported in a short clean text."""
     recorder = Recorder()
     async with raw(sends(answer)) as url, client(recorder) as asking:
         error = await refusal(asking, url)
@@ -635,7 +635,7 @@ async def test_F19_a_503_that_asks_to_wait_is_obeyed() -> None:
 
 
 async def test_F19_a_429_slows_down_every_scope() -> None:
-    """The platform counts by application: what one call of an API is told holds for all of them."""
+    """The platform counts by application: a limit that one call of an API meets holds for all its calls."""
     loop = asyncio.get_running_loop()
     async with Upstream(reply(b"", 429, Retry_After="0.4"), reply()) as upstream, client() as asking:
         first = asyncio.create_task(ask(asking, upstream.url))

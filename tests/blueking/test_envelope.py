@@ -183,7 +183,7 @@ V3 = [
 
 @pytest.mark.parametrize(("status", "body", "reason"), V3)
 def test_4_4_numbers_of_nodeman_v3_are_classified_as_such(status: int, body: object, reason: str) -> None:
-    """They overlap with those of 2.x; what has no entry is told by the HTTP status."""
+    """They overlap with those of 2.x; what has no entry is reported by the HTTP status."""
     with pytest.raises(ApiError) as caught:
         read(Reply(status, json.dumps(body).encode(), {}), DECODERS, NODEMGR_CODES)
     assert caught.value.reason == reason
@@ -236,7 +236,7 @@ def test_4_4_the_platforms_request_ids_are_kept(body: object, headers: dict[str,
         (302, "http://[broken", "redirect"),
     ],
 )
-def test_F07_redirects_are_told_apart_by_their_target(status: int, location: str, reason: str) -> None:
+def test_F07_redirects_are_distinguished_by_their_target(status: int, location: str, reason: str) -> None:
     """A redirect to a login page means that the credentials were not accepted; any other one is a wrong URL."""
     assert refusal(b"", status, Location=location).reason == reason
 

@@ -568,7 +568,7 @@ async def test_F12_status_errors_name_the_path(body: dict[str, Any], path: str) 
     assert path in str(caught.value)
 
 
-async def test_v3_container_failure_is_told_by_its_code() -> None:
+async def test_v3_container_failure_is_reported_by_its_code() -> None:
     """The collector asks again without host results when it sees this code; it is not retried here."""
     recorder = Recorder()
     answer = reply('{"code":1240002,"result":false,"message":"Internal error"}')

@@ -604,7 +604,7 @@ async def test_4_1_14_what_was_not_asked_for_is_decode(canned: Canned) -> None:
     ],
 )
 async def test_F12_odd_details_are_decode(canned: Canned, data: dict[str, object], path: str) -> None:
-    """A host row that cannot be read is told while its page is decoded, with its path, though read later."""
+    """A host row that cannot be read is reported while its page is decoded, with its path, though read later."""
     canned.says({**JOB_ROW, "list": [], **data})
     async with asking(canned.url) as asker:
         with pytest.raises(ApiError) as caught:
@@ -626,7 +626,7 @@ async def test_F12_odd_details_are_decode(canned: Canned, data: dict[str, object
     ],
 )
 async def test_F12_an_odd_instance_is_decode(canned: Canned, row: dict[str, Any], path: str) -> None:
-    """An instance that cannot be read is told while its page is decoded, with its path, though read later."""
+    """An instance that cannot be read is reported while its page is decoded, with its path, though read later."""
     canned.says({"total": 2, "list": [INSTANCE, row]})
     async with asking(canned.url) as asker:
         with pytest.raises(ApiError) as caught:
@@ -676,7 +676,7 @@ async def test_F12_no_sub_steps(canned: Canned, place: str, nothing: object) -> 
 
 @pytest.mark.parametrize("odd", [5, "none", True, {"sub_steps": []}, [[]]])
 async def test_F12_odd_hosts_of_a_step_are_decode(canned: Canned, odd: object) -> None:
-    """What should be the hosts of a step and is none is told with its path."""
+    """What should be the hosts of a step and is none is reported with its path."""
     canned.says({"total": 1, "list": [{**INSTANCE, "steps": [{}, {"target_hosts": odd}]}]})
     async with asking(canned.url) as asker:
         with pytest.raises(ApiError, match=r"data\.list\[0\]\.steps\[1\]\.target_hosts") as caught:

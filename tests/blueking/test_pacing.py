@@ -169,7 +169,7 @@ async def test_F59_any_failure_with_retry_after_pauses_its_scope(status: int, re
 
 @pytest.mark.looptime(noop_cycles=2)
 async def test_F59_a_429_pauses_its_api_for_all_scopes() -> None:
-    """Other APIs go on; nobody waits longer than its deadline; one call after the pause, then the others."""
+    """Other APIs continue; nobody waits longer than its deadline; one call after the pause, then the others."""
     platform = Platform()
     platform.behaviour["2"] = answers(0.1, 429, Retry_After="120")
     asking = Asking(platform)
@@ -185,7 +185,7 @@ async def test_F59_a_429_pauses_its_api_for_all_scopes() -> None:
 
 
 @pytest.mark.looptime(noop_cycles=2)
-async def test_waiting_for_a_pause_holds_up_nobody() -> None:
+async def test_waiting_for_a_pause_blocks_nobody() -> None:
     """A paused call neither holds a slot nor stands before others in the queue."""
     platform = Platform()
     platform.behaviour["2"] = answers(0.1, 503, Retry_After="20")
@@ -476,7 +476,7 @@ async def test_F21_retries_are_a_share_of_the_calls_of_ten_minutes() -> None:
 
 @pytest.mark.looptime(noop_cycles=2)
 async def test_F21_ten_retries_are_always_allowed() -> None:
-    """Whoever asks for them, and again ten minutes later."""
+    """Everybody who asks for them, and again ten minutes later."""
     clock = Clock(monotonic=now)
     for share in (0.0, 0.2):
         budget = RetryBudget(share, clock)

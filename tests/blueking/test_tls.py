@@ -323,7 +323,7 @@ def _pipe(pki: Pki, pair: tuple[Path, Path]) -> None:
 async def test_F55_a_broken_pair_keeps_the_old_one(
     pki: Pki, tmp_path: Path, damage: Callable[[Pki, tuple[Path, Path]], None], text: str
 ) -> None:
-    """It is told until the files are good again; a pipe is not waited for."""
+    """It is reported until the files are good again; a pipe is not waited for."""
     pair = tmp_path / "client.crt", tmp_path / "client.key"
     _copy(pki.client, pair)
     with serving(pki.context(pki.server, verify=True)) as url:
@@ -340,7 +340,7 @@ async def test_F55_a_broken_pair_keeps_the_old_one(
 
 
 async def test_unusable_tls_files_are_a_configuration_error(tmp_path: Path) -> None:
-    """Told at the start, not by every request."""
+    """Reported at the start, not by every request."""
     file = tmp_path / "ca.pem"
     file.write_text("no certificate")
     with pytest.raises(ConfigError, match=r"ca\.pem.*blueking\.tls"):

@@ -171,7 +171,7 @@ def test_4_1_8_a_late_success_inside_a_streak_shortens_it() -> None:
     assert shown(hosts.streaks["101"]) == (A, 20.0, 30.0, 2, ("104", "reason 104"), "plan:1")
 
 
-def test_4_1_8_a_late_failure_older_than_a_success_is_no_news() -> None:
+def test_4_1_8_a_late_failure_older_than_a_success_changes_nothing() -> None:
     """What failed before the newest success does not fail any more, whenever it becomes known."""
     hosts = fold([succeeded(A, 2, 20)], [failed(A, 1, 10)])
     assert hosts.streaks == {}
@@ -190,7 +190,7 @@ def test_4_1_8_a_success_at_the_same_millisecond_wins() -> None:
 
 
 def test_4_1_8_the_newest_address_of_a_host_is_shown() -> None:
-    """A host is its id: another address of it goes on with the streak."""
+    """A host is its id: another address of it continues with the streak."""
     moved = Host("0", "101", "10.9.9.9")
     hosts = fold([failed(A, 1, 10)], [failed(moved, 2, 20)])
     assert shown(hosts.streaks["101"])[:4] == (moved, 10.0, 20.0, 2)
@@ -213,7 +213,7 @@ def test_F69_a_host_with_and_without_its_id_is_one_host(first: Host, second: Hos
 
 
 def test_F69_results_without_an_id_belong_to_the_host_that_was_last_seen_there() -> None:
-    """An address that went from one host to another: the earlier one goes on failing by itself."""
+    """An address that went from one host to another: the earlier one still fails by itself."""
     successor = Host("0", "999", A.ip)
     hosts = fold([failed(A, 1, 10)], [failed(successor, 2, 20)], [succeeded(NAMELESS, 3, 30)])
     assert hosts.streaks.keys() == {"101"}
@@ -254,7 +254,8 @@ def test_groups_are_those_of_the_newest_failures_with_the_beginning_of_their_old
 
 
 def test_4_1_8_a_retry_of_a_run_that_is_no_longer_kept_does_not_lengthen_a_streak() -> None:
-    """Twenty others have failed on the host since; it is told from a new run by having been read in the streak."""
+    """Twenty others have failed on the host since; it is distinguished from a new run by having been read in the
+    streak."""
     hosts = fold([failed(A, number, 10.0 + number) for number in range(20)])
     again = msgspec.structs.replace(failed(A, 0, 50.0), read_before=12.0)
     retried = hosts.fold([again], now=0.0, ttl=math.inf, settled=0.0)
@@ -288,7 +289,7 @@ def bounded(*batches: Iterable[HostResult], most: int, now: float = 0.0, ttl: fl
 
 
 def test_F44_4_1_13_hosts_beyond_the_bound_are_counted_and_not_tracked() -> None:
-    """Those that failed first are tracked. One that is, goes on; a place that becomes free is taken by the next."""
+    """Those that failed first are tracked. One that is, continues; a place that becomes free is taken by the next."""
     hosts = bounded([failed(host, 1, 10.0 + number) for number, host in enumerate(many(25))], most=10)
     assert hosts.streaks.keys() == {host.identity for host in many(10)}
     assert hosts.hosts_untracked() == 15

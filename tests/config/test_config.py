@@ -605,7 +605,7 @@ def test_job_without_platform_is_off_unless_asked_for(write: Write) -> None:
 
 
 def test_warnings(write: Write) -> None:
-    """What is allowed but probably wrong is told with its place."""
+    """What is allowed but probably wrong is reported with its place."""
     path = write("""
 blueking:
   job: {url: "http://127.0.0.1:1", app_type: false}
@@ -798,7 +798,7 @@ def test_F56_only_regular_files_are_read(write: Write, tmp_path: Path, kind: str
 def test_F55_tls_files_that_cannot_be_used(
     write: Write, tmp_path: Path, section: str, files: str, key: str, words: str
 ) -> None:
-    """A certificate that is none, a key of another one, a key with a password: told at its key, without a network."""
+    """An invalid certificate, a key of another one, a key with a password: an error at its key, without a network."""
     ca = Authority(tmp_path)
     ca.issue("a"), ca.issue("b")
     write("no certificate", "text")

@@ -1,4 +1,4 @@
-"""Addresses of the state: what is taken, and what every slip in one is told, without the password in it."""
+"""Addresses of the state: which are accepted, and the error of each mistake, without the password."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_addresses_that_are_taken(text: str, expected: str | RedisUrl) -> None:
         ("unix:///run/", "unix:///PATH"),
     ],
 )
-def test_every_slip_is_named_without_the_password(text: str, told: str) -> None:
+def test_every_mistake_is_named_without_the_password(text: str, told: str) -> None:
     """What is wrong, and what would be right; never a part of what was written, which may be the password."""
     message = problem(text)
     assert told in message

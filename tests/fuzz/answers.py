@@ -207,7 +207,7 @@ ODD: Sequence[object] = (
 
 
 class MutatedPlatform:
-    """A `ScopeClient` in front of a simulated platform. `choices` decide what becomes of its answers."""
+    """A `ScopeClient` in front of a simulated platform. `choices` decide what happens to its answers."""
 
     def __init__(self, platform: Platform) -> None:
         self.choices: Choices | None = None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.fuzz.targets import Target
 
 ROUND = 200
-"""Inputs between two looks at the clock."""
+"""Inputs between two readings of the clock."""
 
 
 class Failed(Exception):

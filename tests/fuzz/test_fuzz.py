@@ -32,7 +32,7 @@ def test_every_call_of_every_api_has_samples_to_begin_with() -> None:
     assert {seed[1] for seed in decoder_seeds()} == set(range(len(CALLS)))
 
 
-def test_an_input_that_fails_is_told_as_small_as_can_be() -> None:
+def test_an_input_that_fails_is_reported_as_small_as_can_be() -> None:
     """Of a target that cannot stand an x."""
 
     def fails(data: bytes) -> None:

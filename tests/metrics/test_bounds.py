@@ -49,7 +49,7 @@ def test_F57_every_label_of_the_page_is_bounded_by_somebody() -> None:
 
 
 def test_F57_a_label_has_64_values_then_other_and_no_event_is_lost() -> None:
-    """What was there first goes on counting under its own name."""
+    """What was there first continues counting under its own name."""
     counts = count(Counts(), {("install", str(code)): 1 for code in range(1000)})
     counts = count(counts, {("install", str(code)): 1 for code in range(1000)})
     values = shown(counts)
@@ -85,7 +85,7 @@ def test_F57_a_value_that_is_empty_or_other_takes_no_place() -> None:
 
 
 def test_F57_without_room_new_label_sets_are_other_in_all_that_the_platform_chose() -> None:
-    """Known ones go on; a histogram takes the room of all its series."""
+    """Known ones continue; a histogram takes the room of all its series."""
     before = count(Counts(), {("install", "1"): 1, ("restart", "2"): 1})
     assert shown(count(before, {("install", "1"): 1, ("install", "2"): 1, ("install", ""): 1}, room=0)) == {
         ("install", "1"): 2,

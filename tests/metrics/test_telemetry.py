@@ -79,7 +79,7 @@ def test_every_row_is_shown_once_something_happened() -> None:
         ("blueking_exporter_discovery_errors_total timeout", 1),
     ],
 )
-def test_what_happened_is_told(sample: str, value: float) -> None:
+def test_what_happened_is_reported(sample: str, value: float) -> None:
     """Each event reaches its metric with its labels."""
     assert samples(busy())[sample] == value
 

@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def components(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Put the newest components first in PATH. They cannot be had everywhere, so they are skipped also in CI."""
+    """Put the newest components first in PATH. They are not available everywhere, so they are skipped also in CI."""
     if request.param == "installed":
         yield
         return

@@ -218,7 +218,7 @@ INHIBITED = [
 ]
 
 
-def test_the_example_of_alertmanager_silences_what_is_no_news(stack: Stack) -> None:
+def test_the_example_of_alertmanager_inhibits_explained_alerts(stack: Stack) -> None:
     """Of two alerts that stand at once the lesser is inhibited where, and only where, the greater explains it."""
     components = {
         rule["alert"]: rule["labels"]["component"]

@@ -184,7 +184,7 @@ def test_F74_no_alert_fires_because_of_a_restart_or_a_handover(tmp_path: pathlib
 
 @pytest.mark.component
 @pytest.mark.parametrize("every", [15, 30, MINUTE, 2 * MINUTE], ids=lambda every: f"{every}s")
-def test_F74_a_platform_that_hangs_is_told_within_two_scrapes_and_three_minutes(
+def test_F74_a_platform_that_hangs_is_reported_within_two_scrapes_and_three_minutes(
     tmp_path: pathlib.Path, every: int
 ) -> None:
     """The other side: the newest complete poll of all scopes is old, and gets older."""

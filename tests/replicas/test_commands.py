@@ -22,7 +22,7 @@ def finish(simulated: Simulated, count: int) -> None:
 def test_counts_move_from_sqlite_to_redis_and_back(
     stack: Stack, tmp_path: Path, simulated: Simulated, engine: str
 ) -> None:
-    """Export, import, and a daemon that goes on where the other one stopped, in both directions."""
+    """Export, import, and a daemon that continues where the other one stopped, in both directions."""
     address = f"redis://127.0.0.1:{stack.redis(engine=engine).port}/3"
     daemon = Daemon(tmp_path, configuration(simulated.url, state={"lease_ttl": "15s"}))
     file = f"--config.file={daemon.file}"

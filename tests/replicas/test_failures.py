@@ -155,7 +155,7 @@ TROUBLES: dict[str, tuple[list[tuple[str, ...]], list[tuple[str, ...]]]] = {
 @pytest.mark.parametrize("engine", ENGINES)
 def test_F46_the_store_refuses_writes(servers: Stack, tmp_path: Path, engine: str) -> None:
     """Out of memory, too few replicas, made a replica itself, another password: polls fail with the reason `state`,
-    nothing is counted twice, and all goes on when it is over."""
+    nothing is counted twice, and all continues when it is over."""
     store = servers.redis(*PERSISTENT, engine=engine)
     errors = "blueking_exporter_state_write_errors_total"
     with Replicas(tmp_path, address(store), "a", "b", "c") as replicas:

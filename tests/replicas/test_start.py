@@ -205,7 +205,7 @@ def test_a_store_that_is_not_there_yet_is_waited_for(stack: Stack, tmp_path: Pat
 
 
 def test_nothing_listens_on_a_port_that_a_test_gives(stack: Stack) -> None:
-    """A port that nobody listens on is a store that may come: never a refusal."""
+    """A port that no server listens on is a store that may come: never a refusal."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(StateUnreachable):

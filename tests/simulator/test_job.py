@@ -753,7 +753,7 @@ def test_the_same_seed_gives_the_same_history() -> None:
 
 
 def test_calm() -> None:
-    """The traffic ends, what runs comes to its end, and the truth stands still."""
+    """The traffic ends, what runs comes to its end, and the truth does not change."""
     now = Time()
     world = JobWorld(1, now, scopes=[BIZ], speed=10)
     world.populate(history=300)
@@ -789,7 +789,7 @@ def test_fault_lists(text: str, expected: list[Fault]) -> None:
     ],
 )
 def test_bad_fault_lists(text: str, message: str) -> None:
-    """A mistake is told, with the name that was probably meant."""
+    """A mistake is reported, with the name that was probably meant."""
     with pytest.raises(ValueError) as raised:
         parse_faults(text)
     assert message in str(raised.value)

@@ -534,7 +534,7 @@ def resets_are(number: int) -> Callable[[Samples], bool]:
     return lambda page: total(page, RESETS) == number
 
 
-def test_F65_the_daemon_goes_on_with_its_counts_whatever_happens_to_the_file(
+def test_F65_the_daemon_continues_with_its_counts_whatever_happens_to_the_file(
     tmp_path: Path, simulated: Simulated
 ) -> None:
     """Each time the log and a metric say so, and a process that starts after kill -9 has every count."""
@@ -610,7 +610,7 @@ def test_F65_counts_that_may_be_older_than_shown_wait_for_the_first_poll(tmp_pat
 def test_F47_a_second_daemon_is_refused_whatever_its_name(
     tmp_path: Path, simulated: Simulated, way: Callable[[Path], Path]
 ) -> None:
-    """Exit 1, the holder is named, and the first daemon goes on."""
+    """Exit 1, the holder is named, and the first daemon continues."""
     with Daemon(tmp_path, configuration(simulated.url)) as running:
         running.wait_success()
         assert running.process is not None

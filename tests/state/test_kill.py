@@ -115,7 +115,7 @@ def no_counter_fell(lane: Lane, page: Samples) -> None:
 
 
 def kill_again_and_again(folder: Path, simulated: Simulated, scope: Scope, rounds: int, seed: int) -> Lane:
-    """Many short lives of one daemon; then one quiet one, in which everything must be as the ledger has it."""
+    """Many short runs of one daemon; then one quiet one, in which everything must be as the ledger has it."""
     draw, lane = random.Random(seed), Lane()
     simulated.start(scope, name="long", steps=[StepScript(duration=8.0, results={target(1): 9})])
     changes = {"collectors": {"job": {"interval": "100ms", "lookback": "10s"}}}

@@ -1,4 +1,4 @@
-"""The state of an older build is read, and counting goes on where it stopped. See tests/support/history.py."""
+"""The state of an older build is read, and counting continues where it stopped. See tests/support/history.py."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def resume(exporter: Daemon, kind: str) -> None:
     exporter.platform.faults.clear()
 
 
-async def test_the_state_of_build_782d593_goes_on_job(tmp_path: Path) -> None:
+async def test_the_state_of_build_782d593_is_continued_job(tmp_path: Path) -> None:
     """Counters, tracked executions, failing hosts and watched names of JOB, then everything against the ledger."""
     async with daemon(tmp_path, scopes=(history.SCOPE,), job=history.JOB) as exporter:
         history.plan_job(exporter.world)
@@ -63,7 +63,7 @@ async def test_the_state_of_build_782d593_goes_on_job(tmp_path: Path) -> None:
         assert page.own("gap_seconds_total") == page.own("truncated_total") == 0
 
 
-async def test_the_state_of_build_782d593_goes_on_nodeman(tmp_path: Path) -> None:
+async def test_the_state_of_build_782d593_is_continued_nodeman(tmp_path: Path) -> None:
     """The same for jobs, a subscription and a task of NodeMan."""
     async with watched(tmp_path, scopes=(history.SCOPE,), **history.NODEMAN) as exporter:
         history.plan_nodeman(exporter.nodeman)

@@ -387,7 +387,7 @@ def test_a_store_that_loses_writes_is_healed_from_memory(how: str) -> None:
 
 
 def test_a_store_that_stops_for_long_and_loses_all_is_filled_from_memory() -> None:
-    """Every lease has lapsed and the store is empty: each leaves its copy to whoever is to go on, nothing is lost."""
+    """All leases have expired and the store is empty: each replica stores its copy, nothing is lost."""
 
     async def story(world: World) -> None:
         await three(world)
@@ -435,7 +435,7 @@ def test_an_owner_that_dies_with_the_last_writes_is_continued_from_the_older_cop
 
 
 def test_replicas_of_one_name_share_the_work() -> None:
-    """Two processes on one host: told apart by what their names end in, each with a share."""
+    """Two processes on one host: distinguished by what their names end in, each with a share."""
 
     async def story(world: World) -> None:
         world.join("host")

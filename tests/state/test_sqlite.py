@@ -48,8 +48,8 @@ async def committed(store: Store, key: Key) -> bytes | None:
 
 
 async def test_F54_a_disk_that_hangs_fails_calls_and_loses_nothing(tmp_path: Path) -> None:
-    """While the thread is held up every call ends with an error after a while, and what waits does not pile up; once
-    the disk goes on, the newest payload of each key is the one that stays."""
+    """While the thread is blocked every call ends with an error after a while, and what waits does not pile up; once
+    the disk continues, the newest payload of each key is the one that stays."""
     store = SQLiteStore(tmp_path / "state.db", patience=0.2)
     await store.open()
     await store.commit(KEY, b"before")
@@ -126,7 +126,7 @@ async def test_commits_that_come_together_are_written_together(tmp_path: Path) -
 
 
 async def test_all_that_are_written_together_fail_together(tmp_path: Path) -> None:
-    """Each commit of a transaction that failed is told so, and the next one is another try."""
+    """Each commit of a failed transaction fails, and the next commit is a new attempt."""
     store = SQLiteStore(tmp_path / "state.db")
     outcomes = await asyncio.gather(*(store.commit(key, b"lost") for key in (KEY, OTHER, KEY)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [StateError] * 3
@@ -175,7 +175,8 @@ async def test_a_store_that_is_closed_says_so(tmp_path: Path) -> None:
 
 
 async def test_F40_a_second_holder_is_named(tmp_path: Path) -> None:
-    """Two stores on one file: the second is told the process id of the first, and may come when that is gone."""
+    """Two stores on one file: the error of the second names the process id of the first. It opens when the first is
+    closed."""
     first, second = SQLiteStore(tmp_path / "state.db"), SQLiteStore(tmp_path / "state.db")
     await first.open()
     with pytest.raises(StateLocked, match=rf"pid {os.getpid()}\)"):
@@ -259,7 +260,7 @@ async def test_F40_any_bytes_as_a_file_end_in_an_open_store_or_a_state_error(dat
         await store.close()
 
 
-async def test_memory_goes_on_within_the_process() -> None:
+async def test_memory_continues_within_the_process() -> None:
     """A removed scope that returns before the end of the process is continued in memory too."""
     store = MemoryStore()
     await store.commit(KEY, b"1")
@@ -284,7 +285,7 @@ def test_F40_a_corrupt_state_means_a_new_baseline(tmp_path: Path, simulated: Sim
 
 
 def test_F40_a_second_daemon_is_refused_with_the_holder(tmp_path: Path, simulated: Simulated) -> None:
-    """On a locked state the command ends with 1 and names the process that holds it; the first daemon goes on."""
+    """On a locked state the command ends with 1 and names the process that holds it; the first daemon continues."""
     with Daemon(tmp_path, configuration(simulated.url)) as daemon:
         daemon.wait_success()
         assert daemon.process is not None
@@ -347,7 +348,7 @@ def test_an_unreadable_payload_resets_its_key_only(tmp_path: Path, simulated: Si
 
 
 def test_counts_continue_after_a_restart_and_downtime(tmp_path: Path, simulated: Simulated) -> None:
-    """What ended while nobody looked is counted by the next life; the loaded counters are served at once."""
+    """What ended while nobody looked is counted by the next run; the loaded counters are served at once."""
     daemon = Daemon(tmp_path, configuration(simulated.url))
     daemon.start()
     daemon.wait_success()
@@ -395,7 +396,8 @@ def test_a_scope_that_is_gone_for_a_week_is_forgotten(tmp_path: Path, simulated:
 def test_F41_a_full_disk_fails_polls_until_there_is_space(
     tmp_path: Path, small_disk: Path, simulated: Simulated
 ) -> None:
-    """On a full disk polls fail with reason `state` and the page stands still; with space they go on by themselves."""
+    """On a full disk polls fail with reason `state` and the page does not change; with space they continue by
+    themselves."""
     with Daemon(tmp_path, configuration(simulated.url, state={"url": f"sqlite:{small_disk}/state.db"})) as daemon:
         begun = time.time()
         daemon.wait_success()

@@ -127,7 +127,7 @@ def test_what_is_exported_is_imported_bit_by_bit(folder: Path, tmp_path: Path) -
     ],
 )
 def test_an_import_that_cannot_be_read_changes_nothing(folder: Path, line: str, message: str) -> None:
-    """Each mistake is told with its line, and no line is imported."""
+    """Each mistake is reported with its line, and no line is imported."""
     first = said(folder, "export")[0]
     text = {
         "FIRST": first,
@@ -186,7 +186,7 @@ def test_what_cannot_be_done_is_said(folder: Path) -> None:
 
 
 def test_beside_a_running_daemon_states_are_only_read(tmp_path: Path, simulated: Simulated) -> None:
-    """list, show and export see what is committed; import and reset are refused with the holder; the daemon goes on."""
+    """list, show and export read what is committed; import and reset are refused, naming the holder."""
     with Daemon(tmp_path, configuration(simulated.url)) as running:
         running.wait_success()
         simulated.start(steps=[StepScript(duration=0.0, results={target(1): 9})])
@@ -213,7 +213,7 @@ def test_beside_a_running_daemon_states_are_only_read(tmp_path: Path, simulated:
         assert total(running.wait_success(), "blueking_job_executions_finished_total") == 1
 
 
-def test_the_scopes_that_discovery_found_are_told_and_carried(folder: Path, tmp_path: Path) -> None:
+def test_the_scopes_that_discovery_found_are_shown_and_moved(folder: Path, tmp_path: Path) -> None:
     """Their state has no counters, and is exported and imported like the others."""
     state = DiscoveryState((FoundScope(Scope("biz", "3"), "Shop"), FoundScope(Scope("biz_set", "9"), "All", 2)), 1.8e9)
     with sqlite3.connect(folder / "state.db") as db:

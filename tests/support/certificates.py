@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority of one's own."""
+"""Certificates for tests, from an authority of their own."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Start it, with the files of an earlier life, and wait until it is ready."""
+        """Start it, with the files of an earlier run, and wait until it is ready."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._argv,
@@ -151,7 +151,7 @@ class Server:
         return self.process.returncode
 
     def json(self, path: str) -> Any:
-        """What it answers at `path`, decoded."""
+        """The JSON that it answers at `path`, decoded."""
         return json.loads(http(self.url + path)[1])
 
 

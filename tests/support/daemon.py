@@ -73,7 +73,7 @@ class Metrics:
         )
 
     def own(self, name: str, *, scope: Scope = BIZ, **labels: str) -> float | None:
-        """What the exporter says of its job collector."""
+        """The exporter's own metric about its job collector."""
         return self.get(COLLECTOR + name, collector="job", scope=scope, **labels)
 
 
@@ -114,7 +114,7 @@ class Daemon:
         return time if self.tick is None else time // self.tick * self.tick
 
     def monotonic(self) -> float:
-        """The loop's time, and a nanosecond for each look at it: who waits for a moment must see it pass."""
+        """The loop's time plus a nanosecond per call, so that a loop that waits for a time ends."""
         self._looks += 1
         return self.loop.time() + self._looks * 1e-9
 
@@ -162,7 +162,7 @@ class Daemon:
         await self.until(lambda: self.app is not None and self.app.process.ready())
 
     async def stop(self) -> None:
-        """As SIGTERM does."""
+        """Stop the exporter as SIGTERM does."""
         if self.app is not None and self._running is not None:
             self.app.stop()
             await self._running
@@ -215,7 +215,7 @@ class Daemon:
         return Metrics(body.decode("utf-8"), form)
 
     def calls(self, since: float = 0.0, api: str | None = None) -> list[LoggedCall]:
-        """What the platform has been asked since that loop time."""
+        """The calls that the platform has received since that loop time."""
         return [call for call in self.platform.calls if call.at >= EPOCH + since and api in (None, call.api)]
 
     def counted_calls(self, since: float = 0.0) -> Counter[str]:

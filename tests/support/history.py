@@ -6,7 +6,7 @@ before states, collectors and tests were rearranged. FOLDER/state.db is the stat
     git worktree add /tmp/base 782d593
     PYTHONPATH=/tmp/base:. python tests/support/history.py FOLDER
 
-Times are seconds of virtual time. The exporter ran from BEGIN to END; what comes later is for the build that goes on.
+Times are seconds of virtual time. The exporter ran from BEGIN to END; what comes later is for the build that continues.
 """
 
 from __future__ import annotations

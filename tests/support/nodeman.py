@@ -140,7 +140,7 @@ def nodeman(name: str) -> str:
 
 
 def own(metrics: Metrics, name: str, *, collector: str = "nodeman_job", scope: Scope = BIZ, **labels: str) -> float:
-    """What the exporter says of a collector; 0 where it says nothing."""
+    """The exporter's own metric about a collector; 0 if it is absent."""
     full = f"blueking_exporter_collector_{name}"
     return metrics.get(full, collector=collector, scope=scope, **labels) or 0.0
 
@@ -164,7 +164,7 @@ def since(metrics: Metrics, scope: Scope = BIZ, **equal: str) -> dict[tuple[str,
 
 
 Change = Callable[[str, dict[str, Any]], dict[str, Any] | bytes]
-"""What becomes of an answer on its way: path and body."""
+"""What happens to an answer on its way: path and body."""
 
 
 @contextlib.asynccontextmanager
@@ -202,7 +202,7 @@ async def watched(
 ) -> AsyncIterator[Nodeman]:
     """A platform that listens and a configured exporter that has not been started. Its clock ticks in seconds.
 
-    `change`: what becomes of every answer on its way.
+    `change`: what happens to every answer on its way.
     """
     one = Nodeman(directory, scopes=scopes, tick=1.0, seed=seed)
     async with contextlib.AsyncExitStack() as stack:

@@ -96,7 +96,7 @@ def failing(metrics: Metrics, scope: Scope = BIZ) -> dict[tuple[str, ...], float
 
 
 def own(metrics: Metrics, name: str, *, scope: Scope = BIZ, **labels: str) -> float:
-    """What the exporter says of the collector; 0 where it says nothing."""
+    """The exporter's own metric about the collector; 0 if it is absent."""
     full = f"blueking_exporter_collector_{name}"
     return metrics.get(full, collector="nodemgr", scope=scope, **labels) or 0.0
 
@@ -132,7 +132,7 @@ async def watched(
 ) -> AsyncIterator[Nodemgr]:
     """A platform that listens and a configured exporter that has not been started. Its clock ticks in seconds.
 
-    `change`: what becomes of every answer on its way.
+    `change`: what happens to every answer on its way.
     """
     one = Nodemgr(directory, scopes=scopes, tick=1.0, seed=seed)
     async with contextlib.AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The two formats as prometheus_client reads them: an independent opinion about what was written."""
+"""The two formats as prometheus_client parses them."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 class Daemon:
-    """One life, or several, of the daemon in a folder. Killed with the context."""
+    """One run, or several, of the daemon in a folder. Killed with the context."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Daemon:
         self.write(config)
 
     def write(self, config: Mapping[str, Any]) -> None:
-        """Put the configuration into the file, in one step."""
+        """Write the configuration file atomically."""
         # JSON is YAML.
         text = json.dumps(config, indent=1)
         new = self.file.with_suffix(".new")
@@ -185,7 +185,7 @@ class Daemon:
             raise
 
     def address(self) -> str:
-        """Where this life listens; empty as long as it does not."""
+        """Where this run listens; empty as long as it does not."""
         found = re.search(r"\bstarted\b.*?(https?://[\w.:\[\]]+:\d+)", self.log)
         if not found and self.process is not None and self.process.poll() is not None:
             raise SystemExit(f"the daemon ended with {self.process.returncode}:\n{self.log}")
@@ -193,7 +193,7 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """What this life has written."""
+        """What this run has written."""
         with self.log_file.open("rb") as log:
             log.seek(self._read)
             return log.read().decode(errors="replace")
@@ -235,7 +235,7 @@ class Daemon:
         return self.wait_polled(time.time(), scope, collector)
 
     def wait_polled(self, since: float, scope: Scope = BIZ, collector: str = "job") -> Samples:
-        """Until everything that happened before `since` (unix seconds) has been seen."""
+        """Wait until everything that happened before `since` (unix seconds) has been polled."""
         labels = {"collector": collector, "bk_scope_type": scope.bk_scope_type, "bk_scope_id": scope.bk_scope_id}
         name = "blueking_exporter_collector_watermark_timestamp_seconds"
         return self.wait(lambda page: total(page, name, **labels) > since + 0.001)
@@ -274,7 +274,7 @@ class NotifySocket:
         self._socket.close()
 
     def received(self) -> list[str]:
-        """The lines that have come since the last call."""
+        """The lines received since the last call."""
         lines: list[str] = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -283,7 +283,7 @@ class NotifySocket:
 
 
 def environment() -> dict[str, str]:
-    """That of this process without what would configure the exporter."""
+    """The environment of this process without the variables of the exporter."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BLUEKING_EXPORTER_")}
     return kept | {"PYTHONPATH": str(ROOT)}
 
@@ -333,7 +333,7 @@ def by_labels(page: Samples, name: str, names: Sequence[str], **labels: str) -> 
 
 
 def shown(page: Samples, scope: Scope = BIZ) -> dict[str, Any]:
-    """What a page says of JOB in one scope, in the shape of `expected`."""
+    """The values of JOB on a page for one scope, in the form of `expected`."""
     own = {"bk_scope_type": scope.bk_scope_type, "bk_scope_id": scope.bk_scope_id}
 
     def read(name: str, *labels: str) -> dict[tuple[str, ...], float]:
@@ -360,7 +360,7 @@ def shown(page: Samples, scope: Scope = BIZ) -> dict[str, Any]:
 
 
 def expected(truth: Truth) -> dict[str, Any]:
-    """What a page must show, by the ledger."""
+    """The values that a page must show, by the ledger."""
     return {
         "created": dict(truth.created),
         "finished": dict(truth.finished),
@@ -387,6 +387,6 @@ def _host(host: Any) -> tuple[str, str, str]:
 def daemon(
     folder: Path, simulated: Simulated, *arguments: str, scopes: Iterable[Scope] = (BIZ,), **changes: Any
 ) -> Iterator[Daemon]:
-    """A running daemon that watches `simulated`."""
+    """A running daemon that polls `simulated`."""
     with Daemon(folder, configuration(simulated.url, scopes, **changes), *arguments) as running:
         yield running

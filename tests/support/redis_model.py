@@ -1,6 +1,6 @@
-"""What the scripts of `exporter.state.redis_client` must do, written again in Python, and a server made of it.
+"""A model in Python of the scripts of `exporter.state.redis_client`, and a server that uses it.
 
-A test holds this model against real servers; others use it to run replicas in virtual time with faults at will.
+A test compares this model with real servers; other tests use it to run replicas in virtual time with faults.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _bytes(part: Any) -> bytes:
 
 
 class Server:
-    """A server in virtual time. `paused`: it answers nothing and works off what came when it goes on."""
+    """A server in virtual time. `paused`: it answers nothing and works off what came when it continues."""
 
     def __init__(self) -> None:
         self.model = Model()
@@ -122,7 +122,7 @@ class Server:
 
 
 class ModelClient:
-    """A client of `Server`. `lossy`: the share of requests whose answer gets lost; `cut`: it reaches nobody."""
+    """A client of `Server`. `lossy`: the share of requests whose answer is lost; `cut`: it cannot reach the server."""
 
     def __init__(self, server: Server, chance: random.Random, budget: float) -> None:
         self.server = server

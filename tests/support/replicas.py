@@ -1,4 +1,4 @@
-"""Several daemons on one store, a platform in which things happen, and a scraper that watches every page."""
+"""Several daemons on one store, a platform with traffic, and a scraper that reads every page."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Replicas:
         return sum(found == name for found, _ in self.union()) == len(SCOPES)
 
     def add(self, pod: str) -> Daemon:
-        """Start a replica, or another life of one."""
+        """Start a replica, or another run of one."""
         folder = self._folder / pod
         folder.mkdir(parents=True, exist_ok=True)
         config = configuration(self.simulated.url, SCOPES, state=self._state, collectors={"job": {"interval": "500ms"}})

@@ -1,4 +1,4 @@
-"""A BlueKing that answers as the test says, on a loopback port, and a client that asks it."""
+"""A BlueKing on a loopback port whose answers the test chooses, and a client for it."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def sends(*parts: bytes) -> Peer:
 
 
 class Recorder:
-    """Remembers what the client tells its observer."""
+    """Records the calls to the client's observer."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""A web server with invented contents on loopback, for the tests of the web layer."""
+"""A web server with test data on loopback, for the tests of the web layer."""
 
 from __future__ import annotations
 

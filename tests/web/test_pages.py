@@ -333,7 +333,7 @@ async def test_failures_page_shows_200_rows_a_time() -> None:
 
 
 async def test_failures_page_says_what_is_not_known() -> None:
-    """No failures, none that match, and scopes that could not be read are told apart."""
+    """No failures, none that match, and scopes that could not be read are distinguished."""
     async with running(failures=Find(Failures())) as server:
         page = (await server.get("/failures"))[2].decode()
         assert "No host fails." in page
@@ -402,7 +402,7 @@ def test_F28_names_of_others_cannot_write_html_or_turn_the_line_around() -> None
     assert "\\u202e" in html
 
 
-def test_thousands_of_scopes_are_cut_with_a_word() -> None:
+def test_thousands_of_scopes_are_cut_with_a_message() -> None:
     """A page of 3,000 scopes shows the most urgent rows and says how many are missing."""
     many = [watch(bk_scope_id=str(number)) for number in range(1, 3000)]
     html = page(status(*many, watch(bk_scope_id="77777", state="failing", reason="auth")), Choice("en"), "/metrics")

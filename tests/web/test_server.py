@@ -519,7 +519,7 @@ async def _unread(port: int, request: bytes) -> socket.socket:
 
 
 async def test_F30_slow_readers_cost_little_and_end(lines: io.StringIO) -> None:
-    """Forty clients that read nothing of a 10 MB page cost under 1 MiB each, hold up nobody, and are cut in time."""
+    """Forty clients that read nothing of a 10 MB page cost under 1 MiB each, block nobody, and are cut in time."""
     assert SIZE > 10_000_000
     ask = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
     async with running(exposition=expose(BIG), limits=Limits(write_timeout=1.5)) as server:

@@ -144,7 +144,7 @@ def test_all_problems_at_once(write: Callable[[str], Path]) -> None:
     assert [problem.line for problem in caught.value.problems] == [1, 2, 3, 4]
 
 
-def test_what_ssl_cannot_do_is_told_beside_other_problems(write: Callable[[str], Path]) -> None:
+def test_what_ssl_cannot_do_is_reported_beside_other_problems(write: Callable[[str], Path]) -> None:
     """Contract 2: all errors at once, also where the certificate cannot be read."""
     settings = "client_auth_type: RequestClientCert, curve_preferences: [CurveP256, CurveP384]"
     with pytest.raises(ConfigError) as error:
@@ -153,7 +153,7 @@ def test_what_ssl_cannot_do_is_told_beside_other_problems(write: Callable[[str],
     assert [problem.path for problem in error.value.problems] == [f"tls_server_config.{key}" for key in keys]
 
 
-def test_rules_between_keys_are_told_beside_other_problems(write: Callable[[str], Path]) -> None:
+def test_rules_between_keys_are_reported_beside_other_problems(write: Callable[[str], Path]) -> None:
     """Contract 2: all errors at once, also where one of the keys of a rule is wrong by itself."""
     settings = "cert: x, cert_file: none.pem, client_ca_file: none.pem, min_version: TLS13, max_version: TLS12"
     with pytest.raises(ConfigError) as error:

@@ -246,7 +246,7 @@ async def test_4_1_3_an_execution_that_ran_through_the_downtime_is_counted_when_
         assert finished(await one.poll()) == 2
 
 
-async def test_4_1_3_a_restart_in_the_middle_of_a_catch_up_goes_on_from_its_slice(tmp_path: Path) -> None:
+async def test_4_1_3_a_restart_in_the_middle_of_a_catch_up_continues_from_its_slice(tmp_path: Path) -> None:
     """The daemon is stopped after the first slice: the next one neither counts it again nor leaves anything out."""
     async with daemon(tmp_path) as one:
         await one.start()
@@ -321,7 +321,7 @@ PERMANENT = {
 
 
 @pytest.mark.parametrize("fault", PERMANENT)
-async def test_4_1_4_a_status_call_that_fails_for_good_holds_up_nothing(tmp_path: Path, fault: str) -> None:
+async def test_4_1_4_a_status_call_that_fails_for_good_blocks_nothing(tmp_path: Path, fault: str) -> None:
     """Counted from the list without host results; truncated and the error counted; the poll is a success."""
     async with daemon(tmp_path) as one:
         await one.start()
@@ -336,7 +336,7 @@ async def test_4_1_4_a_status_call_that_fails_for_good_holds_up_nothing(tmp_path
 
 
 async def test_4_1_4_history_without_permission_is_counted_without_hosts(tmp_path: Path) -> None:
-    """view_history is missing, access_business is not: executions are counted, hosts are not, and it is said."""
+    """view_history is missing, access_business is not: executions are counted, hosts are not, and this is reported."""
     async with daemon(tmp_path, api="v3") as one:
         await one.start()
         one.platform.denied_history.add(BIZ)
@@ -400,9 +400,7 @@ async def test_4_1_4_a_flood_of_failures_is_examined_over_several_polls(tmp_path
 @pytest.mark.parametrize(
     ("fault", "polls"), [("refused", 0), ("permission", 0), ("html_200", 0), ("http_503", 5), ("blackhole", 5)]
 )
-async def test_F51_a_success_whose_status_cannot_be_had_holds_up_nothing(
-    tmp_path: Path, fault: str, polls: int
-) -> None:
+async def test_F51_a_success_whose_status_cannot_be_read_blocks_nothing(tmp_path: Path, fault: str, polls: int) -> None:
     """Asked because a host fails for its plan: it is counted at once, or after five polls, and all else of the scope
     with it; truncated says that its hosts are not known."""
     async with daemon(tmp_path, state=MEMORY, job={"interval": "120s"}) as one:
@@ -428,9 +426,9 @@ LOOK_UP = {"refused": "api_error", "html_200": "decode", "permission": "permissi
 
 
 @pytest.mark.parametrize("fault", LOOK_UP)
-async def test_F52_a_look_up_that_is_refused_for_good_holds_up_nothing(tmp_path: Path, fault: str) -> None:
-    """A running execution beyond lookback that cannot be asked for by its id: polls go on, the refusals are counted and
-    become rare, and by its age it is lost."""
+async def test_F52_a_look_up_that_is_refused_for_good_blocks_nothing(tmp_path: Path, fault: str) -> None:
+    """A running execution beyond lookback that cannot be asked for by its id: polls continue, the refusals are counted
+    and become rare, and by its age it is lost."""
     job = {"lookback": "1m", "max_unfinished_age": "2h"}
     async with daemon(tmp_path, state=MEMORY, job=job) as one:
         await one.start()
@@ -455,7 +453,7 @@ async def test_F52_a_look_up_that_is_refused_for_good_holds_up_nothing(tmp_path:
 
 @pytest.mark.parametrize("fault", ["http_503", "blackhole"])
 async def test_F52_a_look_up_that_fails_for_now_fails_five_polls_at_most(tmp_path: Path, fault: str) -> None:
-    """The sixth poll goes on without it; when it can be had again, its end is counted."""
+    """The sixth poll continues without it; when it can be read again, its end is counted."""
     async with daemon(tmp_path, state=MEMORY, job={"lookback": "3m", "interval": "120s"}) as one:
         await one.start()
         running = begin(one, duration=1500)
@@ -472,7 +470,7 @@ async def test_F52_a_look_up_that_fails_for_now_fails_five_polls_at_most(tmp_pat
 
 
 async def test_F52_one_call_for_many_that_is_refused_becomes_one_call_each(tmp_path: Path) -> None:
-    """Forty running executions share a call; where the platform cannot answer that one, they are asked for singly."""
+    """Forty running executions share a call. If the platform cannot answer it, each gets its own call."""
     async with daemon(tmp_path, state=MEMORY, job={"lookback": "1m"}) as one:
         await one.start()
         for number in range(40):
@@ -1064,7 +1062,7 @@ async def test_F70_a_success_whose_step_settles_later_clears_its_hosts_then(tmp_
 
 
 async def test_F70_what_runs_again_before_it_settles_is_truncated(tmp_path: Path) -> None:
-    """The first attempt of the retried step can no longer be had: its hosts are missing, and it is said."""
+    """The first attempt of the retried step can no longer be read: its hosts are missing, and this is reported."""
     async with daemon(tmp_path) as one:
         await one.start()
         lagging = begin(one, {A: 104, B: 104}, settles_late=math.inf)
@@ -1098,7 +1096,7 @@ async def test_4_1_9_a_retry_is_another_run_with_no_duration_and_only_new_result
         assert page.by("host_consecutive_failures", "bk_host_id") == {("101",): 1}, "one execution, one failure"
 
 
-async def test_4_1_9_a_retry_between_two_looks_shows_as_its_changed_end(tmp_path: Path) -> None:
+async def test_4_1_9_a_retry_between_two_polls_shows_as_its_changed_end(tmp_path: Path) -> None:
     """Retried and ended before the next poll: reopened and finished once more, and the host has recovered."""
     async with daemon(tmp_path) as one:
         await one.start()
@@ -1209,7 +1207,7 @@ async def test_F67_steps_of_a_stopped_run_count_when_the_execution_fails_later(t
 
 
 async def test_4_1_9_a_status_that_changes_with_the_same_end_is_the_same_run(tmp_path: Path) -> None:
-    """4 becomes 6 with the end that it had: counted once, no longer watched for a retry, and no news in each poll."""
+    """4 becomes 6 with the same end: counted once, no longer watched for a retry, and nothing new in each poll."""
     async with daemon(tmp_path, job={"watch": [{"name": "*", "as": "all"}]}) as one:
         await one.start()
         ignored = begin(one, {A: 104})
@@ -1247,7 +1245,7 @@ async def test_4_1_9_abnormal_is_a_failure_and_a_user_ends_an_execution(tmp_path
 
 @pytest.mark.parametrize("wrong_by", [8 * DAY, -8 * DAY, 400 * DAY])
 async def test_F58_one_wrong_date_moves_no_window_and_loses_nothing(tmp_path: Path, wrong_by: float) -> None:
-    """One answer days ahead or back: executions that run are still counted when they end, hosts go on failing."""
+    """One answer days ahead or back: running executions are counted when they end, failing hosts still fail."""
     async with daemon(tmp_path) as one:
         await one.start()
         for number in range(5):
@@ -1307,7 +1305,7 @@ async def test_F15_a_wrong_own_clock_neither_skips_nor_repeats_history(tmp_path:
 
 @pytest.mark.parametrize("step_by", [3600.0, -3600.0, 30 * DAY])
 async def test_F15_the_own_clock_is_stepped_while_running_and_while_down(tmp_path: Path, step_by: float) -> None:
-    """The wall clock jumps: intervals, counts, staleness and history go on; what is visible does not vanish."""
+    """The wall clock jumps: intervals, counts, staleness and history continue; what is visible does not vanish."""
     async with daemon(tmp_path, job={"max_catchup": "20m"}, counter_birth_hold="60s") as one:
         await one.start()
         begin(one, {A: 104})

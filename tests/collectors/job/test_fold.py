@@ -335,14 +335,14 @@ def test_4_1_9_only_the_first_end_of_an_id_is_a_duration() -> None:
     assert (total(untold, FINISHED), total(untold, REOPENED)) == (2, 1)
 
 
-def test_4_1_9_a_run_between_two_looks_shows_as_its_changed_end() -> None:
+def test_4_1_9_a_run_between_two_polls_shows_as_its_changed_end() -> None:
     """Another end time of an ended execution is another run, though nobody saw it running."""
     state = poll(poll(BASE, 1, [execution(1, 4, 1000)]), 2, [execution(1, 3, 9000)])
     assert (total(state, FINISHED), total(state, REOPENED)) == (2, 1)
 
 
 def test_4_1_9_last_finished_never_moves_back() -> None:
-    """An older end that becomes known later is no news."""
+    """An older end that becomes known later changes nothing."""
     state = poll(poll(BASE, 1, [execution(1, 3, 9000)]), 2, [execution(2, 3, 1000)])
     assert state.last_finished == {"success": NOW + 9000}
 
@@ -386,7 +386,7 @@ def test_4_1_2_steps_from_before_the_baseline_are_not_counted_with_a_later_run()
 
 
 def test_4_1_8_an_old_failure_that_a_long_execution_brings_is_older_than_a_success() -> None:
-    """Host 1 failed in an execution that goes on for half an hour more, and succeeded elsewhere meanwhile: no streak.
+    """Host 1 failed in an execution that continues for half an hour more, and succeeded elsewhere meanwhile: no streak.
 
     The success lies beyond lookback by then; it is remembered as long as an execution is open that began before it.
     """
@@ -406,7 +406,7 @@ def test_4_1_8_an_old_failure_that_a_long_execution_brings_is_older_than_a_succe
 
 
 def test_4_1_9_a_retry_does_not_bring_back_an_old_failure_of_a_host() -> None:
-    """The steps before a retried one are told again unchanged; a host that recovered since must stay recovered."""
+    """The steps before a retried one are reported again unchanged; a host that recovered since must stay recovered."""
     old = script(71, 6, {1: 104}, end=1000)
     row, answer = failing(1, 2000, old, script(72, 4, {2: 104}, end=2000))
     state = poll(BASE, 1, [row], examined={1: answer})
@@ -421,7 +421,7 @@ def test_4_1_9_a_retry_does_not_bring_back_an_old_failure_of_a_host() -> None:
 
 
 def test_4_1_8_the_last_step_of_a_host_decides() -> None:
-    """A host that failed in an ignored step and succeeded in the next one is well; one that did not go on is not."""
+    """A host that failed in an ignored step and succeeded in the next one is well; one that did not continue is not."""
     row, answer = failing(1, 2000, script(71, 6, {1: 104, 2: 104}, end=1000), script(72, 4, {2: 9, 3: 104}, end=2000))
     state = poll(BASE, 1, [row], examined={1: answer})
     assert state.hosts.streaks.keys() == {"101", "103"}
@@ -429,7 +429,7 @@ def test_4_1_8_the_last_step_of_a_host_decides() -> None:
 
 
 def test_4_1_8_code_3_neither_fails_nor_clears() -> None:
-    """ "Already succeeded" is told of an earlier attempt: it changes no streak, but is a host result."""
+    """Code 3, already succeeded, belongs to an earlier attempt: it changes no streak, but is a host result."""
     row, answer = failing(1, 1000, script(71, 4, {1: 104, 2: 104}, end=900))
     state = poll(BASE, 1, [row], examined={1: answer})
     row, answer = failing(2, 2000, script(81, 4, {1: 3, 2: 9, 4: 3, 5: 104}, end=1900))
@@ -460,7 +460,7 @@ def test_4_1_8_a_success_that_only_clears_counts_into_no_counter() -> None:
 
 
 def test_4_2_exit_codes_are_the_first_64_then_other() -> None:
-    """Scripts choose their exit codes: 70 of them make 64 series and `other`, and known ones go on counting."""
+    """Scripts choose their exit codes: 70 of them make 64 series and `other`, and known ones continue counting."""
     row = execution(1, 4, 1000)
     results = tuple(container(104, code) for code in [*range(1, 71), 1])
     state = poll(BASE, 1, [row], examined={1: status(row, Step(71, 1, 4, 0, NOW, results))})

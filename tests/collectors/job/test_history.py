@@ -130,7 +130,7 @@ async def test_4_1_4_no_more_calls_than_pages(count: int) -> None:
     assert len(listing.calls) <= 1.1 * math.ceil(max(count, 1) / V4) + 1
 
 
-async def test_F17_a_millisecond_beyond_the_cap_is_told_by_v4_and_read_by_v3() -> None:
+async def test_F17_a_millisecond_beyond_the_cap_is_reported_by_v4_and_read_by_v3() -> None:
     """v4 refuses what lies past an offset of 10,000; v3 has no limit unless its operator set one."""
     crowded = [500] * 10_300
     assert (await Listing(crowded, shuffles=False).window(0, 1000)).unreadable == {500}
@@ -261,7 +261,7 @@ def uniform(count: int, days: float) -> list[int]:
 
 
 def bursts(count: int, days: float) -> list[int]:
-    """Everything within a few minutes, once a day."""
+    """All executions of a day within a few minutes."""
     return [int(n * days // count) * DAY + n % 300_000 for n in range(count)]
 
 
@@ -305,7 +305,7 @@ async def test_4_1_3_an_empty_history_is_one_slice() -> None:
 @pytest.mark.parametrize("without_id", [lambda id: id % 3 == 0, lambda id: id >= 1300, lambda id: True])
 @pytest.mark.parametrize("spacing", [1, 0.01])
 async def test_F66_rows_without_a_usable_id_hide_no_others(without_id: Callable[[int], bool], spacing: float) -> None:
-    """A third of the rows, the newest pages, or all of them: the others are read, and their milliseconds are told."""
+    """A third of the rows, the newest pages, or all of them: the others are read, their milliseconds are reported."""
     listing = Listing([DAY + int(n * spacing) for n in range(1500)])
 
     def spoil(_: int, page: ExecutionPage) -> ExecutionPage:

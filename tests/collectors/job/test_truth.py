@@ -139,7 +139,7 @@ def until(metrics: Metrics) -> int:
 
 @pytest.mark.parametrize(("seed", "api"), [(11, "v4"), (12, "v3")])
 async def test_what_is_caught_up_after_hours_is_what_happened(tmp_path: Path, seed: int, api: Api) -> None:
-    """Two hours of traffic that nobody watched are counted as if somebody had, and who fails is known."""
+    """Two hours of traffic that nobody watched are counted as if somebody had, and failing hosts are known."""
     job = {"interval": "5s", "max_failing_hosts": 10_000}
     async with daemon(tmp_path, tick=1.0, seed=seed, api=api, job=job) as watched:
         watched.world.speed = SPEED

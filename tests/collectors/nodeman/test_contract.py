@@ -159,7 +159,7 @@ async def test_a_job_that_runs_again_at_the_baseline_gives_no_duration(tmp_path:
         assert metrics.get(nodeman("job_duration_seconds_count"), job_type="INSTALL_AGENT") is None
 
 
-async def test_a_run_between_two_looks_is_counted_by_what_it_leaves(tmp_path: Path) -> None:
+async def test_a_run_between_two_polls_is_counted_by_what_it_leaves(tmp_path: Path) -> None:
     """Seen running, then running in another task and with an end: the first run has ended with failed hosts."""
     async with watched(tmp_path, job={"interval": "120s"}) as daemon:
         await daemon.start()
@@ -238,7 +238,7 @@ async def test_a_job_of_two_businesses_counts_in_both_and_its_hosts_in_their_own
         assert list(since(metrics, OTHER)) == [("0", "301", "10.3.0.1"), ("0", "302", "10.3.0.2")]
 
 
-async def test_the_baseline_counts_nothing_and_knows_who_fails(tmp_path: Path) -> None:
+async def test_the_baseline_counts_nothing_and_knows_which_hosts_fail(tmp_path: Path) -> None:
     """What had ended or failed before is not counted; what is unfinished then is counted when it ends."""
     async with watched(tmp_path, job={}) as daemon:
         daemon.failing_on("INSTALL_AGENT", HOSTS[0], duration=10)
@@ -535,7 +535,7 @@ async def test_a_job_whose_hosts_are_refused_counts_without_them(tmp_path: Path)
         assert own(metrics, "errors_total", reason="permission") == 1
 
 
-async def test_a_job_whose_hosts_cannot_be_had_for_now_fails_five_polls(tmp_path: Path) -> None:
+async def test_a_job_whose_hosts_cannot_be_read_for_now_fails_five_polls(tmp_path: Path) -> None:
     """What may pass fails the poll, at most five times because of the same job; then it counts without hosts."""
     async with watched(tmp_path, job={}) as daemon:
         await daemon.start()
@@ -552,7 +552,7 @@ async def test_a_job_whose_hosts_cannot_be_had_for_now_fails_five_polls(tmp_path
 
 
 async def test_4_1_4_looking_up_known_jobs_fails_five_polls(tmp_path: Path) -> None:
-    """When job_list cannot be had for known jobs, five polls fail; then their details are asked for instead."""
+    """When job_list cannot be read for known jobs, five polls fail; then their details are asked for instead."""
     async with watched(tmp_path, job={"discover": False, "job_ids": [181, 182]}) as daemon:
         for host in HOSTS[:2]:
             daemon.failing_on("INSTALL_AGENT", host, duration=60)
@@ -588,7 +588,7 @@ async def test_a_lost_permission_fails_the_poll_and_changes_nothing(tmp_path: Pa
         assert finished(metrics) == {("INSTALL_AGENT", "failed"): 1}
 
 
-async def test_configured_jobs_that_cannot_be_had_hold_up_nothing(tmp_path: Path) -> None:
+async def test_configured_jobs_that_cannot_be_read_block_nothing(tmp_path: Path) -> None:
     """One that does not exist and one of another business are counted as not_found; the poll is complete."""
     async with watched(tmp_path, job={"job_ids": [181, 999]}) as daemon:
         daemon.nodeman.start_job("INSTALL_AGENT", {FOREIGN[0]: "install"}, duration=10)
@@ -601,8 +601,8 @@ async def test_configured_jobs_that_cannot_be_had_hold_up_nothing(tmp_path: Path
         assert metrics.by(nodeman("watched_job_status"), "job_id") == {}
 
 
-async def test_a_known_job_that_becomes_forbidden_holds_up_nothing(tmp_path: Path) -> None:
-    """It spans a business whose permission is lost: told once, left alone, its counts stay; the others go on."""
+async def test_a_known_job_that_becomes_forbidden_blocks_nothing(tmp_path: Path) -> None:
+    """It spans a business whose permission is lost: told once, left alone, its counts stay; the others continue."""
     async with watched(tmp_path, job={}) as daemon:
         await daemon.start()
         daemon.nodeman.start_job(
@@ -690,7 +690,7 @@ async def test_a_subscription_shows_its_counter_and_counts_failures(tmp_path: Pa
         assert failures(metrics) == {failure: 2}
 
 
-async def test_a_failed_instance_of_an_earlier_task_goes_on_failing(tmp_path: Path) -> None:
+async def test_a_failed_instance_of_an_earlier_task_still_fails(tmp_path: Path) -> None:
     """task_result shows the newest task only; who failed in an earlier one is asked for by name."""
     async with watched(tmp_path, subscription={"subscription_ids": [11]}) as daemon:
         hosts = {HOSTS[0]: "restart", HOSTS[1]: None}
@@ -712,7 +712,7 @@ async def test_a_failed_instance_of_an_earlier_task_goes_on_failing(tmp_path: Pa
 
 
 async def test_a_subscription_that_is_not_ready_is_skipped(tmp_path: Path) -> None:
-    """not_ready is counted, the others of the poll go on, and the poll is complete."""
+    """not_ready is counted, the others of the poll continue, and the poll is complete."""
     async with watched(tmp_path, subscription={"subscription_ids": [11, 12]}) as daemon:
         daemon.nodeman.start_subscription("MAIN_INSTALL_PLUGIN", {HOSTS[0]: None}, duration=10, ready_after=100)
         daemon.nodeman.start_subscription("MAIN_INSTALL_PLUGIN", {HOSTS[1]: None}, duration=500)
@@ -795,7 +795,7 @@ async def test_what_gives_no_answer_is_not_shown(tmp_path: Path) -> None:
         assert sum(failures(metrics).values()) == 4
 
 
-async def test_one_subscription_that_is_gone_does_not_hold_up_the_others(tmp_path: Path) -> None:
+async def test_one_subscription_that_is_gone_does_not_block_the_others(tmp_path: Path) -> None:
     """not_found is counted; without any other subscription the poll fails."""
     async with watched(tmp_path, subscription={"subscription_ids": [99, 11]}) as daemon:
         daemon.nodeman.start_subscription("MAIN_INSTALL_PLUGIN", {HOSTS[0]: None}, duration=10)
@@ -811,7 +811,7 @@ async def test_one_subscription_that_is_gone_does_not_hold_up_the_others(tmp_pat
         assert metrics.by(nodeman("subscription_instances"), "subscription_id") == {}
 
 
-async def test_one_subscription_with_an_odd_sub_step_does_not_hold_up_the_others(tmp_path: Path) -> None:
+async def test_one_subscription_with_an_odd_sub_step_does_not_block_the_others(tmp_path: Path) -> None:
     """It is decode and read again in the next poll; of runs that are known the sub-steps are not looked at."""
     spoils = False
 
@@ -929,7 +929,7 @@ async def test_a_legacy_task(tmp_path: Path) -> None:
         assert failing(metrics) == {again: 1}
 
 
-async def test_legacy_hosts_without_an_address_are_told_apart(tmp_path: Path) -> None:
+async def test_legacy_hosts_without_an_address_are_distinguished(tmp_path: Path) -> None:
     """Several rows without an address do not take each other's status: each failure is counted once."""
     nowhere = [Target(2, "", number, ipv6=f"fd00::{number}") for number in range(3)]
     async with watched(tmp_path, task={"job_ids": [181]}) as daemon:

@@ -80,7 +80,7 @@ async def spoilt_and_mended(tmp_path: Path, change: Callable[[str, Answer], Answ
 
 @pytest.mark.parametrize("fault", ["garbage", "html_200"])
 async def test_F04_nodeman_what_is_no_json(tmp_path: Path, fault: str) -> None:
-    """Random bytes and a captive portal under 200: decode, nothing changes, the next poll goes on."""
+    """Random bytes and a captive portal under 200: decode, nothing changes, the next poll continues."""
     async with watched(tmp_path, **ALL) as daemon:
         populate(daemon)
         await daemon.start()
@@ -473,7 +473,7 @@ async def test_F18_nodeman_a_job_that_is_left_out_for_one_poll(tmp_path: Path) -
 
 @pytest.mark.parametrize("days", [8, -8])
 async def test_F58_one_wrong_date_lets_no_host_go(tmp_path: Path, days: int) -> None:
-    """One answer of each API days ahead or back: who fails goes on failing, and no job is forgotten."""
+    """One answer of each API days ahead or back: failing hosts still fail, and no job is forgotten."""
     async with watched(tmp_path, **ALL) as daemon:
         populate(daemon)
         await daemon.start()

@@ -156,7 +156,7 @@ async def test_a_single_row_that_is_too_large_is_passed_over(tmp_path: Path) -> 
 # Jobs that look ended and are not
 
 
-async def test_a_job_over_the_esb_that_has_not_begun_is_asked_at_growing_distances(tmp_path: Path) -> None:
+async def test_a_job_over_the_esb_that_has_not_begun_is_asked_at_growing_intervals(tmp_path: Path) -> None:
     """Each look may damage it, so there are few; once it runs it is asked in every poll."""
     async with watched(tmp_path, api="esb", job={"discover": False, "job_ids": [181, 182]}) as daemon:
         daemon.nodeman.start_job("INSTALL_AGENT", {HOSTS[0]: "install"}, duration=300, ready_after=3600)
@@ -507,7 +507,7 @@ async def test_a_subscription_without_a_counter_is_counted_from_its_rows(tmp_pat
 
 
 async def test_a_subscription_whose_newest_task_could_not_be_created(tmp_path: Path) -> None:
-    """3800014: its earlier tasks are shown and go on, the log names it, the others are as ever."""
+    """3800014: its earlier tasks are shown and continue, the log names it, the others are as before."""
     collector = "nodeman_subscription"
     with capture_logs() as logged:
         async with watched(tmp_path, subscription={"subscription_ids": [11, 12]}) as daemon:

@@ -100,7 +100,7 @@ def fast() -> Iterator[Fast]:
 
 
 def shown(page: Samples) -> dict[str, Any]:
-    """What a page says of NodeMan in business 2, in the shape of `expected`."""
+    """The values of NodeMan on a page for business 2, in the form of `expected`."""
     own = {"bk_scope_type": "biz", "bk_scope_id": "2"}
 
     def read(name: str, *labels: str) -> dict[tuple[str, ...], float]:
@@ -171,7 +171,7 @@ class Traffic:
 
 
 def kill_again_and_again(folder: Path, fast: Fast, rounds: int, seed: int) -> dict[str, float]:
-    """Many short lives of one daemon, then a quiet one in which everything must be as the ledger has it."""
+    """Many short runs of one daemon, then a quiet one in which everything must be as the ledger has it."""
     draw = random.Random(seed)
     highest: dict[object, float] = {}
     retried = scrapes = 0

@@ -122,7 +122,7 @@ async def test_trap_19_an_end_that_our_own_read_wrote_is_the_same_run(tmp_path: 
 
 
 async def test_trap_20_a_task_that_is_not_ready(tmp_path: Path) -> None:
-    """3800015 of task_result is counted and skipped; a job is silently pending, which is no error."""
+    """3800015 of task_result is counted and skipped; the job is pending, which is no error."""
     watching = watched(tmp_path, job={}, subscription={"subscription_ids": [11]}, state=MEMORY)
     async with watching as daemon:
         daemon.nodeman.start_job("MAIN_INSTALL_PLUGIN", {HOSTS[0]: None}, duration=10, ready_after=100)
@@ -248,7 +248,7 @@ async def test_trap_24_text_codes_and_localized_messages(tmp_path: Path) -> None
 
 
 async def test_trap_25_the_route_of_1x_is_gone(tmp_path: Path) -> None:
-    """NodeMan 2.x answers HTML 404, which the ESB makes 1306201: http_5xx, and the other collectors go on."""
+    """NodeMan 2.x answers HTML 404, which the ESB makes 1306201: http_5xx, and the other collectors continue."""
     async with watched(tmp_path, job={}, task={"job_ids": [181]}, state=MEMORY) as daemon:
         daemon.nodeman.start_legacy_task(2, "INSTALL_PAGENT", {HOSTS[0]: None})
         await daemon.start()

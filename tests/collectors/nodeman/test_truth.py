@@ -33,7 +33,7 @@ ROUND = 3300.0
 """Seconds: long enough for the last retry to end, and for two looks at jobs with failing hosts."""
 
 NODE = 320.0
-"""How long a retried node takes: longer than LOOK_AGAIN. What happens between two looks at a job is no run."""
+"""How long a retried node takes: longer than LOOK_AGAIN. What happens between two reads of a job is no run."""
 LEGACY = 6
 """Tasks of 1.x, beside the one of either business that Traffic starts."""
 

@@ -51,7 +51,7 @@ async def test_a_run_counts_once_over_polls_and_restarts(tmp_path: Path) -> None
         assert failures(page) == failing(page) == {WAIT: 1}
 
 
-async def test_a_baseline_counts_nothing_and_knows_who_fails(tmp_path: Path) -> None:
+async def test_a_baseline_counts_nothing_and_knows_which_hosts_fail(tmp_path: Path) -> None:
     """What is unfinished then is counted when it ends, however old it is."""
     async with watched(tmp_path) as daemon:
         start = int(EPOCH * 1000)
@@ -112,7 +112,7 @@ async def test_a_retry_between_two_polls_shows_in_its_finish_time(tmp_path: Path
 
 
 async def test_an_end_and_a_retry_between_two_polls(tmp_path: Path) -> None:
-    """The row runs again with a new finish time: the status of that end is lost, and this is told."""
+    """The row runs again with a new finish time: the status of that end is lost, and this is reported."""
     async with watched(tmp_path) as daemon:
         await daemon.start()
         run = daemon.run((HOSTS[0], "failed"), takes=31)
@@ -254,7 +254,7 @@ async def test_unfinished_ones_are_given_up(tmp_path: Path) -> None:
 
 
 async def test_4_1_what_is_given_up_is_lost_once(tmp_path: Path) -> None:
-    """Also while the lists still show it; what becomes of it then is not counted."""
+    """Also while the lists still show it; what happens to it then is not counted."""
     async with watched(tmp_path, nodemgr={"max_unfinished_age": "2m"}) as daemon:
         await daemon.start()
         daemon.run((HOSTS[0], "success"), takes=400)
@@ -298,7 +298,7 @@ async def test_4_3_every_failed_host_of_a_run_from_after_the_baseline_is_counted
         assert failures(page) == failing(page) == {WAIT: 2}
 
 
-async def test_a_long_history_is_read_in_slices_and_the_gap_is_told(tmp_path: Path) -> None:
+async def test_a_long_history_is_read_in_slices_and_the_gap_is_reported(tmp_path: Path) -> None:
     """More rows of one second than a page holds lose none; what lies further back than max_catchup is a gap."""
     async with watched(tmp_path, nodemgr={"max_catchup": "5h"}) as daemon:
         await daemon.start()
@@ -315,7 +315,7 @@ async def test_a_long_history_is_read_in_slices_and_the_gap_is_told(tmp_path: Pa
 
 
 async def test_an_account_with_rights_on_agents_only(tmp_path: Path) -> None:
-    """Without the filter the list of nodes hides in silence what the account may see."""
+    """Without the filter the list of nodes leaves out what the account may see, without an error."""
     async with watched(tmp_path, nodemgr={"node_roles": ["agent", "blank"]}) as daemon:
         daemon.v3.roles = {"agent", "blank"}
         await daemon.start()
