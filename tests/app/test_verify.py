@@ -655,8 +655,8 @@ FAILED_HOST = '{collector="nodemgr",job_type="install_agent",step="wait_gse_read
 @pytest.mark.parametrize(
     ("lie", "named"),
     [
-        ("status", [f'finished_total{{{AGENT},status="failed"}}: counted 0 ', "changed: wf:"]),
-        ("hidden", [f'finished_total{{{AGENT},status="failed"}}: counted 0 ', "not counted: wf:"]),
+        ("status", [f'finished_total{{{AGENT},status="failed"}}: counted 0 ', "changed: node/wf:"]),
+        ("hidden", [f'finished_total{{{AGENT},status="failed"}}: counted 0 ', "not counted: node/wf:"]),
         ("finish", [f"workflow_duration_seconds_sum{{{AGENT}}}: counted "]),
         ("state", [f"hosts_failing{FAILED_HOST}: counted 0 ", f"host_failures_total{FAILED_HOST}: counted 0 "]),
         ("end", ["host_failing_since_timestamp_seconds{"]),

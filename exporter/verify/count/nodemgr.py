@@ -74,7 +74,7 @@ class NodemgrRecount(Recount[NodemgrConfig, NodemgrApi]):
         rows = await self._list(now)
         rows |= await self._look_up((self._known.keys() | self._seen.keys()) - rows.keys())
         recounted = Recounted()
-        shown = {id for _, id in rows}
+        shown = {"/".join(key) for key in rows}
         recounted.gone = {id for id in finished if id not in shown}
         recounted.samples.expect(FINISHED, UNFINISHED, OLDEST_UNFINISHED, f"{DURATION}_count", f"{DURATION}_sum")
         operations = await self._read_operations(
@@ -91,7 +91,7 @@ class NodemgrRecount(Recount[NodemgrConfig, NodemgrApi]):
                 continue  # it ended before the first poll
             ends = self._new_ends(key, row, now)
             running = any(map(_is_running, operations.get(key, {}).values()))
-            if ends and _has_ended(row) and running and len(finished.get(key[1], ())) < len(ends):
+            if ends and _has_ended(row) and running and len(finished.get("/".join(key), ())) < len(ends):
                 # It is counted when its operations have ended, or after some polls.
                 waiting.add(key)
                 ends.popitem()
@@ -203,7 +203,7 @@ class NodemgrRecount(Recount[NodemgrConfig, NodemgrApi]):
             samples.add(FINISHED, (*labels, status if status in STATUSES else UNKNOWN))
         if ends and has_ended:
             newest = [*ends.values()][-1]
-            recounted.runs[key[1]] = newest if newest in STATUSES else UNKNOWN
+            recounted.runs["/".join(key)] = newest if newest in STATUSES else UNKNOWN
         began = row.operate_time or 0
         if not has_ended and now - began <= self.config.max_unfinished_age * 1000:
             samples.add(UNFINISHED, labels)
