@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Protocol, Self
@@ -34,8 +34,10 @@ from exporter.poller import Poller, Services, Settings
 
 CHECK = 10.0
 """Seconds between two looks at the state."""
+FLUSH = 60.0
+"""Seconds after which the polls that found nothing new are committed, at most."""
 SAVES = 100
-"""States that are committed at once when all of them are."""
+"""States that are committed at once when many of them are."""
 KEEP = 7 * 86400.0
 """Seconds for which the state of a removed scope is kept, so that it continues when the scope comes back."""
 MANY = 25
@@ -221,6 +223,7 @@ class Fleet:
                     saved: list[Saved] = [*self.pollers.values(), *self.others]
                     await gather_bounded((one.save() for one in saved), SAVES)
                     complete = True
+                await self._flush([one for one in self.pollers.values() if one.uncommitted(FLUSH - CHECK)])
                 telemetry.state_size(await store.size())
             except StateError as error:
                 telemetry.state_write_error()
@@ -288,11 +291,22 @@ class Fleet:
         self._take_share()
 
     async def _stop(self, keys: Iterable[Key]) -> None:
-        tasks = [self._tasks.pop(key) for key in list(keys)]
+        """Stop these polls, and commit what they have left uncommitted."""
+        keys = list(keys)
+        pollers, tasks = [self.pollers[key] for key in keys], [self._tasks.pop(key) for key in keys]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if not await self._flush(pollers):
+            log.get().warning("state_not_flushed", consequence="the next process reads some minutes again")
+
+    async def _flush(self, pollers: Sequence[Poller]) -> bool:
+        """Commit their polls that found nothing new. False, and the others are left as they are, when that fails."""
+        for part in range(0, len(pollers), SAVES):
+            if not all(await asyncio.gather(*(one.flush() for one in pollers[part : part + SAVES]))):
+                return False
+        return True
 
     def _show_scopes(self, config: Config, assigned: Assignment) -> None:
         page = self._services.page

@@ -3,6 +3,10 @@
     fetch ─► observe ─► commit ─► show          a failure before `commit` ends changes neither state nor counts
 
 A poller belongs to one (collector, scope) and is the only one that reads and writes its state.
+
+A poll that found nothing new changes only the times up to which history was read. They are not committed at once but by
+`flush`: once a minute, and when the poller stops. A process that starts with older times, after `kill -9`, reads more
+again; it counts nothing twice, because it knows the ids of everything that was counted.
 """
 
 from __future__ import annotations
@@ -78,12 +82,12 @@ class Services(msgspec.Struct, frozen=True):
 class Observation(msgspec.Struct, frozen=True):
     """The result of one poll, not committed yet.
 
-    `payload`: the encoded state. `samples`: those of its gauges by family. `full`: the page had no room for some new
-    label values. `unknown`: how many values were unknown, by field.
+    `payload`: the encoded state, None where `flush` may commit it later. `samples`: those of its gauges by family.
+    `full`: the page had no room for some new label values. `unknown`: how many values were unknown, by field.
     """
 
     observed: Observed[Any]
-    payload: bytes
+    payload: bytes | None
     samples: Mapping[str, Mapping[Labels, float]]
     full: bool
     unknown: Mapping[str, int]
@@ -114,6 +118,10 @@ class Poller:
         self._clock = services.clock
         self._committing = asyncio.Lock()
         self._loaded = False
+        self._commits_next = True
+        """Whether the next poll is committed whatever it finds."""
+        self._uncommitted_since: float | None = None
+        """Monotonic time of the first poll that `flush` has to commit."""
         self._size = 0
         self._full = False
         self._refusals = 0
@@ -223,7 +231,9 @@ class Poller:
             deadline = Deadline(max(self.collector.interval, 2 * self._settings.request_timeout), self._clock)
             records = await self.collector.fetch(self.state, deadline)
             observation = await self.observe(records)
-            await self._commit(observation.payload)
+            if observation.payload is not None:
+                async with self._committing:
+                    await self._commit(observation.payload)
         except ApiError as error:
             self._failed(
                 error.reason, str(error), error.request_id, api=error.api, code=error.code, status=error.status
@@ -260,6 +270,9 @@ class Poller:
 
     def _observe(self, records: Records, tally: Tally) -> Observation:
         observed = self.collector.observe(self.state, records, tally)
+        unknown = Counter(field for field, _ in observed.unknown)
+        if self._may_commit_later(observed):
+            return Observation(observed, None, self.report.samples, self._full, unknown)
         state: CollectorState = observed.state
         samples = self.exposed.samples(state, tally.bounds)
         values = tally.bounds.values()
@@ -270,8 +283,18 @@ class Poller:
         if len(payload) > LARGE:
             self.collector.failing_hosts(observed.state).prepare()
         self._size = len(payload)
-        unknown = Counter(field for field, _ in observed.unknown)
         return Observation(observed, payload, samples, tally.bounds.full, unknown)
+
+    def _may_commit_later(self, observed: Observed[Any]) -> bool:
+        """Whether the poll found nothing new. A slice of a long history is always committed."""
+        state = self.state
+        return (
+            state is not None
+            and not self._commits_next
+            and not observed.more
+            and self.collector.commits_later
+            and state.equals_except_times(observed.state)
+        )
 
     def _decode(self, payload: bytes) -> CollectorState:
         state: CollectorState = msgspec.msgpack.decode(payload, type=self.collector.state_type)
@@ -301,15 +324,31 @@ class Poller:
         """Commit the state again, because the store has lost it. Raises `StateError`."""
         async with self._committing:
             if self.state is not None:
-                await self._store.commit(self.key, await self._work(partial(msgspec.msgpack.encode, self.state)))
+                await self._commit(await self._work(partial(msgspec.msgpack.encode, self.state)))
+
+    def uncommitted(self, seconds: float) -> bool:
+        """Whether a poll has waited so long for `flush`."""
+        return self._uncommitted_since is not None and self._clock.monotonic() - self._uncommitted_since >= seconds
+
+    async def flush(self) -> bool:
+        """Commit the polls that found nothing new. False if that fails; then the next poll is committed at once."""
+        try:
+            if self._uncommitted_since is not None:
+                await self.save()
+        except StateTaken:
+            pass  # this poller has lost its key and reads nothing again
+        except StateError:
+            return False
+        return True
 
     async def _commit(self, payload: bytes) -> None:
+        waiting, self._uncommitted_since = self._uncommitted_since, None
         try:
-            async with self._committing:
-                await self._store.commit(self.key, payload)
+            await self._store.commit(self.key, payload)
         except StateTaken:
             raise  # nothing is wrong with the state
         except StateError:
+            self._uncommitted_since, self._commits_next = waiting, True
             self._telemetry.state_write_error()
             raise
         self._telemetry.state_written(self._clock.wall())
@@ -319,6 +358,10 @@ class Poller:
         if self.success is False:
             self._log.info("poll_recovered")
         self._refusals = 0
+        if observation.payload is not None:
+            self._commits_next = observed.more
+        elif self._uncommitted_since is None:
+            self._uncommitted_since = self._clock.monotonic()
         completed, current = self._clock.monotonic(), self.report.current or not observed.more
         self._update(
             state=observed.state, samples=observation.samples, success=True, completed=completed, current=current

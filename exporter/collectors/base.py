@@ -9,8 +9,10 @@ Adding an API to watch is one file here and one line in `COLLECTORS`.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from operator import attrgetter
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -38,9 +40,23 @@ class CollectorState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     counted; both in unix seconds.
     """
 
+    TIMES: ClassVar[frozenset[str]] = frozenset({"last_success", "watermark"})
+    """Fields that only tell up to when history was read. With an older value of all of them, more is read again."""
+
     counts: Counts
     last_success: float
     watermark: float | None = None
+
+    def equals_except_times(self, other: Self) -> bool:
+        """Whether a poll that leads from one state to the other has found nothing new."""
+        contents = _contents(type(self))
+        return bool(contents(self) == contents(other))
+
+
+@functools.cache
+def _contents(state_type: type[CollectorState]) -> Callable[[CollectorState], Any]:
+    """The fields of a state but for its `TIMES`. Parts that both states share are compared by identity."""
+    return attrgetter(*(name for name in state_type.__struct_fields__ if name not in state_type.TIMES))
 
 
 S = TypeVar("S", bound=CollectorState)
@@ -137,6 +153,11 @@ class FailedExecution(msgspec.Struct, frozen=True):
     end: float | None
 
 
+LEAST_CATCHUP = 600.0
+"""Seconds: with a shorter `max_catchup`, a watermark that is committed a minute late could show a gap after `kill -9`
+where there is none."""
+
+
 class Collector(Protocol):
     """Watches one API of BlueKing for one scope. Instances are cheap and keep nothing that must survive a restart.
 
@@ -155,6 +176,10 @@ class Collector(Protocol):
     @classmethod
     def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Collector | None:
         """The collector of this scope, None when it is switched off."""
+
+    @property
+    def commits_later(self) -> bool:
+        """Whether a poll that found nothing new may be committed up to a minute later; see `LEAST_CATCHUP`."""
 
     async def fetch(self, state: Any, deadline: Deadline) -> Any:
         """Everything one poll needs from the platform. Raises `ApiError`; then nothing has changed."""

@@ -155,6 +155,10 @@ class NodemanCollector(Generic[S, C, A, R]):
     def observe(self, state: S | None, records: R, tally: Tally) -> Observed[S]:
         return self.fold(self.config, self.biz, state, records, tally).result()
 
+    @property
+    def commits_later(self) -> bool:
+        return True
+
     async def ask_each(
         self, what: str, ids: Iterable[int], ask: Callable[[int], Awaitable[H]]
     ) -> tuple[dict[int, H], tuple[FailedCall, ...]]:

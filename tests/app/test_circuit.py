@@ -52,6 +52,10 @@ class Scripted:
     def build(cls, config: ScopeConfig, platforms: Platforms, clock: Clock) -> Scripted | None:
         raise NotImplementedError
 
+    @property
+    def commits_later(self) -> bool:
+        return True
+
     async def fetch(self, state: CollectorState | None, deadline: Deadline) -> Records:
         self.asked.append(asyncio.get_running_loop().time())
         reason = self.reasons.pop(0) if len(self.reasons) > 1 else self.reasons[0]

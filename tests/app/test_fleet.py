@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
 from exporter.clock import Clock
+from exporter.collectors.job.state import JobState
 from exporter.config.load import load
 from exporter.config.schema import Config
 from exporter.errors import StateError, StateTaken
@@ -31,6 +33,7 @@ from exporter.telemetry import Telemetry
 from tests.support.parsers import parse
 
 SCOPES = [Scope("biz", str(number)) for number in range(2, 12)]
+GONE = SCOPES[3:7]
 INTERVAL = 30.0
 EPOCH = 1_795_000_000.0
 
@@ -38,9 +41,21 @@ pytestmark = pytest.mark.looptime
 
 
 class Store(MemoryStore):
-    """A store that fails to load the state of these scopes, and takes a while for the others."""
+    """A store that fails to load the state of these scopes, and takes a while for the others. It counts commits by
+    scope, and refuses them while it is `full`."""
 
     broken: frozenset[Scope] = frozenset()
+    full = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commits: Counter[str] = Counter()
+
+    async def commit(self, key: Key, payload: bytes) -> None:
+        if self.full:
+            raise StateError("no space left")
+        self.commits[str(key.scope)] += 1
+        await super().commit(key, payload)
 
     async def load(self, key: Key) -> Stored | None:
         await asyncio.sleep(0.01)
@@ -80,7 +95,14 @@ class Watched:
         self.folder, self.url, self.platform = folder, url, platform
         self.fleet, self.page, self.store, self.telemetry = fleet, page, store, telemetry
 
-    def config(self, scopes: Iterable[Scope] = SCOPES, **blueking: object) -> Config:
+    def config(
+        self,
+        scopes: Iterable[Scope] = SCOPES,
+        *,
+        interval: str = f"{INTERVAL:.0f}s",
+        max_catchup: str = "7d",
+        **blueking: object,
+    ) -> Config:
         """A configuration of these scopes."""
         file = self.folder / "config.yaml"
         settings = {
@@ -90,7 +112,7 @@ class Watched:
                 "requests_per_second": 1000,
                 **blueking,
             },
-            "collectors": {"job": {"interval": f"{INTERVAL:.0f}s"}},
+            "collectors": {"job": {"interval": interval, "max_catchup": max_catchup}},
             "counter_birth_hold": "0s",
             "scopes": [{"bk_scope_type": one.bk_scope_type, "bk_scope_id": one.bk_scope_id} for one in scopes],
         }
@@ -103,6 +125,12 @@ class Watched:
         self.platform.calls.clear()
         await asyncio.sleep(3 * INTERVAL)
         return Counter(call.scope for call in self.platform.calls)
+
+    def known(self, key: Key) -> JobState:
+        """The state in memory."""
+        state = self.fleet.pollers[key].state
+        assert isinstance(state, JobState)
+        return state
 
     def shown(self, name: str) -> dict[str, int]:
         """The values of a metric on the page by scope; several series of a scope are added up."""
@@ -214,6 +242,7 @@ async def test_a_key_that_is_lost_while_it_is_committed_stays_off_the_page(tmp_p
         await one.fleet.apply(one.config())
         await asyncio.sleep(INTERVAL)
         store.lost = Key("job", SCOPES[2])
+        one.finish(SCOPES[2])
         await asyncio.sleep(2 * INTERVAL)
         left = names(scope for scope in SCOPES if scope != SCOPES[2])
         assert one.shown("blueking_exporter_collector_success") == dict.fromkeys(left, 1)
@@ -221,6 +250,104 @@ async def test_a_key_that_is_lost_while_it_is_committed_stays_off_the_page(tmp_p
         assert SCOPES[2] not in {key.scope for key in one.fleet.pollers}
         assert "blueking_exporter_state_write_errors_total 0\n" in one.telemetry.render(openmetrics=False).decode()
         assert (await one.calls_per_poll()).keys() == left
+
+
+@asynccontextmanager
+async def quiet(folder: Path, store: Store) -> AsyncIterator[Watched]:
+    """Ten scopes, as the daemon watches them, after their baselines."""
+    async with watched(folder, store) as one:
+        await one.fleet.apply(one.config())
+        keeping = asyncio.create_task(one.fleet.keep_state())
+        await asyncio.sleep(3 * INTERVAL)
+        yield one
+        keeping.cancel()
+
+
+async def test_a_quiet_hour_commits_each_scope_once_a_minute(tmp_path: Path) -> None:
+    """However often it is polled; so a state that can no longer be written is noticed, and `kill -9` costs a minute
+    that is read again."""
+    store = Store()
+    async with quiet(tmp_path, store) as one:
+        await one.fleet.apply(one.config(interval="10s"))
+        store.commits.clear()
+        one.platform.calls.clear()
+        for _ in range(60):
+            await asyncio.sleep(60)
+            assert await age_of_states(one) <= 60 + 2 * 10
+        assert len(one.platform.calls) == pytest.approx(360 * len(SCOPES), rel=0.02)
+        assert set(store.commits) == names(SCOPES)
+        assert max(store.commits.values()) <= 60
+        assert "blueking_exporter_state_write_errors_total 0\n" in one.telemetry.render(openmetrics=False).decode()
+
+
+async def age_of_states(one: Watched) -> float:
+    """Seconds that the oldest last success in the store is behind that in memory."""
+    found = await stored_states(one)
+    return max(one.known(key).last_success - state.last_success for key, state in found.items())
+
+
+async def stored_states(one: Watched) -> dict[Key, JobState]:
+    """What the store holds of the pollers; it differs from what they hold in times at most."""
+    found: dict[Key, JobState] = {}
+    for key in one.fleet.pollers:
+        stored = await one.store.load(key)
+        assert stored is not None
+        found[key] = msgspec.msgpack.decode(stored.payload, type=JobState)
+        assert found[key].equals_except_times(one.known(key))
+    return found
+
+
+@pytest.mark.parametrize("how", ["stop", "reload", "scopes removed", "handed over"])
+async def test_what_stops_polling_commits_what_it_knows(tmp_path: Path, how: str) -> None:
+    """The next process, or replica, continues where this one has ended."""
+    async with quiet(tmp_path, Store()) as one:
+        await asyncio.sleep(INTERVAL - 1)
+        assert await age_of_states(one) > 1
+        stopped = {key: one.known(key) for key in one.fleet.pollers if how in ("stop", "reload") or key.scope in GONE}
+        if how == "stop":
+            await one.fleet.stop()
+        elif how == "reload":
+            await one.fleet.apply(one.config(max_concurrency=3))
+        elif how == "scopes removed":
+            await one.fleet.apply(one.config([scope for scope in SCOPES if scope not in GONE]))
+        else:
+            await one.fleet.apply(assigned=lambda key: key.scope not in GONE)
+        for key, state in stopped.items():
+            stored = await one.store.load(key)
+            assert stored is not None
+            assert stored.payload == msgspec.msgpack.encode(state)
+
+
+async def test_F41_a_state_that_cannot_be_written_fails_quiet_polls_within_two_minutes(tmp_path: Path) -> None:
+    """Each poll fails with reason `state` until there is space, and the page stands still; then all are committed."""
+    store = Store()
+    async with quiet(tmp_path, store) as one:
+        store.full = True
+        await asyncio.sleep(120)
+        assert one.shown("blueking_exporter_collector_success") == dict.fromkeys(names(SCOPES), 0)
+        assert {poller.reason for poller in one.fleet.pollers.values()} == {"state"}
+        marks = one.shown("blueking_exporter_collector_watermark_timestamp_seconds")
+        errors = sum(one.shown("blueking_exporter_collector_errors_total").values())
+        await asyncio.sleep(INTERVAL)
+        assert one.shown("blueking_exporter_collector_watermark_timestamp_seconds") == marks
+        assert sum(one.shown("blueking_exporter_collector_errors_total").values()) == errors + len(SCOPES)
+        store.full = False
+        store.commits.clear()
+        await asyncio.sleep(INTERVAL)
+        assert one.shown("blueking_exporter_collector_success") == dict.fromkeys(names(SCOPES), 1)
+        assert set(store.commits) == names(SCOPES)
+        assert await age_of_states(one) == 0
+
+
+async def test_a_short_catchup_is_committed_with_every_poll(tmp_path: Path) -> None:
+    """A watermark of a minute ago would tell of a gap that is none, after `kill -9` and a pause of `max_catchup`."""
+    store = Store()
+    async with quiet(tmp_path, store) as one:
+        await one.fleet.apply(one.config(max_catchup="599s"))
+        await asyncio.sleep(INTERVAL)
+        store.commits.clear()
+        await asyncio.sleep(10 * INTERVAL)
+        assert store.commits == times(10, SCOPES)
 
 
 async def test_what_fails_changes_nothing(tmp_path: Path) -> None:

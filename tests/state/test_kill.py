@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
+import sqlite3
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from exporter.collectors.job.state import JobState
 from exporter.model import Scope
 from exporter.simulator.platform import Platform
 from exporter.simulator.world import Outcome, StepScript, target
@@ -197,6 +201,56 @@ def test_F39_fifty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     report(lanes)
     assert sum(lane.rounds for lane in lanes) == 50
     assert sum(lane.executions for lane in lanes) > 500
+
+
+@pytest.mark.parametrize("ended_by", ["kill -9", "SIGTERM"])
+def test_F39_the_end_of_a_quiet_daemon_costs_nothing_but_reading_again(tmp_path: Path, ended_by: str) -> None:
+    """Polls that found nothing new are not committed one by one. After `kill -9` an older watermark is continued: what
+    happened meanwhile is counted once, there is no gap, and no counter falls. SIGTERM commits the newest one."""
+    scope = Scope("biz", "2")
+    gap = "blueking_exporter_collector_gap_seconds_total"
+    watermark = "blueking_exporter_collector_watermark_timestamp_seconds"
+    with Simulated(scope) as simulated:
+        changes = {"collectors": {"job": {"interval": "100ms", "lookback": "1s"}}, "counter_birth_hold": "0s"}
+        daemon = Daemon(tmp_path, configuration(simulated.url, [scope], **changes))
+        try:
+            daemon.start()
+            daemon.wait_success(scope)
+            since_ms = simulated.do(lambda platform: platform.job.time)
+            time.sleep(0.002)
+            lane = Lane()
+            for _ in range(4):
+                simulated.start(scope, steps=[StepScript(duration=0.0, results={target(1): (104, 1)})])
+                eventually(lambda: no_news(daemon, tmp_path), 20, 0.05)
+                page = daemon.metrics()
+                no_counter_fell(lane, page)
+                stored, seen = committed(tmp_path), total(page, watermark)
+                if ended_by == "SIGTERM":
+                    assert daemon.stop() == 0
+                    assert committed(tmp_path) >= seen
+                else:
+                    daemon.kill()
+                    assert committed(tmp_path) == stored < seen
+                simulated.start(scope, steps=[StepScript(duration=0.0, results={target(2): 9})])
+                daemon.start()
+                page = daemon.wait_success(scope)
+                no_counter_fell(lane, page)
+                assert shown(page, scope) == expected(simulated.truth(scope, since_ms))
+                assert total(page, gap) == 0
+        finally:
+            daemon.kill()
+
+
+def committed(folder: Path) -> float:
+    """The watermark in the state file."""
+    with contextlib.closing(sqlite3.connect(f"file:{folder / 'state.db'}?mode=ro", uri=True)) as db:
+        ((payload,),) = db.execute("SELECT payload FROM state").fetchall()
+    return msgspec.msgpack.decode(payload, type=JobState).watermark or 0.0
+
+
+def no_news(daemon: Daemon, folder: Path) -> bool:
+    """Whether a poll of a second ago and all since have found nothing new."""
+    return total(daemon.metrics(), "blueking_exporter_collector_watermark_timestamp_seconds") - committed(folder) > 1
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from exporter.blueking.links import job_execution
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.collectors.base import (
+    LEAST_CATCHUP,
     WITHOUT_HOSTS,
     FailedCall,
     FailedExecution,
@@ -102,6 +103,10 @@ class JobCollector:
         if platforms.job is None or not config.collectors.job.enabled:
             return None
         return cls(config.scope, config.collectors.job, platforms.job, clock)
+
+    @property
+    def commits_later(self) -> bool:
+        return self.config.max_catchup >= LEAST_CATCHUP
 
     # Fetch
 

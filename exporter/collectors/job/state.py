@@ -6,7 +6,7 @@ Times are ms since the epoch as the platform gives them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -130,6 +130,8 @@ class JobState(CollectorState, frozen=True, kw_only=True):
     when they are checked. `ended_executions` have ended and are listed again; they are looked up by id only. All
     others, and all of a state of an older build, are in `executions`, which every poll looks through.
     """
+
+    TIMES: ClassVar[frozenset[str]] = CollectorState.TIMES | {"begin", "checked", "checked_failing"}
 
     begin: int
     newest: int = 0

@@ -15,7 +15,7 @@ from typing import ClassVar
 from exporter.blueking.links import nodemgr_workflow
 from exporter.blueking.nodemgr import DOMAINS, PAGE_SIZE, Domain, HostOperation, NodemgrApi, Workflow, WorkflowPage
 from exporter.blueking.pacing import Deadline
-from exporter.collectors.base import FailedCall, FailedExecution, Trial
+from exporter.collectors.base import LEAST_CATCHUP, FailedCall, FailedExecution, Trial
 from exporter.collectors.failing_hosts import Run
 from exporter.collectors.nodeman import NodemanCollector, read_pages
 from exporter.collectors.nodemgr.fold import Fold
@@ -53,6 +53,10 @@ class NodemgrCollector(NodemanCollector[NodemgrState, NodemgrConfig, NodemgrApi,
     families: ClassVar[tuple[Family, ...]] = FAMILIES
     fold: ClassVar[type[Fold]] = Fold
     run_id: ClassVar[str] = "workflow_id"
+
+    @property
+    def commits_later(self) -> bool:
+        return self.config.max_catchup >= LEAST_CATCHUP
 
     # Fetch
 

@@ -6,6 +6,7 @@ Times of workflows and operations are ms since the epoch as the platform gives t
 from __future__ import annotations
 
 import hashlib
+from typing import ClassVar
 
 import msgspec
 
@@ -65,6 +66,8 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class NodemgrState(NodemanState, frozen=True, kw_only=True):
     """`begin`: what began before it has been seen, and is forgotten unless it may still change; ms. `born`: when the
     baseline was made; ms. `workflows` by `key_of`."""
+
+    TIMES: ClassVar[frozenset[str]] = NodemanState.TIMES | {"begin"}
 
     begin: int
     born: int
