@@ -204,15 +204,15 @@ SHARING_FAMILIES = (
         "counter",
         "takeovers_total",
         ("cause",),
-        "(collector, scope) that this replica took, by cause: join (nobody had it), dead, released, healed (the store"
-        " had lost it).",
+        "(collector, scope) that this replica took over, by cause: join (no owner), dead, released, healed (lost by the"
+        " store).",
         "本副本接管的（采集项、范围）数，按原因：join（无主）、dead（原副本失联）、released（被释放）、healed（存储丢失后恢复）。",
     ),
     _row(
         "counter",
         "fenced_total",
         (),
-        "(collector, scope) that another replica had taken when this one came back.",
+        "(collector, scope) that another replica had taken over when this replica came back.",
         "本副本恢复时已被其他副本接管的（采集项、范围）数。",
     ),
     _row(

@@ -15,7 +15,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "title": ("BlueKing exporter", "蓝鲸 Exporter"),
     "tagline": (
         "JOB executions and NodeMan installs as Prometheus metrics, counted exactly once",
-        "将作业平台执行记录与节点管理安装任务转换为 Prometheus 指标，计数不重不漏",
+        "将作业平台的执行与节点管理的安装任务转换为 Prometheus 指标，计数不重不漏",
     ),
     "refresh": ("This page reloads every {} seconds.", "本页每 {} 秒自动刷新。"),
     "unknown": ("–", "–"),
@@ -76,7 +76,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "failures.title": ("Failures", "失败详情"),
     "failures.tagline": (
         "Hosts whose newest result is a failure, and recent executions that failed",
-        "最近一次结果为失败的主机，以及近期失败的执行记录",
+        "最近一次结果为失败的主机，以及近期失败的执行",
     ),
     "failures.unread": (
         "The newest poll of {} scopes and collectors failed or has not ended; their rows are from the poll before.",
@@ -87,10 +87,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "另有 {} 台失败主机未列出：某个范围的失败主机数超过了跟踪上限。",
     ),
     "failures.hosts": ("Failing hosts", "失败主机"),
-    "failures.executions": ("Failed executions", "失败的执行记录"),
+    "failures.executions": ("Failed executions", "失败的执行"),
     "failures.reasons": ("Most frequent reasons", "主要失败原因"),
     "failures.no_hosts": ("No host fails.", "没有失败主机。"),
-    "failures.no_executions": ("No recent execution failed.", "近期没有失败的执行记录。"),
+    "failures.no_executions": ("No recent execution failed.", "近期没有失败的执行。"),
     "failures.none_known": ("None is known.", "暂无已知记录。"),
     "failures.invisible": (
         "This replica has lost its lease on the scopes for now; another one may show them.",
@@ -105,7 +105,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "col.why": ("Reason", "失败原因"),
     "col.since": ("Failing for", "已持续"),
     "col.consecutive": ("In a row", "连续失败"),
-    "col.newest": ("Execution", "执行记录"),
+    "col.newest": ("Execution", "执行"),
     "col.execution": ("Name", "名称"),
     "col.status": ("Status", "状态"),
     "col.ended": ("Ended", "结束时间"),
@@ -119,7 +119,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "filter.apply": ("Filter", "筛选"),
     "filter.clear": ("Clear", "清除"),
     "host.id": ("host {}", "主机 {}"),
-    "host.cloud": ("cloud {}", "云区域 {}"),
+    "host.cloud": ("cloud {}", "管控区域 {}"),
     "step.other": ("unknown step", "未知步骤"),
     "step.": ("error code", "错误码"),
     "status.failed": ("failed", "执行失败"),
