@@ -139,7 +139,7 @@ class App:
         }
 
     def _announce(self, addresses: Sequence[str], started: Callable[[Sequence[str]], None]) -> None:
-        log.get().info("started", version=__version__, addresses=addresses, pollers=len(self.fleet.pollers))
+        log.get().info("started", version=__version__, addresses=",".join(addresses), pollers=len(self.fleet.pollers))
         started(addresses)
         systemd.notify("READY=1", f"STATUS=watching {len(self.fleet.pollers)} (collector, scope)")
 

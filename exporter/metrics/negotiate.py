@@ -32,9 +32,10 @@ def negotiate(accept: str | None, accept_encoding: str | None) -> tuple[Format, 
         elif media in ("text/plain", "text/*", "*/*"):
             text = max(text, quality)
     coding = {name: quality for name, _, quality in _choices(accept_encoding or "")}
+    gzip = coding.get("gzip", coding.get("*", 0.0))
     return (
         Format.OPENMETRICS if openmetrics and openmetrics >= text else Format.TEXT,
-        coding.get("gzip", coding.get("*", 0.0)) > 0,
+        gzip > 0 and gzip >= coding.get("identity", 0.0),
     )
 
 

@@ -237,6 +237,7 @@ def test_run_takes_flags_and_variables_before_the_file(tmp_path: Path, simulated
             assert daemon.get("/flag")[0] == 200
         assert daemon.get("/environment")[0] == daemon.get("/file")[0] == 404
         assert daemon.get("/-/reload", data=b"")[0] == 200
+        assert f" addresses=http://127.0.0.1:{ports[0]},http://127.0.0.1:{ports[1]} " in daemon.log
         assert daemon.stop() == 0
     assert not (tmp_path / "state.db").exists()
 

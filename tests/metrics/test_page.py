@@ -384,6 +384,8 @@ def test_the_format_is_negotiated(accept: str | None, form: Format) -> None:
         ("*", True),
         ("*;q=0", False),
         ("identity", False),
+        ("gzip;q=0.2, identity;q=0.8", False),
+        ("gzip, identity", True),
         ("GZIP ; q=0.001", True),
     ],
 )
