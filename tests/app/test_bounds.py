@@ -1,4 +1,4 @@
-"""F57, contract 4.1.13: whatever words a platform invents, the page stays small and every count stays exact."""
+"""F57, contract 4.1.13: whatever label values the platform invents, the page stays small and counts stay exact."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_F57_three_thousand_job_types(tmp_path: Path) -> None:
 
 
 async def test_F57_a_new_err_code_in_every_poll(tmp_path: Path) -> None:
-    """A NodeMan 1.x task whose host fails anew each time, without end: its codes end in `other`."""
+    """A NodeMan 1.x task whose host fails with a new code in every poll: later codes are `other`."""
     async with watched(tmp_path, task={"job_ids": [1]}, state=MEMORY) as one:
         (host,) = numbered(1)
         task = one.nodeman.start_legacy_task(2, "INSTALL_AGENT", {host: None}, duration=1.0)

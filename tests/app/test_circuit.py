@@ -1,4 +1,4 @@
-"""F20: a scope that is refused is asked at growing intervals, in virtual time."""
+"""F20: a scope that is refused is polled at growing intervals, in virtual time."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def test_F20_a_refused_scope_is_asked_at_growing_intervals(reason: ApiReas
 
 @pytest.mark.looptime
 async def test_F20_a_good_answer_closes_the_circuit() -> None:
-    """The rhythm returns with the first complete poll, and one refusal alone changes nothing."""
+    """The first complete poll restores the interval; a single refusal does not change it."""
     collector = Scripted(None, None, "auth", "auth", "auth", None, "permission", None)
     async with Watched(collector) as watched:
         await asyncio.sleep(30 * 15)
@@ -137,7 +137,7 @@ async def test_F20_a_good_answer_closes_the_circuit() -> None:
 
 @pytest.mark.looptime
 async def test_F20_other_failures_keep_the_rhythm() -> None:
-    """A platform that is down is asked in every interval, so that its return is seen at once."""
+    """A platform that is down is polled in every interval, so that its recovery is noticed at once."""
     collector = Scripted("http_5xx", "timeout", "rate_limited", "api_error", "connect", "http_5xx")
     async with Watched(collector) as watched:
         await asyncio.sleep(600)
@@ -147,7 +147,7 @@ async def test_F20_other_failures_keep_the_rhythm() -> None:
 
 @pytest.mark.looptime
 async def test_F20_a_long_interval_is_not_shortened() -> None:
-    """Five minutes are the longest distance for short intervals only."""
+    """The limit of five minutes applies to shorter intervals only."""
     collector = Scripted("permission", interval=1000.0)
     async with Watched(collector):
         await asyncio.sleep(5500)
@@ -156,7 +156,7 @@ async def test_F20_a_long_interval_is_not_shortened() -> None:
 
 @pytest.mark.looptime
 async def test_F20_a_reload_asks_at_once() -> None:
-    """Both a reload and a secret that was read anew call this; then the intervals grow anew."""
+    """A reload and a changed secret call this. After a new refusal the intervals grow again."""
     collector = Scripted("auth")
     async with Watched(collector) as watched:
         await asyncio.sleep(1800.5)

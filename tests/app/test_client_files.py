@@ -1,4 +1,4 @@
-"""Secrets, certificates and names that change or hang under the daemon that asks BlueKing."""
+"""Secret files, certificates and name servers that change or hang while the daemon runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUCCESS = "blueking_exporter_collector_success"
 CIRCUIT_OPEN = "blueking_exporter_api_circuit_open"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(EMPTY_PAGE) + EMPTY_PAGE
 LONG = 60.0
-"""Seconds that a busy machine may take for what is due within ten."""
+"""Seconds to wait on a busy machine for what is due within ten seconds."""
 
 
 class Https:
@@ -99,7 +99,7 @@ def test_F55_a_rotated_client_certificate_is_used_and_a_broken_one_shows(tmp_pat
 
 
 def test_F20_a_changed_secret_is_tried_at_once(tmp_path: Path) -> None:
-    """Where polls have become rare because of the old one."""
+    """Also if polls have become rare because of the old secret."""
     secret = tmp_path / "secret"
     secret.write_text("outdated-secret\n")
     with Simulated() as simulated:
@@ -130,7 +130,7 @@ SILENT = (
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_F64_a_silent_resolver_does_not_delay_the_end(tmp_path: Path, number: signal.Signals) -> None:
-    """The process ends in order, not by force, while the look-up continues."""
+    """The process exits normally while the look-up still runs."""
     config = configuration("http://silent.test", blueking={"request_timeout": "300ms"})
     with Daemon(tmp_path, config, program=(*PROGRAM[:-1], SILENT + PROGRAM[-1])) as daemon:
         daemon.wait(lambda page: bool(select(page, "blueking_exporter_collector_errors_total", reason="timeout")))

@@ -1,4 +1,4 @@
-"""Which clock: what `Date` headers make of the platform's time (contract 4.1.10, F15, F58)."""
+"""Which clock: how `Date` headers set the platform's time (contract 4.1.10, F15, F58)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Platform:
 
 @pytest.mark.parametrize("wrong_by", [8 * DAY, -8 * DAY, 301.0, -301.0, 400 * DAY])
 def test_F58_one_wrong_date_moves_nothing(wrong_by: float) -> None:
-    """A single answer more than five minutes off is not believed, nor two, nor ones that contradict each other."""
+    """One answer that is more than five minutes off is not accepted, nor two, nor contradictory ones."""
     one = Platform()
     assert one.answer() == "first"
     assert one.answer(wrong_by) == "doubted"
@@ -78,7 +78,7 @@ def test_F58_a_date_that_stands_still_is_never_believed() -> None:
 
 @given(st.floats(-1000 * DAY, 1000 * DAY))
 def test_F15_the_first_answer_is_believed(ahead: float) -> None:
-    """Whatever the own clock says: it may be the wrong one."""
+    """Whatever the exporter's own clock shows: that clock may be wrong."""
     one = Platform(ahead)
     assert one.clock.skew == 0.0
     assert one.answer() == "first"
@@ -88,7 +88,7 @@ def test_F15_the_first_answer_is_believed(ahead: float) -> None:
 
 @pytest.mark.parametrize("moved", [3.0, 60.0, 299.0, -299.0])
 def test_F15_small_differences_are_followed_at_once(moved: float) -> None:
-    """Up to five minutes a Date is simply the newest reading."""
+    """A difference of up to five minutes is accepted at once."""
     one = Platform()
     one.answer()
     assert one.answer(moved) == "known"

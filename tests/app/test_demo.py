@@ -1,4 +1,4 @@
-"""`demo` and `simulate`: something to look at within seconds, and the addresses to look at."""
+"""`demo` and `simulate`: data within seconds, and the addresses to open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Discovery: businesses and business sets of CMDB become scopes, and leave only when CMDB says so."""
+"""Discovery: businesses and business sets of CMDB become scopes. They are removed only if CMDB no longer lists them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def about_discovery(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 
 async def rounds(one: Daemon, number: int = 1) -> Metrics:
-    """The page so many looks at CMDB later."""
+    """The page after so many queries of CMDB."""
     before = len(one.calls(api="search_business"))
     await asyncio.sleep(number * ROUND)
     await asyncio.sleep(2)
@@ -192,7 +192,7 @@ async def test_sets_are_watched_in_job_only(tmp_path: Path) -> None:
 
 
 async def test_many_businesses_are_read_page_by_page(tmp_path: Path) -> None:
-    """All of 450, with three calls; the answers that lie about their number change nothing."""
+    """450 businesses with three calls; wrong totals change nothing."""
     async with discovering(tmp_path, {"biz": {"include": ["4*"]}}) as (one, world):
         world.businesses = {number: f"{number} business" for number in range(2, 452)}
         world.businesses[4] = "Game"

@@ -137,7 +137,7 @@ def test_F01_to_F19_one_scope_fails_with_its_reason(
 def test_F05_F08_F09_odd_answers_end_in_an_error_or_in_the_truth(
     daemon: Daemon, simulated: Simulated, fault: str
 ) -> None:
-    """What one may read or refuse: never a crash, never half a count, and the process continues."""
+    """Answers that may be read or refused: no crash, no partial count, and the process continues."""
     before = total(daemon.wait_success(), FINISHED, **owner(BIZ))
     simulated.fault(fault, **owner(BIZ))
     try:
@@ -264,7 +264,7 @@ CANARY = "canary-0123456789-secret"
 
 
 class Echo:
-    """A platform that sends back, as its message, everything it was told, credentials included; or `message`."""
+    """A platform whose error message repeats the whole request, including credentials; or `message`."""
 
     def __init__(self, message: str = "") -> None:
         self._message = message

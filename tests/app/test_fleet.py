@@ -65,7 +65,7 @@ class Store(MemoryStore):
 
 
 class Taken(MemoryStore):
-    """A store that another replica takes a key from while it is committed."""
+    """A store in which another replica takes over a key while it is committed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ async def test_F53_applies_at_the_same_time_leave_one_poller_per_key(tmp_path: P
 
 
 async def test_an_assignment_narrows_what_is_polled(tmp_path: Path) -> None:
-    """What is not assigned is neither asked nor shown, also after a reload; what comes back continues counting."""
+    """Unassigned scopes are neither polled nor shown, also after a reload; scopes that come back continue counting."""
     finished = "blueking_job_executions_finished_total"
     async with watched(tmp_path) as one:
         await one.fleet.apply(one.config())

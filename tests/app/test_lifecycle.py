@@ -71,7 +71,7 @@ def test_F42_a_signal_ends_it_with_0(tmp_path: Path, simulated: Simulated, numbe
 
 
 def names() -> list[dict[str, object]]:
-    """Scopes that are only named: a page that outlasts every buffer."""
+    """Scopes with names only: a page that is larger than all buffers."""
     off = {"job": {"enabled": False}}
     return [
         {"bk_scope_type": "biz", "bk_scope_id": str(number), "name": "x" * 120, "collectors": off}
@@ -170,7 +170,7 @@ def test_F42_a_stop_during_a_reload_ends_it(tmp_path: Path, simulated: Simulated
 
 
 HANGS = "import concurrent.futures, time; concurrent.futures.ThreadPoolExecutor().submit(time.sleep, 100); "
-"""A thread as a silent resolver leaves it: the interpreter waits for it before it ends."""
+"""A blocked thread, as a silent resolver leaves it: normally the interpreter waits for it at exit."""
 
 
 def test_F64_a_thread_that_hangs_does_not_delay_the_end(tmp_path: Path, simulated: Simulated) -> None:

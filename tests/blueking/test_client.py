@@ -1,4 +1,4 @@
-"""The client over real sockets: who asks, how fast, for how long, and what happens when the other side misbehaves."""
+"""The client over real sockets: credentials, rate, deadlines, and behaviour on faults of the server."""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ async def test_F02_the_whole_request_has_a_deadline(peer: Any) -> None:
 
 
 async def test_F02_the_poll_deadline_cuts_a_request_short() -> None:
-    """What is left of the poll is less than request_timeout."""
+    """The remaining time of the poll is less than request_timeout."""
     loop = asyncio.get_running_loop()
     async with raw(_black_hole) as url, client(request_timeout=30.0) as asking:
         began = loop.time()

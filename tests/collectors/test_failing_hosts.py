@@ -1,4 +1,4 @@
-"""The streak fold against a model that only knows the words of the metric reference, in any order of arrival."""
+"""The fold of streaks against a simple model of the metric reference, with results in any order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOSTS = (
     Host("0", "", "10.0.0.1"),
 )
 A, B, NAMELESS = HOSTS[0], HOSTS[1], HOSTS[4]
-"""NAMELESS is A in a result that carries no id."""
+"""NAMELESS is host A in a result without an id."""
 DAY = 86_400.0
 
 

@@ -1,4 +1,4 @@
-"""The configuration: what is read, what is refused with which words, and what never shows."""
+"""The configuration: accepted files, the messages for refused ones, and secrets that are never shown."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ def _encoded(body: object) -> bytes:
 
 INTERVAL = 60.0
 MUTATED, CLEAN = 4, 9
-"""Polls with mutated answers, then as many without as the product may need to be well again."""
+"""Polls with mutated answers, then polls without, until all scopes succeed again."""
 
 
 def polls(data: bytes) -> None:

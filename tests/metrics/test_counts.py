@@ -1,4 +1,4 @@
-"""Counters are added to without touching what was, and a new series hides its first value for a while."""
+"""Adding to counters leaves earlier values untouched; a new series is shown as 0 for some time."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_series_born_at_zero_is_never_held() -> None:
 
 
 @pytest.mark.parametrize("by", [-1, math.nan, math.inf])
-def test_a_counter_takes_no_poison(by: float) -> None:
+def test_a_counter_refuses_nan_and_negative_values(by: float) -> None:
     """One NaN or negative increment would spoil the counter for good."""
     with pytest.raises(ValueError, match="a_total"):
         Tally(Counts(), 100, HOLD).inc("a_total", by=by)
@@ -87,7 +87,7 @@ def test_other_bounds_restart_a_histogram_with_a_new_birth() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_histogram_takes_no_poison(value: float) -> None:
+def test_a_histogram_refuses_nan_and_infinite_values(value: float) -> None:
     """A sum that is NaN or infinite never recovers."""
     with pytest.raises(ValueError, match="d: "):
         Tally(Counts(), 100, HOLD).observe("d", (), value, BOUNDS)

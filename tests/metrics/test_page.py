@@ -1,6 +1,7 @@
-"""The page is what the owners put, once, in both formats, plain and compressed; a change costs what it changes.
+"""The page contains exactly what the owners put, in both formats, plain and compressed; a change renders only what
+changed.
 
-After a wanted change of the format: UPDATE_GOLDEN=1 pytest tests/test_page.py, then read the diff.
+After an intended change of the format: UPDATE_GOLDEN=1 pytest tests/metrics/test_page.py, then read the diff.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Three real processes on one store, and all that can happen to them or to it.
+"""Three real processes on one store, with failures of the processes and of the store.
 
-A scraper looks at every page all the time; `Replicas.check` holds what it saw, and the union of the pages, against the
-platform's truth. The exact times are tested in virtual time, in tests/state; here they are bounded generously.
+A scraper reads every page all the time. `Replicas.check` compares what it saw, and the union of the pages, with the
+platform's truth. The exact times are tested in virtual time, in tests/state; here the limits are generous.
 """
 
 from __future__ import annotations

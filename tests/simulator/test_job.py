@@ -1,4 +1,4 @@
-"""The simulated JOB against what is known of the real one: shapes of answers, limits, time, faults, and the ledger."""
+"""The simulated JOB compared with the real one: shapes of answers, limits, time, faults, and the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulated NodeMan against what is known of the real one: shapes of real answers, traps, time, and its ledger."""
+"""The simulated NodeMan compared with the real one: shapes of real answers, traps, time, and its ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who the backend takes for the user, behind a gateway that takes the user from X-Bkapi-Authorization alone."""
+"""The user that the backend sees, behind a gateway that reads the user from X-Bkapi-Authorization only."""
 
 from __future__ import annotations
 

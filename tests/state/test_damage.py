@@ -1,4 +1,4 @@
-"""What others do to the files of the state: noticed, said, and written again from memory (F40, F47, F65)."""
+"""Changes to the files of the state by others: noticed, reported, and repaired from memory (F40, F47, F65)."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Traffic:
 
 @dataclass
 class Lane:
-    """What one daemon went through."""
+    """The history of one daemon."""
 
     rounds: int = 0
     served: int = 0

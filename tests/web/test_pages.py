@@ -1,4 +1,4 @@
-"""The pages for people, in a real browser too: both languages, both themes, a phone and a desk."""
+"""The web pages, also in a real browser: both languages, light and dark, narrow and wide."""
 
 from __future__ import annotations
 

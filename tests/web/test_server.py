@@ -1,4 +1,4 @@
-"""The web server seen from outside: raw bytes on sockets, patient and rude clients."""
+"""The web server from outside: raw bytes on sockets, slow clients and clients that break the protocol."""
 
 from __future__ import annotations
 

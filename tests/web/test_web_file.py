@@ -118,7 +118,7 @@ REFUSED = {
     "burst of nothing": ("rate_limit: {interval: 1s}", "{", "want at least 1"),
     "interval": ("rate_limit: {interval: soon, burst: 1}", "soon", "want a duration like 1s"),
 }
-"""Name → text, the place in it that is to blame, a part of the message."""
+"""Name → text, the place of the mistake in it, a part of the message."""
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -614,7 +614,7 @@ async def test_F66_a_row_without_a_usable_id_does_not_block_its_scope(tmp_path: 
 
 
 async def test_4_1_14_rows_of_another_scope_fail_the_poll_and_count_nothing(tmp_path: Path) -> None:
-    """A list that shows somebody else's executions is not believed at all; when it is right again, all is counted."""
+    """A list with executions of another scope is refused as a whole; when it is correct again, all is counted."""
     async with daemon(tmp_path) as one:
         await one.start()
         for _ in range(3):
@@ -640,7 +640,7 @@ async def test_4_1_14_a_status_answer_about_something_else_is_not_taken(tmp_path
 
 
 async def test_F49_the_same_executions_in_two_scopes_stay_apart(tmp_path: Path) -> None:
-    """Each scope has its own counts and its own trouble: one without permission does not touch the other."""
+    """Each scope has its own counts and errors: a scope without permission does not affect the other."""
     other = Scope("biz_set", "2")
     async with daemon(tmp_path, scopes=[BIZ, other]) as one:
         await one.start()
@@ -684,7 +684,7 @@ async def test_4_1_5_born_at_zero(tmp_path: Path) -> None:
 
 
 async def test_4_1_5_nothing_is_born_before_the_first_complete_poll(tmp_path: Path) -> None:
-    """A scope that has never answered shows no zero that could be taken for knowledge."""
+    """A scope that has never answered shows no zero."""
     async with daemon(tmp_path) as one:
         one.platform.denied.add(BIZ)
         await one.start()

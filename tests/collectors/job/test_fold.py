@@ -161,7 +161,7 @@ def rows_of(seen: Sequence[tuple[int, int | None] | None]) -> list[Execution]:
 
 
 class Model:
-    """Contract 4.1.1 in its own words: counted when first seen ended, once per (id, end time)."""
+    """Contract 4.1.1: counted when first seen to have ended, once per (id, end time)."""
 
     def __init__(self) -> None:
         self.created = self.reopened = 0
@@ -222,7 +222,7 @@ def test_4_1_1_the_same_poll_twice_counts_once(sightings: list[list[tuple[int, i
 def test_4_1_4_the_order_of_rows_in_a_poll_means_nothing(
     sightings: list[list[tuple[int, int | None] | None]], rng: Random
 ) -> None:
-    """Rows of one create_time have no order, so no order may change the state."""
+    """Rows with the same create_time have no order, so their order must not change the state."""
     one = other = BASE
     for number, seen in enumerate(sightings, 1):
         rows = rows_of(seen)
@@ -248,7 +248,7 @@ def test_4_1_6_counters_never_fall(sightings: list[list[tuple[int, int | None] |
 def test_4_1_1_a_restart_between_any_two_polls_changes_nothing(
     sightings: list[list[tuple[int, int | None] | None]],
 ) -> None:
-    """The state is all there is: written and read back it counts on in the same way."""
+    """The state contains everything: written and read again, counting continues in the same way."""
     going = restarted = BASE
     for number, seen in enumerate(sightings, 1):
         rows = rows_of(seen)
@@ -286,7 +286,7 @@ def test_4_1_1_rows_spread_over_polls_in_any_order_are_counted_as_if_at_once(
 
 @given(ENDS, st.integers(0, 400))
 def test_the_state_forgets_what_can_no_longer_matter(ends: list[tuple[int, int, int]], number: int) -> None:
-    """Kept is what the next poll lists again, what has not ended, and what may run again within reopen_window."""
+    """It keeps what the next poll lists again, what has not ended, and what may run again within reopen_window."""
     rows = [execution(id, status, end, age=age) for id, (status, end, age) in enumerate(ends, 1)]
     running = [execution(1000 + id, 2, age=age) for id, (_, _, age) in enumerate(ends, 1)]
     state = poll(poll(BASE, 1, rows + running), number, checked=True)
@@ -377,7 +377,7 @@ def test_4_1_9_steps_and_hosts_count_once_per_step_and_attempt() -> None:
 
 
 def test_4_1_2_steps_from_before_the_baseline_are_not_counted_with_a_later_run() -> None:
-    """A retry of what had failed before the baseline brings its old steps along: they are nobody's events."""
+    """A retry of what had failed before the baseline shows its old steps again: they are not counted."""
     state = poll(None, 0, [execution(1, 4, -1000)])
     old, new = script(71, 4, {1: 104}, end=-1500), script(72, 4, {2: 104}, end=4000)
     row, answer = failing(1, 5000, old, new)
@@ -421,7 +421,7 @@ def test_4_1_9_a_retry_does_not_bring_back_an_old_failure_of_a_host() -> None:
 
 
 def test_4_1_8_the_last_step_of_a_host_decides() -> None:
-    """A host that failed in an ignored step and succeeded in the next one is well; one that did not continue is not."""
+    """A host that failed in an ignored step and succeeded in the next one is not failing; without a next step it is."""
     row, answer = failing(1, 2000, script(71, 6, {1: 104, 2: 104}, end=1000), script(72, 4, {2: 9, 3: 104}, end=2000))
     state = poll(BASE, 1, [row], examined={1: answer})
     assert state.hosts.streaks.keys() == {"101", "103"}
@@ -449,7 +449,7 @@ def test_4_1_8_containers_count_but_do_not_fail() -> None:
 
 
 def test_4_1_8_a_success_that_only_clears_counts_into_no_counter() -> None:
-    """Asked for because its plan has failing hosts, a successful execution adds nothing but the good news."""
+    """A successful execution that is read because its plan has failing hosts clears hosts and counts nothing."""
     row, answer = failing(1, 1000, script(71, 4, {1: 104}, end=900))
     state = poll(BASE, 1, [row], examined={1: answer})
     before = {family: total(state, family) for family in (STEP_FAILURES, HOST_RESULTS, HOST_FAILURES, EXIT_CODES)}
