@@ -218,7 +218,7 @@ HEALTH = (
 LANGUAGE = (Flag("lang", "en|zh", "language of the reference (default: en)", read=_language, default="en"),)
 
 
-def main(arguments: Sequence[str] | None = None, environ: Environ = os.environ) -> NoReturn:
+def main() -> NoReturn:
     """Run one command and end the process with its exit code."""
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the caller
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None, environ: Environ = os.environ) 
     # As standard error does: a terminal that cannot show a character gets its code.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        code = execute(list(sys.argv[1:] if arguments is None else arguments), environ)
+        code = execute(sys.argv[1:], os.environ)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output has closed it.

@@ -25,8 +25,8 @@ from exporter.model import Key, Scope, name_matches
 from exporter.poller import Services
 from exporter.state.base import Stored
 
-READ = 5.0
-"""Seconds between two looks at what another replica has found."""
+READ_SHARED = 5.0
+"""Seconds between two reads of what another replica has found."""
 STATE = Key("discovery", Scope("biz", "0"))
 """The key of the state; no business has the id 0."""
 
@@ -183,7 +183,7 @@ class Discoverer:
                         await fleet.apply(found=self.scopes)
                     except StateError as error:
                         self._failed("state", str(error))
-            await asyncio.sleep(READ if self._follows else 1)
+            await asyncio.sleep(READ_SHARED if self._follows else 1)
 
     async def _follow(self, fleet: Fleet, shared: SharedStore) -> None:
         """Poll what the replica that asks CMDB has found."""

@@ -19,11 +19,11 @@ from exporter.shard import Shard
 from exporter.telemetry import Telemetry
 from exporter.web.security import WebConfig
 
-FOLLOW = 3.0
-"""Seconds between two looks at scope files, secrets and TLS files. Scope files have changed when two looks find the
-same."""
+CHECK_FILES = 3.0
+"""Seconds between two checks of scope files, secrets and TLS files. A changed scope file is read when two checks in a
+row find the same version."""
 SETTLE = 1.0
-"""Seconds between the two looks of a reload."""
+"""Seconds between the two checks of a reload."""
 SECRETS = "secret files"
 TLS_FILES = "TLS files"
 
@@ -110,7 +110,7 @@ class Configuration:
         secrets = await asyncio.to_thread(self.loaded.secret_stamp)
         seen = tried = self.loaded.scope_versions
         while True:
-            await asyncio.sleep(FOLLOW)
+            await asyncio.sleep(CHECK_FILES)
             if (stamp := await asyncio.to_thread(self.loaded.secret_stamp)) != secrets:
                 secrets = stamp
                 self._fleet.retry_refused()

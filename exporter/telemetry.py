@@ -243,8 +243,8 @@ SHARING_FAMILIES = (
 class Telemetry:
     """The metrics of the process. Every method is cheap and takes any value."""
 
-    def __init__(self, version: str = "unknown", registry: CollectorRegistry | None = None) -> None:
-        self._registry = registry or CollectorRegistry()
+    def __init__(self, version: str = "unknown") -> None:
+        self._registry = CollectorRegistry()
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}

@@ -43,7 +43,6 @@ class LegacyTask(Struct, frozen=True):
     job_type: str
     start_time: int | None
     end_time: int | None
-    host_count: int
     status_count: dict[str, int]
     os_count: dict[str, int]
     hosts: tuple[LegacyHost, ...]
@@ -86,7 +85,6 @@ class _Task(Struct):
     job_type: str | None = None
     start_time: Time = None
     end_time: Time = None
-    host_count: Int | None = None
     status_count: dict[str, Int | None] | None = None
     os_count: dict[str, Int | None] | None = None
     hosts: list[_Row] | Empty | None = None
@@ -109,7 +107,6 @@ def _task(data: _Task, zone: datetime.timezone) -> LegacyTask:
         job_type=job_type,
         start_time=seconds(data.start_time, zone, "data.start_time"),
         end_time=seconds(data.end_time, zone, "data.end_time"),
-        host_count=len(rows) if data.host_count is None else data.host_count,
         status_count={name.removesuffix("_count"): count for name, count in _counts(data.status_count).items()},
         os_count=_counts(data.os_count),
         hosts=tuple(_row(row, plugin, f"data.hosts[{index}]") for index, row in enumerate(rows)),

@@ -17,6 +17,7 @@ from exporter.model import Scope
 SHORTEST_LEASE, LONGEST_LEASE = 3.0, 300.0
 SCRAPE_TIMEOUT = 10.0
 _REDIS_ONLY = ("lease_ttl", "wait_replicas", "key_prefix", "username", "password", "sentinel_password", "tls")
+_PLATFORMS = tuple(dict.fromkeys(getattr(Collectors(), name).platform for name in Collectors.__struct_fields__))
 _ESB_DETAILS = (
     "over the ESB a job is watched by reading its details only; while its task is not ready and a host is filtered, "
     "that makes the platform store the job as successful: give jobs that have begun, or use the gateway"
@@ -95,8 +96,9 @@ def _check_tls(reader: Reader, tls: Tls, path: str) -> None:
 
 def _check_blueking(reader: Reader, blueking: BlueKing) -> None:
     auth = blueking.auth
-    if not (blueking.job or blueking.nodeman or blueking.nodeman_legacy or blueking.nodemgr):
-        reader.problem("blueking", "no platform: give at least one of job, nodeman, nodeman_legacy and nodemgr")
+    if not any(getattr(blueking, name) for name in _PLATFORMS):
+        some = f"{', '.join(_PLATFORMS[:-1])} and {_PLATFORMS[-1]}"
+        reader.problem("blueking", f"no platform: give at least one of {some}")
     if auth.access_token and auth.bk_token:
         reader.warn("blueking.auth.bk_token", "not used beside access_token")
     gateways = [platform for platform in (blueking.job, blueking.nodeman) if platform]

@@ -88,7 +88,9 @@ _DOCUMENTED: Mapping[str, Mapping[str, str]] = {
         )
     },
     "get_task_info": {
-        "data": "creator bk_supplier_account bk_supplier_id bk_cloud_id global_params job_type_desc op_target",
+        "data": (
+            "creator bk_supplier_account bk_supplier_id bk_cloud_id global_params job_type_desc op_target host_count"
+        ),
         "data.hosts[]": "job_id err_code_desc",
         "data.hosts[].host": "id bk_biz_id outer_ip node_type os_type has_cygwin",
     },

@@ -35,8 +35,8 @@ from exporter.config.tls import why
 from exporter.config.web_file import CIPHERS, CURVES, VERSIONS, TlsServer, WebFile, load_web
 from exporter.errors import ConfigError, Problem
 
-LOOK = 1.5
-"""Seconds between two looks at the files."""
+CHECK_FILES = 1.5
+"""Seconds between two checks of the files."""
 LARGEST_PEM = 2**20
 LONGEST_PASSWORD = 72
 """Bytes of a password that bcrypt uses; its library refuses longer ones."""
@@ -307,7 +307,7 @@ class WebConfig:
             return
         before = self._stamps
         while True:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(CHECK_FILES)
             stamps = await asyncio.to_thread(_stamps, self._files)
             if stamps == before:
                 await self.refresh()

@@ -34,8 +34,8 @@ from exporter.web.security import WebConfig, is_address, is_cross_site, requeste
 
 RESERVED_FILES = 32
 """Descriptors reserved for pollers, state and logs, for any number of clients."""
-WATCH = 1.0
-"""Seconds between two looks at overdue clients."""
+CHECK_CLIENTS = 1.0
+"""Seconds between two checks for overdue clients."""
 TRANSIENT = frozenset(
     {
         errno.EMFILE,
@@ -138,7 +138,7 @@ class WebServer:
             async with asyncio.TaskGroup() as tasks:
                 for listener in listeners:
                     tasks.create_task(self._accept(listener), name=f"accept {listener.getsockname()}")
-                tasks.create_task(self._watch(), name="web watch")
+                tasks.create_task(self._close_overdue(), name="overdue clients")
                 tasks.create_task(self._config.follow(), name="web configuration")
         finally:
             for listener in listeners:
@@ -223,11 +223,11 @@ class WebServer:
         self._forget(closable)
         return True
 
-    async def _watch(self) -> None:
+    async def _close_overdue(self) -> None:
         """Close the connections of clients that send a request head, or read their answers, too slowly."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(WATCH)
+            await asyncio.sleep(CHECK_CLIENTS)
             now = loop.time()
             for connection in [one for one in self._connections if one.overdue(now)]:
                 if connection.stalled(now):

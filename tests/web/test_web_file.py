@@ -27,7 +27,7 @@ from cryptography import x509
 from exporter.config import schema
 from exporter.errors import ConfigError
 from exporter.web.connection import Limits, names
-from exporter.web.security import LONGEST_PASSWORD, LOOK, TokenBucket, Users, WebConfig, credentials
+from exporter.web.security import CHECK_FILES, LONGEST_PASSWORD, TokenBucket, Users, WebConfig, credentials
 from tests.support.certificates import Authority
 from tests.support.components import eventually
 from tests.support.paths import ROOT
@@ -709,7 +709,7 @@ async def until(probe: Callable[[], Any], seconds: float = 30.0) -> None:
 
 async def test_F35_certificate_and_users_rotate_without_a_reload(ca: Authority, write: Callable[[str], Path]) -> None:
     """A new certificate, then a new password and a new header, are in use within 5 s (F55)."""
-    assert 3 * LOOK < 5, "a change is seen, seen again unchanged, and read"
+    assert 3 * CHECK_FILES < 5, "a change is seen, seen again unchanged, and read"
     ca.issue("server")
     reloads: list[bool] = []
     path = write(f"tls_server_config: {{{PAIR}}}\n")
