@@ -26,7 +26,7 @@ from exporter.config.schema import (
 )
 from exporter.config.secret import Secret
 from exporter.config.state_url import StateUrl
-from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, clean, find, parse
+from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, clean, find, parse, read
 from exporter.errors import ConfigError, Problem
 from exporter.model import Scope
 
@@ -89,19 +89,12 @@ def load(path: Path, overrides: Map[str, Override] | None = None, environ: Map[s
     `overrides`: by dotted path, such as `server.listen_address`; their relative paths start at the current directory.
     Raises ConfigError with every problem of every file. Messages hold no secret and no value of a variable.
     """
-    directory = Path(os.path.abspath(path.parent))
-    here = Place(str(path), 1, 1, directory)
+    root, problems, data = read(path)
+    directory = root.place.directory
     contents = hashlib.sha256()
-    try:
-        data = read_file(path, MAX_BYTES)
-    except (OSError, ValueError) as error:
-        raise ConfigError([here.problem("", f"cannot be read: {reason(error)}")]) from None
     _feed(contents, data)
-    root, problems = parse(data, str(path), directory)
-    if root is None:
-        raise ConfigError(problems)
     if root == Scalar(root.place, None):
-        raise ConfigError([here.problem("", "the file is empty")])
+        raise ConfigError([Place(str(path), 1, 1, directory).problem("", "the file is empty")])
     for dotted, override in (overrides or {}).items():
         root = _override(root, dotted.split("."), override)
     reader = Reader(root, environ, problems)

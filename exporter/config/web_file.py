@@ -6,19 +6,17 @@ leave a port open (TLS settings without a certificate, a client CA that is not a
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from exporter.config.files import read_file, reason
 from exporter.config.keys import Named, keys
 from exporter.config.read import Reader
 from exporter.config.secret import Secret
 from exporter.config.values import Choice, InvalidValue, KeyFile, Kind, Number
-from exporter.config.yaml import MAX_BYTES, Mapping, Node, Place, Scalar, Sequence, find, join, parse
+from exporter.config.yaml import Mapping, Node, Scalar, Sequence, find, join, read
 from exporter.errors import ConfigError, Problem
 
 CIPHERS = {
@@ -170,15 +168,8 @@ class WebFile(msgspec.Struct, frozen=True):
 
 def load_web(path: Path) -> WebFile:
     """Read and check the file. Raises ConfigError with every problem; messages hold no hash and no key."""
-    directory = Path(os.path.abspath(path.parent))
-    try:
-        data = read_file(path, MAX_BYTES)
-    except (OSError, ValueError) as error:
-        here = Place(str(path), 1, 1, directory)
-        raise ConfigError([here.problem("", f"cannot be read: {reason(error)}")]) from None
-    root, problems = parse(data, str(path), directory)
-    if root is None:
-        raise ConfigError(problems)
+    root, problems, _ = read(path)
+    directory = root.place.directory
     if isinstance(root, Scalar) and root.value is None:
         root = Mapping(root.place, ())
     # There are no variables in this format, and a bcrypt hash is full of dollar signs.

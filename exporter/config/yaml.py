@@ -6,6 +6,7 @@ Duplicate keys, tags, merge keys, a second document and aliases that repeat too 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from exporter.errors import Problem
+from exporter.config.files import read_file, reason
+from exporter.errors import ConfigError, Problem
 
 MAX_BYTES = 16 * 2**20
 """Size of a file: that of 30,000 scopes with several overrides each."""
@@ -79,6 +81,21 @@ class Mapping(msgspec.Struct, frozen=True, gc=False):
 
 
 Node = Scalar | Sequence | Mapping
+
+
+def read(path: Path) -> tuple[Node, list[Problem], bytes]:
+    """The root of a file, the problems found, and what was read. Raises ConfigError for a file that cannot be read or
+    is no YAML."""
+    directory = Path(os.path.abspath(path.parent))
+    try:
+        data = read_file(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        here = Place(str(path), 1, 1, directory)
+        raise ConfigError([here.problem("", f"cannot be read: {reason(error)}")]) from None
+    root, problems = parse(data, str(path), directory)
+    if root is None:
+        raise ConfigError(problems)
+    return root, problems, data
 
 
 def parse(data: bytes, file: str, directory: Path) -> tuple[Node | None, list[Problem]]:
