@@ -1,20 +1,18 @@
 """What /metrics shows of one (collector, scope): its state and its newest poll, as chunks of the page.
 
-Time alone changes three things: a new counter shows 0 until its birth hold ends, gauges vanish when no poll has been
-complete for `stale_after` intervals, and a timer of the event loop renders the chunks again at the next such moment.
+Time alone changes two things: a new counter shows 0 until its birth hold ends, and gauges vanish when no poll has been
+complete for `stale_after` intervals. The poller shows it again at the next such moment.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from operator import eq
 
 import msgspec
 
-from exporter import log
 from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import GAP, TRUNCATED, Collector, CollectorState
@@ -152,15 +150,17 @@ def scope_key(one: ScopeConfig) -> Key:
 
 
 class PollReport(msgspec.Struct, frozen=True):
-    """The state of a poller and the result of its newest poll. None means not known yet.
+    """The result of the newest poll of a poller, and times of its state. None means not known yet.
 
-    `duration` is in seconds. `completed` is the monotonic time of the newest complete poll since the start, `samples`
-    are those of its gauges by family. `errors` holds the failed polls and calls by reason, since the start.
-    `circuit_open`: see `Poller`. `current`: False while the state may be older than what was shown before a restart;
-    then nothing of it is shown, so that no counter falls.
+    `last_success`, `watermark`, `untracked`: of the state. `duration` is in seconds. `completed` is the monotonic time
+    of the newest complete poll since the start, `samples` are those of its gauges by family. `errors` holds the failed
+    polls and calls by reason, since the start. `circuit_open`: see `Poller`. `current`: False while the state may be
+    older than what was shown before a restart; then nothing of it is shown, so that no counter falls.
     """
 
-    state: CollectorState | None = None
+    last_success: float | None = None
+    watermark: float | None = None
+    untracked: int | None = None
     samples: Mapping[str, Mapping[Labels, float]] = {}
     success: bool | None = None
     duration: float | None = None
@@ -170,9 +170,9 @@ class PollReport(msgspec.Struct, frozen=True):
     current: bool = True
 
     @property
-    def known(self) -> CollectorState | None:
-        """The state if it may be shown, else None."""
-        return self.state if self.current else None
+    def shows_state(self) -> bool:
+        """Whether there is a state that may be shown."""
+        return self.last_success is not None and self.current
 
 
 _OWN_GAUGES = tuple(family for family in COLLECTOR_FAMILIES if family.kind == "gauge")
@@ -187,14 +187,21 @@ class Exposed:
     """
 
     __slots__ = (
-        "_clock", "_collector", "_counts", "_due", "_errors", "_gauges", "_hold", "_now", "_own", "_own_prefix",
-        "_page", "_prefix", "_report", "_samples", "_stale_after", "_telemetry", "_timer", "key",
+        "_changed", "_clock", "_collector", "_due", "_errors", "_gauges", "_hold", "_now", "_own", "_own_prefix",
+        "_page", "_prefix", "_report", "_samples", "_stale_after", "_telemetry", "key",
     )  # fmt: skip
 
     def __init__(
-        self, collector: Collector, page: Page, telemetry: Telemetry, clock: Clock, hold: float, stale_after: int
+        self,
+        key: Key,
+        collector: Collector,
+        page: Page,
+        telemetry: Telemetry,
+        clock: Clock,
+        hold: float,
+        stale_after: int,
     ) -> None:
-        self.key = Key(collector.name, collector.scope)
+        self.key = key
         self._collector = collector
         self._page = page
         self._telemetry = telemetry
@@ -206,19 +213,28 @@ class Exposed:
         self._prefix = scope_prefix(collector.scope)
         self._own_prefix = scope_prefix(collector.scope, collector.name)
         self._now = -math.inf
-        self._timer: asyncio.TimerHandle | None = None
-        # What is shown: own gauges in the order of `_OWN_GAUGES`, counts and when the next of them is due (unix
-        # seconds), samples.
+        # What is shown: own gauges in the order of `_OWN_GAUGES`, failed polls, samples.
         self._own: Sequence[float | None] = (None,) * len(_OWN_GAUGES)
-        self._counts: Counts | None = None
         self._errors: Counts | None = None
-        self._due = math.inf
         self._samples: Mapping[str, Mapping[Labels, float]] = {}
+        self._due = math.inf
+        """Unix seconds of the end of the next birth hold."""
+        self._changed: frozenset[str] | None = None
+        """Counters and histograms that were counted on since they were shown; None: all of them."""
 
     def reconfigure(self, collector: Collector, hold: float, stale_after: int) -> None:
         """Use another configuration of the same (collector, scope) from the next `show` on."""
         self._collector, self._hold, self._stale_after = collector, hold, stale_after
-        self._counts = self._errors = None
+        self._changed = self._errors = None
+
+    def counted(self, before: Counts, after: Counts) -> None:
+        """Tell that a poll has led from some counts to others, which are still to be shown."""
+        if self._changed is not None and after is not before:
+            self._changed |= {
+                family.name
+                for family in (*_OWN_COUNTERS, *self._collector.families)
+                if family.kind != "gauge" and _series(before, family) is not _series(after, family)
+            }
 
     @property
     def series(self) -> int:
@@ -235,44 +251,44 @@ class Exposed:
         """The samples of this state's gauges by family, with the labels that `bounds` admits."""
         return self._gauges.read(self._collector.families, self._collector.view(state), bounds)
 
-    def show(self, report: PollReport, *, final: bool = False) -> None:
-        """Put this report on the page. Raises any exception of the rendering.
+    def show(self, report: PollReport, state: Callable[[], CollectorState | None], *, final: bool = False) -> None:
+        """Put this report on the page, and of its `state`, which is read when that is necessary, what has changed.
+        Raises any exception of the rendering.
 
-        `final`: the page is written once, so no series is held at 0 and no timer is set.
+        `final`: the page is written once, so no series is held at 0.
         """
         self._report = report
         begun = time.perf_counter()
         # After the wall clock was set back, a series that has been shown must not be hidden again.
         self._now = math.inf if final else max(self._now, self._clock.wall())
-        state = report.known
         own = self._own_values(report)
-        counts = state.counts if state else None
-        samples = report.samples if state and self.fresh else {}
-        changes = {
-            **self._changed_gauges(own),
-            **self._changed_counts(counts, report.errors),
-            **self._changed_samples(samples),
-        }
+        samples = report.samples if report.shows_state and self.fresh else {}
+        changes = {**self._changed_gauges(own), **self._changed_samples(samples)}
+        held_until = self._due <= self._now
+        if held_until or report.errors is not self._errors:
+            changes[ERRORS] = self._rendered(_ERRORS, self._own_prefix, report.errors)
+        if known := state() if report.shows_state and (held_until or self._changed or self._changed is None) else None:
+            changes |= self._changed_counts(known.counts, None if held_until else self._changed)
         self._page.change(self.key, changes)
-        self._own = own
-        if counts is not self._counts or report.errors is not self._errors or self._due <= self._now:
-            self._counts, self._errors, self._due = counts, report.errors, self._next_due(counts, report.errors)
-        self._samples = samples
+        if known or ERRORS in changes:
+            self._due = self._next_due(report.errors, known or state())
+        if known:
+            self._changed = frozenset()
+        self._own, self._errors, self._samples = own, report.errors, samples
         if samples:
             self._gauges.show(samples)
         self._telemetry.rendered(time.perf_counter() - begun)
-        if not final:
-            self._set_timer()
 
-    def cancel_timer(self) -> None:
-        """Leave the page as it is until the next `show`."""
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+    @property
+    def wait(self) -> float:
+        """Seconds until time alone changes what is shown."""
+        wait = self._due - self._now
+        if self.fresh and self._report.completed is not None:
+            wait = min(wait, self._report.completed + self._patience - self._clock.monotonic())
+        return wait
 
     def close(self) -> None:
         """Remove everything from the page."""
-        self.cancel_timer()
         self._page.remove(self.key)
 
     @property
@@ -281,15 +297,15 @@ class Exposed:
 
     def _own_values(self, report: PollReport) -> Sequence[float | None]:
         """The values of the own gauges in the order of `_OWN_GAUGES`, None for those that are not known."""
-        state = report.known
+        shown = report.shows_state
         return (
             None if report.success is None else float(report.success),
-            state.last_success if state else None,
+            report.last_success if shown else None,
             self._collector.interval,
             report.duration,
-            state.watermark if state else None,
+            report.watermark if shown else None,
             float(report.circuit_open),
-            self._collector.failing_hosts(state).hosts_untracked() if state else None,
+            report.untracked if shown else None,
         )
 
     def _changed_gauges(self, own: Sequence[float | None]) -> Mapping[str, Chunk | None]:
@@ -299,32 +315,24 @@ class Exposed:
             if value != before
         }
 
-    def _changed_counts(self, counts: Counts | None, errors: Counts) -> Mapping[str, Chunk]:
-        """The counters and histograms that were counted on, all of them after the end of a birth hold."""
-        due = self._due <= self._now
-        changes: dict[str, Chunk] = {}
-        if due or errors is not self._errors:
-            changes[ERRORS] = self._rendered(_ERRORS, self._own_prefix, errors)
-        if counts is not None and (due or counts is not self._counts):
-            before = None if due else self._counts
-            for prefix, families in ((self._own_prefix, _OWN_COUNTERS), (self._prefix, self._collector.families)):
-                for family in families:
-                    if family.kind != "gauge" and (
-                        before is None or _series(before, family) is not _series(counts, family)
-                    ):
-                        changes[family.name] = self._rendered(family, prefix, counts)
-        return changes
+    def _changed_counts(self, counts: Counts, changed: Container[str] | None) -> dict[str, Chunk]:
+        """The counters and histograms that have changed, None: all of them."""
+        return {
+            family.name: self._rendered(family, prefix, counts)
+            for prefix, families in ((self._own_prefix, _OWN_COUNTERS), (self._prefix, self._collector.families))
+            for family in families
+            if family.kind != "gauge" and (changed is None or family.name in changed)
+        }
 
     def _rendered(self, family: Family, prefix: str, counts: Counts) -> Chunk:
         return render_counts(family, prefix, counts, self._now, self._hold)
 
-    def _next_due(self, *shown: Counts | None) -> float:
+    def _next_due(self, errors: Counts, state: CollectorState | None) -> float:
         """The end of the next birth hold."""
         return min(
             (
                 one.shown
-                for counts in shown
-                if counts is not None
+                for counts in (errors, state.counts if state else Counts())
                 for families in (counts.counters, counts.histograms)
                 for series in families.values()
                 for one in series.values()
@@ -343,25 +351,6 @@ class Exposed:
             if values is not None and (shown is None or values != shown or not all(map(eq, values, shown))):
                 changes[family.name] = render_gauge(family, self._prefix, values)
         return changes
-
-    def _set_timer(self) -> None:
-        """Show again when time alone has changed something, unless the timer that is set ends before."""
-        wait = self._due - self._now
-        if self.fresh and self._report.completed is not None:
-            wait = min(wait, self._report.completed + self._patience - self._clock.monotonic())
-        loop = asyncio.get_running_loop()
-        # A timer that fires too early finds nothing changed and is set again, so it fires a little late.
-        due = loop.time() + wait + 0.01
-        if due < (self._timer.when() if self._timer else math.inf):
-            self.cancel_timer()
-            self._timer = loop.call_at(due, self._show_again)
-
-    def _show_again(self) -> None:
-        self._timer = None
-        try:
-            self.show(self._report)
-        except Exception:
-            log.get().exception("page_broken", collector=self.key.collector, scope=str(self.key.scope))
 
 
 def _series(counts: Counts, family: Family) -> object:

@@ -36,6 +36,8 @@ CHECK = 10.0
 """Seconds between two looks at the state."""
 FLUSH = 60.0
 """Seconds after which the polls that found nothing new are committed, at most."""
+LOADED = 500
+"""States that are read from the store at once."""
 SAVES = 100
 """States that are committed at once when many of them are."""
 KEEP = 7 * 86400.0
@@ -115,7 +117,6 @@ class Fleet:
         self._found: FoundScopes = lambda config: ()
         self._complete: Config | None = None  # the configuration with the scopes that were found
         self._assigned: Assignment = lambda key: True
-        self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._group = asyncio.TaskGroup()
         self._lock = asyncio.Lock()
         self._stopped = False
@@ -130,20 +131,18 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stopped = True
-        for task in self._tasks.values():
-            task.cancel()
+        for poller in self.pollers.values():
+            poller.stop()
         try:
             await self._group.__aexit__(kind, error, traceback)
         finally:
-            for poller in self.pollers.values():
-                poller.exposed.cancel_timer()
             if self.client is not None:
                 await self.client.close()
 
     @property
     def attempted(self) -> bool:
         """Whether there is a configuration and every poller has ended a poll, complete or not."""
-        return self.config is not None and all(poller.attempted.is_set() for poller in self.pollers.values())
+        return self.config is not None and all(poller.attempted for poller in self.pollers.values())
 
     async def apply(
         self,
@@ -174,18 +173,17 @@ class Fleet:
         """Stop all polls for good, at the latest when an `apply` that is running has ended. The page stays as it is."""
         async with self._lock:
             self._stopped = True
-            await self._stop(self._tasks)
+            await self._stop(self.pollers)
 
     def drop(self, key: Key) -> None:
         """Stop polling and showing a key at once, since somebody else does it now."""
         if poller := self.pollers.pop(key, None):
+            poller.stop()
             poller.close()
             self._of_scope[key.scope] -= 1
             if not self._of_scope[key.scope]:
                 self._services.page.remove(Key("", key.scope))
                 self.scopes.pop(key.scope, None)
-        if task := self._tasks.pop(key, None):
-            task.cancel()
 
     def _take_share(self) -> None:
         if self._shares_rate and self.client is not None and self.scopes:
@@ -257,8 +255,11 @@ class Fleet:
                 for key, one in collector_of.items()
                 if key not in self.pollers and assigned(key)
             ]
-            for poller in added:
-                await poller.load()
+            for part in range(0, len(added), LOADED):
+                pollers = added[part : part + LOADED]
+                stored = await services.store.load_many([poller.key for poller in pollers])
+                for poller in pollers:
+                    await poller.begin_with(stored.get(poller.key))
             undo.pop_all()
 
         gone = [key for key in self.pollers if key not in enabled or not assigned(key)]
@@ -285,17 +286,16 @@ class Fleet:
             if number % MANY == MANY - 1:
                 await asyncio.sleep(0)  # thousands of them must not hold up a scrape
         self._complete, self._assigned, self.enabled = config, assigned, enabled
-        for key in self.pollers.keys() - self._tasks.keys():
-            self._tasks[key] = self._group.create_task(self.pollers[key].run(), name=f"poll {key}")
+        for poller in self.pollers.values():
+            if not poller.started:
+                poller.start(self._group)
         self._show_scopes(config, assigned)
         self._take_share()
 
     async def _stop(self, keys: Iterable[Key]) -> None:
         """Stop these polls, and commit what they have left uncommitted."""
-        keys = list(keys)
-        pollers, tasks = [self.pollers[key] for key in keys], [self._tasks.pop(key) for key in keys]
-        for task in tasks:
-            task.cancel()
+        pollers = [self.pollers[key] for key in keys]
+        tasks = [task for poller in pollers if (task := poller.stop())]
         if tasks:
             await asyncio.wait(tasks)
         if not await self._flush(pollers):

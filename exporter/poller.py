@@ -12,7 +12,6 @@ again; it counts nothing twice, because it knows the ids of everything that was 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import math
 import zlib
@@ -35,7 +34,7 @@ from exporter.metrics.counts import Tally
 from exporter.metrics.family import Counts, Labels
 from exporter.metrics.page import Page
 from exporter.model import Key
-from exporter.state.base import Store
+from exporter.state.base import Store, Stored
 from exporter.telemetry import Telemetry
 
 T = TypeVar("T")
@@ -46,6 +45,8 @@ BYTES_PER_ROW = 128
 """Approximate bytes of one row in an encoded state."""
 LARGE = MANY * BYTES_PER_ROW
 """Bytes of a state that is worked on in a thread."""
+SMALL = 4096
+"""Bytes of a state that is decoded for each poll instead of being kept decoded."""
 LINES = 50
 """Lines that are logged in one go, in some 5 ms."""
 UNKNOWN_LOGGED = 1000
@@ -94,22 +95,31 @@ class Observation(msgspec.Struct, frozen=True):
 
 
 class Poller:
-    """Polls one (collector, scope): `run` polls until it is cancelled, and the page shows what is known.
+    """Polls one (collector, scope) from `start` to `stop`, and the page shows what is known.
 
-    `reconfigure` exchanges the collector between two polls; state and counts stay.
+    `reconfigure` exchanges the collector between two polls; state and counts stay. Between two polls there is a timer
+    and no task, and a small state is kept as its encoded bytes: most of thousands of scopes are quiet.
     """
+
+    __slots__ = (
+        "_again", "_begun", "_clock", "_commits_next", "_committing", "_full", "_loaded", "_page", "_page_timer",
+        "_refusals", "_settings", "_size", "_state", "_store", "_task", "_tasks", "_telemetry", "_timer",
+        "_uncommitted_since", "_unknown", "attempted", "collector", "exposed", "key", "message", "next_poll",
+        "reason", "report", "request_id",
+    )  # fmt: skip
 
     def __init__(self, collector: Collector, settings: Settings, services: Services) -> None:
         self.key = Key(collector.name, collector.scope)
         self.collector = collector
-        self.attempted = asyncio.Event()
+        self.attempted = False
+        """Whether a poll has ended, complete or not."""
         self.report = PollReport()
         self.reason: Reason | None = None
         self.message = ""
         self.request_id = ""
         self.next_poll: float | None = None
         self.exposed = Exposed(
-            collector, services.page, services.telemetry, services.clock, settings.hold, settings.stale_after
+            self.key, collector, services.page, services.telemetry, services.clock, settings.hold, settings.stale_after
         )
         self._settings = settings
         self._store = services.store
@@ -122,17 +132,28 @@ class Poller:
         """Whether the next poll is committed whatever it finds."""
         self._uncommitted_since: float | None = None
         """Monotonic time of the first poll that `flush` has to commit."""
+        self._state: CollectorState | bytes | None = None
+        """Encoded between two polls if it is small."""
         self._size = 0
         self._full = False
         self._refusals = 0
-        self._poll_now = asyncio.Event()
-        self._unknown: set[tuple[str, str]] = set()
-        self._log = log.get().bind(collector=collector.name, scope=str(collector.scope))
+        self._unknown: set[tuple[str, str]] | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._begun = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._page_timer: asyncio.TimerHandle | None = None
+        self._again = False
 
     @property
     def state(self) -> CollectorState | None:
-        """What has been counted and committed, None before the first complete poll."""
-        return self.report.state
+        """What has been counted, None before the first complete poll. Any thread may read it."""
+        state = self._state
+        return self._decode(state) if isinstance(state, bytes) else state
+
+    @property
+    def _log(self) -> log.Logger:
+        return log.get().bind(collector=self.key.collector, scope=str(self.key.scope))
 
     @property
     def success(self) -> bool | None:
@@ -142,11 +163,11 @@ class Poller:
     @property
     def status(self) -> Literal["failing", "stale", "starting", "ok"]:
         """`starting`: no poll has ended. `stale`: gauges are withheld, for lack of a complete poll."""
-        if not self.attempted.is_set():
+        if not self.attempted:
             return "starting"
         if self.success:
             return "ok" if self.exposed.fresh else "stale"
-        return "failing" if self.exposed.fresh or self.state is None else "stale"
+        return "failing" if self.exposed.fresh or self.report.last_success is None else "stale"
 
     @property
     def wait(self) -> float | None:
@@ -156,49 +177,81 @@ class Poller:
     @property
     def age(self) -> float | None:
         """Seconds since the last complete poll, restarts included; None before the first."""
-        return None if self.state is None else max(0.0, self._clock.wall() - self.state.last_success)
+        last = self.report.last_success
+        return None if last is None else max(0.0, self._clock.wall() - last)
 
     def reconfigure(self, collector: Collector, settings: Settings) -> None:
         """Use another configuration of the same (collector, scope) from the next poll on."""
         self.collector, self._settings = collector, settings
         self.retry_refused()
         self.exposed.reconfigure(collector, settings.hold, settings.stale_after)
-        if self.state is not None and self.report.completed is not None:
-            bounds = LabelBounds(self.state.counts.values, self._page.reserve(self.key))
-            self._update(samples=self.exposed.samples(self.state, bounds))
+        state = self.state
+        if state is not None and self.report.completed is not None:
+            bounds = LabelBounds(state.counts.values, self._page.reserve(self.key))
+            self._update(samples=self.exposed.samples(state, bounds))
         self.show()
         self._page.release(self.key)
 
     async def load(self) -> None:
-        """Take the state from the store. Raises `StateError`; a state that cannot be decoded is a new baseline."""
-        stored = await self._store.load(self.key)
+        """Take the state from the store. Raises `StateError`."""
+        await self.begin_with(await self._store.load(self.key))
+
+    async def begin_with(self, stored: Stored | None) -> None:
+        """Take the state that the store has; one that cannot be decoded is a new baseline."""
         if stored is not None:
             try:
                 self._size = len(stored.payload)
-                state = await self._work(partial(self._decode, stored.payload))
-                self._update(state=state, current=stored.current)
+                state = self._state = await self._work(partial(self._decode, stored.payload))
+                self._update(current=stored.current, **self._times(state))
             except msgspec.DecodeError as error:
                 self._telemetry.state_reset()
                 self._log.error("state_unreadable", message=str(error), consequence="new baseline")
         self._loaded = True
 
-    async def run(self) -> None:
-        """Poll for ever: first at once, then at the offset into each interval that the key's hash gives."""
-        begun = self._clock.monotonic()
-        phase = zlib.crc32(str(self.key).encode()) / 2**32
-        while True:
-            more = await self.poll()
-            interval = self.collector.interval
-            if more:
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Poll until `stop`: first at once, then at the offset into each interval that the key's hash gives. Polls run
+        in `tasks`."""
+        self._tasks, self._begun = tasks, self._clock.monotonic()
+        self._begin_poll()
+
+    def stop(self) -> asyncio.Task[None] | None:
+        """Stop polling. Returns the task of a poll that is running, which is cancelled."""
+        self._tasks = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._cancel_page_timer()
+        if self._task is not None:
+            self._task.cancel()
+        return self._task
+
+    @property
+    def started(self) -> bool:
+        """Whether it polls, or waits for the next poll."""
+        return self._tasks is not None
+
+    def _begin_poll(self) -> None:
+        self._timer = None
+        if self._tasks is not None:
+            self._task = self._tasks.create_task(self._poll_all(), name=f"poll {self.key}")
+
+    async def _poll_all(self) -> None:
+        """Poll until there is no more history to read, and set the timer for the next poll."""
+        try:
+            while await self.poll():
                 self.next_poll = self._clock.monotonic()
                 await asyncio.sleep(0)
-                continue
-            # A poll that took longer than the interval skips the polls that it overran.
-            elapsed = (self._clock.monotonic() - begun) / interval
-            self.next_poll = begun + (math.floor(elapsed - phase) + self._distance() + phase) * interval
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.next_poll - self._clock.monotonic()):
-                    await self._poll_now.wait()
+        finally:
+            self._task = None
+        # A poll that took longer than the interval skips the polls that it overran.
+        interval, phase = self.collector.interval, zlib.crc32(str(self.key).encode()) / 2**32
+        elapsed = (self._clock.monotonic() - self._begun) / interval
+        self.next_poll = self._begun + (math.floor(elapsed - phase) + self._distance() + phase) * interval
+        if self._again:
+            self._begin_poll()
+        elif self._tasks is not None:
+            wait = self.next_poll - self._clock.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(wait, self._begin_poll)
 
     @property
     def circuit_open(self) -> bool:
@@ -215,21 +268,25 @@ class Poller:
         """Poll at once if the newest polls were refused: the cause may have been removed."""
         if self._refusals:
             self._refusals = 0
-            self._poll_now.set()
+            self._again = True
+            if self._timer is not None:
+                self._timer.cancel()
+                self._begin_poll()
 
     async def poll(self) -> bool:
         """Poll once. Returns whether there is more history to read at once; False after a poll that failed."""
         begun = self._clock.monotonic()
         self.next_poll = begun
-        self._poll_now.clear()
+        self._again = False
         more = False
         finished: Iterable[FinishedRun] = ()
         try:
             if not self._loaded:
                 await self.load()
+            state = self._state = self.state
             self._store.ensure(self.key)
             deadline = Deadline(max(self.collector.interval, 2 * self._settings.request_timeout), self._clock)
-            records = await self.collector.fetch(self.state, deadline)
+            records = await self.collector.fetch(state, deadline)
             observation = await self.observe(records)
             if observation.payload is not None:
                 async with self._committing:
@@ -240,6 +297,7 @@ class Poller:
             )
         except StateTaken:
             self._page.release(self.key)
+            self._encode()
             return False  # and nothing is shown: the page does not have this key any more
         except StateError as error:
             self._failed("state", str(error))
@@ -251,27 +309,29 @@ class Poller:
             self._succeeded(observation)
             more, finished = observation.observed.more, observation.observed.finished
         self._update(duration=self._clock.monotonic() - begun, circuit_open=self.circuit_open)
-        self.attempted.set()
+        self.attempted = True
         self.show()
         self._page.release(self.key)
+        self._encode()
         await self._log_finished(finished)
         return more and self.success is True
 
     async def observe(self, records: Records) -> Observation:
         """Fold the records of a poll. The state of the poller stays as it is."""
-        counts = self.state.counts if self.state else Counts()
+        state = self._state = self.state
+        counts = state.counts if state else Counts()
         room = self._page.reserve(self.key)
         tally = Tally(counts, self._clock.wall(), self._settings.hold, self.collector.families, room)
-        return await self._work(partial(self._observe, records, tally), records.size)
+        return await self._work(partial(self._observe, state, records, tally), records.size)
 
     async def _work(self, work: Callable[[], T], rows: int = 0) -> T:
         """Run `work`, whose run time grows with the rows in the answers and in the state; in a thread if it is long."""
         return await fold(rows + self._size // BYTES_PER_ROW, work)
 
-    def _observe(self, records: Records, tally: Tally) -> Observation:
-        observed = self.collector.observe(self.state, records, tally)
+    def _observe(self, before: CollectorState | None, records: Records, tally: Tally) -> Observation:
+        observed = self.collector.observe(before, records, tally)
         unknown = Counter(field for field, _ in observed.unknown)
-        if self._may_commit_later(observed):
+        if self._may_commit_later(before, observed):
             return Observation(observed, None, self.report.samples, self._full, unknown)
         state: CollectorState = observed.state
         samples = self.exposed.samples(state, tally.bounds)
@@ -285,15 +345,14 @@ class Poller:
         self._size = len(payload)
         return Observation(observed, payload, samples, tally.bounds.full, unknown)
 
-    def _may_commit_later(self, observed: Observed[Any]) -> bool:
+    def _may_commit_later(self, before: CollectorState | None, observed: Observed[Any]) -> bool:
         """Whether the poll found nothing new. A slice of a long history is always committed."""
-        state = self.state
         return (
-            state is not None
+            before is not None
             and not self._commits_next
             and not observed.more
             and self.collector.commits_later
-            and state.equals_except_times(observed.state)
+            and before.equals_except_times(observed.state)
         )
 
     def _decode(self, payload: bytes) -> CollectorState:
@@ -307,24 +366,58 @@ class Poller:
         self._succeeded(observation)
         self.show()
 
+    def _encode(self) -> None:
+        """Keep a small state as bytes until it is needed again."""
+        if self._size <= SMALL and self._state is not None and not isinstance(self._state, bytes):
+            self._state = msgspec.msgpack.encode(self._state)
+
+    def _times(self, state: CollectorState) -> dict[str, Any]:
+        """What the report says of a state."""
+        untracked = self.collector.failing_hosts(state).hosts_untracked()
+        return {"last_success": state.last_success, "watermark": state.watermark, "untracked": untracked}
+
     def show(self, *, final: bool = False) -> None:
         """Put the state and the newest poll on the page; `final` as in `Exposed.show`. A failure is logged and
         counted."""
         try:
-            self.exposed.show(self.report, final=final)
+            self.exposed.show(self.report, lambda: self.state, final=final)
         except Exception as error:
             self._log.exception("page_broken")
             self._failed("internal", f"{type(error).__name__}: {error}")
+        if not final:
+            self._set_page_timer()
+
+    def _set_page_timer(self) -> None:
+        """Show again when time alone has changed something, unless the timer that is set ends before."""
+        loop = asyncio.get_running_loop()
+        # A timer that fires too early finds nothing changed and is set again, so it fires a little late.
+        due = loop.time() + self.exposed.wait + 0.01
+        if due < (self._page_timer.when() if self._page_timer else math.inf):
+            self._cancel_page_timer()
+            self._page_timer = loop.call_at(due, self._show_again)
+
+    def _show_again(self) -> None:
+        self._page_timer = None
+        self.show()
+
+    def _cancel_page_timer(self) -> None:
+        if self._page_timer is not None:
+            self._page_timer.cancel()
+            self._page_timer = None
 
     def close(self) -> None:
         """Leave the page; the state stays in the store."""
+        self._cancel_page_timer()
         self.exposed.close()
 
     async def save(self) -> None:
         """Commit the state again, because the store has lost it. Raises `StateError`."""
         async with self._committing:
-            if self.state is not None:
-                await self._commit(await self._work(partial(msgspec.msgpack.encode, self.state)))
+            state = self._state
+            if isinstance(state, bytes):
+                await self._commit(state)
+            elif state is not None:
+                await self._commit(await self._work(partial(msgspec.msgpack.encode, state)))
 
     def uncommitted(self, seconds: float) -> bool:
         """Whether a poll has waited so long for `flush`."""
@@ -363,9 +456,11 @@ class Poller:
         elif self._uncommitted_since is None:
             self._uncommitted_since = self._clock.monotonic()
         completed, current = self._clock.monotonic(), self.report.current or not observed.more
-        self._update(
-            state=observed.state, samples=observation.samples, success=True, completed=completed, current=current
-        )
+        before = self.state
+        self.exposed.counted(before.counts if before else Counts(), observed.state.counts)
+        self._state = observed.state
+        times = self._times(observed.state)
+        self._update(samples=observation.samples, success=True, completed=completed, current=current, **times)
         self.reason, self.message, self.request_id = None, "", ""
         if observation.full and not self._full:
             self._log.warning("max_series_reached", consequence="new label values of the platform are shown as other")
@@ -375,11 +470,12 @@ class Poller:
             fields = msgspec.structs.asdict(failed)
             del fields["configured"]
             self._log.warning("call_failed", **fields)
-        for field, times in observation.unknown.items():
-            self._telemetry.unknown_values(field, times)
+        for field, count in observation.unknown.items():
+            self._telemetry.unknown_values(field, count)
         for field, value in itertools.islice(observed.unknown, UNKNOWN_LOGGED):
-            if (field, value) not in self._unknown and len(self._unknown) < UNKNOWN_LOGGED:
-                self._unknown.add((field, value))
+            logged = self._unknown = self._unknown or set()
+            if (field, value) not in logged and len(logged) < UNKNOWN_LOGGED:
+                logged.add((field, value))
                 self._log.warning("unknown_value", field=field, value=value)
 
     async def _log_finished(self, runs: Iterable[FinishedRun]) -> None:

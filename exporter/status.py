@@ -22,6 +22,9 @@ from exporter.poller import Poller
 T = TypeVar("T")
 D = TypeVar("D", covariant=True)
 
+MANY = 100
+"""Hosts of a scope that are sorted once for all requests until its next poll."""
+
 State = Literal["failing", "stale", "starting", "ok"]
 """As in `Poller.status`."""
 
@@ -222,14 +225,13 @@ class FailureFinder:
             and wanted.bk_scope_id in ("", poller.key.scope.bk_scope_id)
         ]
         unread = sum(poller.status != "ok" for poller in pollers)
-        known = [(poller.collector, poller.state) for poller in pollers if poller.state is not None]
         self._sorted = {key: kept for key, kept in self._sorted.items() if key in self._fleet.pollers}
-        return await asyncio.to_thread(self._find, wanted, known, names, unread)
+        return await asyncio.to_thread(self._find, wanted, pollers, names, unread)
 
     def _find(
         self,
         wanted: FailureFilter,
-        known: Sequence[tuple[Collector, CollectorState]],
+        pollers: Sequence[Poller],
         names: Mapping[tuple[str, str], str],
         unread: int,
     ) -> Failures:
@@ -238,7 +240,10 @@ class FailureFinder:
         hosts: list[tuple[Collector, Sequence[Streak]]] = []
         reasons: Counter[FailureReason] = Counter()
         untracked = 0
-        for collector, state in known:
+        for poller in pollers:
+            collector, state = poller.collector, poller.state
+            if state is None:
+                continue
             scope = collector.scope
             of_scope = text in names.get((scope.bk_scope_type, scope.bk_scope_id), "").lower()
             searched = "" if of_scope else text
@@ -257,12 +262,13 @@ class FailureFinder:
         return Failures(executions, _Hosts(hosts), ordered, names, unread, untracked)
 
     def _oldest_first(self, collector: Collector, state: CollectorState) -> Sequence[Streak]:
-        # A client that reads slowly refers to this list; all share it until the next poll.
+        # A client that reads slowly refers to this list; all share a long one until the next poll.
         key, hosts = Key(collector.name, collector.scope), collector.failing_hosts(state)
         kept, streaks = self._sorted.get(key, (None, ()))
         if kept is not hosts:
             streaks = sorted(hosts.streaks.values(), key=_since)
-            self._sorted[key] = hosts, streaks
+            if len(streaks) > MANY:
+                self._sorted[key] = hosts, streaks
         return streaks
 
 

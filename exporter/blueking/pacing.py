@@ -12,7 +12,7 @@ it concerns (contract, section 3):
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -150,7 +150,8 @@ class Gate:
         self._waited = waited
         self._next = float("-inf")  # when the next call may start
         self._awaited = False  # whether a call waits for that
-        self._waiting: dict[_Waiter, None] = {}  # in order of arrival
+        self._waiting: OrderedDict[_Waiter, None] = OrderedDict()  # in order of arrival; a dict pops its first slowly
+        self._stuck = False  # whether none of them may start before a call or a pause has ended
         self._pauses: dict[PauseKey, tuple[float, ApiReason]] = {}  # until when, and why
         self._timer: asyncio.TimerHandle | None = None
 
@@ -183,7 +184,7 @@ class Gate:
         try:
             if self._pauses:
                 self._look_at_pauses(waiter)
-            self._dispatch()
+            self._dispatch(waiter)
             refused = await waiter.turn
         except asyncio.CancelledError:
             if waiter not in self._waiting:  # its turn had come
@@ -206,15 +207,19 @@ class Gate:
         finally:
             self._end(call, timed_out)
 
-    def _dispatch(self) -> None:
-        """Start every call that may start now, and set a timer for the next one."""
+    def _dispatch(self, arrived: _Waiter | None = None) -> None:
+        """Start every call that may start now, and set a timer for the next one. `arrived`: the only change since the
+        last time."""
+        candidates = (arrived,) if arrived and self._stuck else self._waiting
+        self._stuck = False
         while self._free and self._waiting:
             now = self._clock.monotonic()
             if now < self._next:
                 self._wake_at(self._next - now)
                 return
-            waiter = next((one for one in self._waiting if self._may_start(one)), None)
+            waiter = next((one for one in candidates if self._may_start(one)), None)
             if waiter is None:
+                self._stuck = True
                 break
             # If a call has waited for `_next`, the event loop may be late; the calls behind it must not add to the
             # delay.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +40,11 @@ class Store(Protocol):
 
     async def load(self, key: Key) -> Stored | None:
         """The payload committed last under `key`, None if there is none."""
+
+    async def load_many(self, keys: Sequence[Key]) -> Mapping[Key, Stored]:
+        """What `load` gives for each of these keys that has a payload."""
+        found = [(key, await self.load(key)) for key in keys]
+        return {key: stored for key, stored in found if stored is not None}
 
     def ensure(self, key: Key) -> None:
         """Raise `StateError` when a commit of `key` would surely fail now, so that the platform need not be asked."""

@@ -16,7 +16,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, cast
@@ -84,9 +84,15 @@ class SQLiteStore:
         await self._run(self._open)
 
     async def load(self, key: Key) -> Stored | None:
-        def load() -> Stored | None:
-            row = self._connection.execute(f"SELECT payload FROM state {_WHERE}", _columns(key)).fetchone()
-            return Stored(row[0], self._current) if row else None
+        return (await self.load_many([key])).get(key)
+
+    async def load_many(self, keys: Sequence[Key]) -> Mapping[Key, Stored]:
+        """All of them with one wait for the thread."""
+
+        def load() -> dict[Key, Stored]:
+            execute, query = self._connection.execute, f"SELECT payload FROM state {_WHERE}"
+            rows = ((key, execute(query, _columns(key)).fetchone()) for key in keys)
+            return {key: Stored(row[0], self._current) for key, row in rows if row}
 
         return await self._run(load)
 
@@ -142,9 +148,10 @@ class SQLiteStore:
         await self._run(forget)
 
     async def purge(self, keep: Iterable[Key], older_than: float) -> int:
-        kept = {_columns(key) for key in keep}
+        kept_keys = [*keep]
 
         def purge() -> int:
+            kept = {_columns(key) for key in kept_keys}
             with self._transaction() as db:
                 old = db.execute(
                     "SELECT collector, bk_scope_type, bk_scope_id FROM state WHERE updated < ?", (older_than,)

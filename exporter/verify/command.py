@@ -8,7 +8,6 @@ the two polls, and gauges cannot be compared.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -148,16 +147,16 @@ def _pollers(config: Config, client: Client, services: Services) -> list[Verifie
 
 async def _poll(pollers: Sequence[VerifiedPoller], seconds: float) -> None:
     """Let them run until each has polled once, and then for `seconds`."""
-    tasks = [asyncio.create_task(poller.run(), name=f"poll {poller.key}") for poller in pollers]
-    try:
-        for poller in pollers:
-            await poller.attempted.wait()
-        await asyncio.sleep(seconds)
-    finally:
-        for task in tasks:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async with asyncio.TaskGroup() as tasks:
+        try:
+            for poller in pollers:
+                poller.start(tasks)
+            while not all(poller.attempted for poller in pollers):  # noqa: ASYNC110 (no event for this alone)
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(seconds)
+        finally:
+            for poller in pollers:
+                poller.stop()
 
 
 async def _verify(poller: VerifiedPoller) -> list[Line]:

@@ -92,12 +92,13 @@ class Watched:
         self.poller = Poller(collector, SETTINGS, Services(MemoryStore(), self.page, Telemetry(), clock))
 
     async def __aenter__(self) -> Watched:
-        self._task = asyncio.create_task(self.poller.run())
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        self.poller.start(self._tasks)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self.poller.stop()
+        await self._tasks.__aexit__(None, None, None)
         self.poller.close()
 
     @property

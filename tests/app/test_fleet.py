@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,13 +15,14 @@ import msgspec
 import pytest
 import yaml
 
+import exporter
 from exporter.clock import Clock
 from exporter.collectors.job.state import JobState
 from exporter.config.load import load
 from exporter.config.schema import Config
 from exporter.errors import StateError, StateTaken
 from exporter.exposed import page_families
-from exporter.fleet import Fleet
+from exporter.fleet import LOADED, Fleet
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Page
 from exporter.model import Key, Scope
@@ -36,6 +39,11 @@ SCOPES = [Scope("biz", str(number)) for number in range(2, 12)]
 GONE = SCOPES[3:7]
 INTERVAL = 30.0
 EPOCH = 1_795_000_000.0
+
+OWN_CODE = [
+    tracemalloc.Filter(True, f"{Path(exporter.__file__).parent}/*"),
+    tracemalloc.Filter(False, "*/simulator/*"),
+]
 
 pytestmark = pytest.mark.looptime
 
@@ -149,7 +157,11 @@ class Watched:
 
 @asynccontextmanager
 async def watched(
-    folder: Path, store: MemoryStore | None = None, *, shares_rate: bool = False
+    folder: Path,
+    store: MemoryStore | None = None,
+    *,
+    shares_rate: bool = False,
+    scopes: Sequence[Scope] = SCOPES,
 ) -> AsyncIterator[Watched]:
     loop = asyncio.get_running_loop()
 
@@ -162,7 +174,7 @@ async def watched(
         # A nanosecond for each look, or a loop that waits for a moment would never see it pass.
         return loop.time() + next(looks) * 1e-9
 
-    platform = Platform(scopes=SCOPES, now=now)
+    platform = Platform(scopes=[*scopes], now=now)
     store, page, telemetry = store or Store(), Page(page_families()), Telemetry()
     services = Services(store, page, telemetry, Clock(now, monotonic))
     async with SimulatorServer(platform) as server, Fleet(services, shares_rate=shares_rate) as fleet:
@@ -180,7 +192,7 @@ def times(calls: int, scopes: Iterable[Scope]) -> dict[str, int]:
 async def test_F53_applies_at_the_same_time_leave_one_poller_per_key(tmp_path: Path) -> None:
     """Twenty changes of scopes and of the client at once: the last one holds, and each scope is asked once a poll."""
     async with watched(tmp_path) as one:
-        changes = [one.config(SCOPES[: number % 10 + 1], max_concurrency=number % 3 + 1) for number in range(20)]
+        changes = [one.config(SCOPES[: number % 10 + 1], max_concurrency=number % 3 + 1) for number in range(5)]
         await asyncio.gather(*(one.fleet.apply(config) for config in changes))
         await asyncio.gather(*(one.fleet.apply(one.config(SCOPES[:7])) for _ in range(20)))
         assert one.shown("blueking_scope_info").keys() == names(SCOPES[:7])
@@ -295,6 +307,45 @@ async def stored_states(one: Watched) -> dict[Key, JobState]:
         found[key] = msgspec.msgpack.decode(stored.payload, type=JobState)
         assert found[key].equals_except_times(one.known(key))
     return found
+
+
+async def test_a_quiet_scope_is_small(tmp_path: Path) -> None:
+    """Between two polls it has no task, and it takes some kB, its series and its state in the store included."""
+    few = [Scope("biz", str(100 + number)) for number in range(5)]
+    many = [Scope("biz", str(1000 + number)) for number in range(35)]
+    async with watched(tmp_path, scopes=[*few, *many]) as one:
+        sizes = []
+        tracemalloc.start()
+        try:
+            for scopes in (few, many):
+                await one.fleet.apply(one.config(scopes))
+                await asyncio.sleep(1.2 * INTERVAL)
+                assert one.page.snapshot(Format.TEXT).size
+                assert one.page.snapshot(Format.OPENMETRICS).size
+                gc.collect()
+                traces = tracemalloc.take_snapshot().filter_traces(OWN_CODE)
+                sizes.append(sum(trace.size for trace in traces.traces))
+        finally:
+            tracemalloc.stop()
+        assert one.fleet.attempted
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("poll ")]
+        assert len(one.fleet.pollers) == 35
+        assert (sizes[1] - sizes[0]) / 30 < 14_000
+
+
+async def test_all_states_are_read_at_once(tmp_path: Path) -> None:
+    """A start asks the store once for hundreds of states, not for one after the other."""
+    asked: list[int] = []
+
+    class Counting(MemoryStore):
+        async def load_many(self, keys: Sequence[Key]) -> Mapping[Key, Stored]:
+            asked.append(len(keys))
+            return await super().load_many(keys)
+
+    scopes = [Scope("biz", str(100 + number)) for number in range(LOADED + 50)]
+    async with watched(tmp_path, Counting(), scopes=scopes) as one:
+        await one.fleet.apply(one.config(scopes))
+        assert asked == [LOADED, 50]
 
 
 @pytest.mark.parametrize("how", ["stop", "reload", "scopes removed", "handed over"])
