@@ -92,7 +92,7 @@ class ExecutionPage(Struct, frozen=True):
     @property
     def times(self) -> list[int]:
         """Creation times of all rows."""
-        return [*(row.create_time for row in self.rows), *self.unreadable]
+        return [row.create_time for row in self.rows] + list(self.unreadable)
 
 
 class TargetResult(Protocol):

@@ -211,6 +211,28 @@ async def test_catching_up_reads_each_row_about_once(tmp_path: Path) -> None:
         assert len(one.store.commits) <= 2
 
 
+async def test_catching_up_with_a_flood_is_read_in_slices_too(tmp_path: Path) -> None:
+    """10,000 executions of five minutes, all within `lookback`: no poll keeps more than a slice of them, and each is
+    counted once. What it costs to find out how many they are is bounded."""
+    async with watched(tmp_path) as one:
+        for plan in range(10_000):
+            one.run(plan)
+            one.passed += 0.03
+        await one.poll(1)
+        assert one.calls.keys() == {"window"}
+        assert 50 <= one.calls["window"] <= 50 + 40 + 15
+        assert len(one.store.commits) >= 3
+        state = one.poller.state
+        assert state is not None
+        created = state.counts.counters["blueking_job_executions_created_total"]
+        assert sum(one.value for one in created.values()) == 10_000
+        one.forget()
+        await one.poll(1)
+        assert one.calls["window"] >= 50, "the whole window is read again"
+        assert one.poller.state is not None
+        assert one.poller.state.counts.counters["blueking_job_executions_created_total"] == created
+
+
 async def test_watching_for_retries_costs_a_hundred_calls_per_window(tmp_path: Path) -> None:
     """However many executions failed, one call looks at them all, every hundredth of `reopen_window`."""
     async with watched(tmp_path) as one:

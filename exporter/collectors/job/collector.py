@@ -10,6 +10,7 @@ final error, or after it has failed five polls, the poll goes on without its ans
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -34,12 +35,13 @@ from exporter.collectors.base import (
 from exporter.collectors.calls import Attempts, gather_bounded
 from exporter.collectors.failing_hosts import FailingHosts, Run
 from exporter.collectors.job.fold import Fold, host_results
-from exporter.collectors.job.history import Window, read_slice, read_window
+from exporter.collectors.job.history import SLICE_ROWS, Keep, TooMany, Window, by_id, read_slice, read_window
 from exporter.collectors.job.metrics import FAILURE_LABELS, FAMILIES, JobView
 from exporter.collectors.job.state import (
     RESUMABLE,
     JobRecords,
     JobState,
+    Odd,
     Tracked,
     end_order,
     group,
@@ -67,6 +69,8 @@ CHECKS = 100
 CONCURRENCY = 4
 """Calls of one poll that run at once: fewer than the process may have, so that a slow scope leaves room for others."""
 
+MOST_ROWS = 4 * SLICE_ROWS
+"""New rows that a poll which is behind reads before it goes on in slices."""
 PROBED = 3
 """Executions that `probe` tries to read before it calls the status API refused."""
 
@@ -126,7 +130,7 @@ class JobCollector:
         begin = now - ms(self.config.lookback)
         read = read.with_newer(await self._read(begin, now, deadline))
         rows, odd = news(None, read.rows.values(), now)
-        return JobRecords(begin, now, now, rows, odd, unreadable=read.unreadable, without_id=read.without_id)
+        return JobRecords(begin, now, now, rows, _values(odd), unreadable=read.unreadable, without_id=read.without_id)
 
     async def _poll(self, state: JobState, deadline: Deadline) -> JobRecords:
         started = self._clock.monotonic()
@@ -141,26 +145,28 @@ class JobCollector:
         # A clock that was ahead of the platform's, and no longer is, has moved `begin` too far.
         begin = floor if gap else min(state.begin, now - ms(self.config.lookback))
         end = max(now, begin)
-        if end - max(watermark, begin) > ms(self.config.lookback):
-            window = await self._read_slice(begin, end, watermark, deadline)
-        else:
-            window = await self._read(begin, end, deadline)
+        page_news = _News(state, self._now)
+        first, window = await self._read_news(begin, end, max(watermark, begin), deadline, page_news)
         more = window.end < end
         now = self._now()
-        rows, odd = news(state, window.rows.values(), now)
         # With a clock ahead of the platform's the window reached into the future, of which nothing is known yet; with
         # one behind it, what had been counted before stays counted.
         end = min(max(window.end, watermark), now)
-        begin = max(begin, state.begin, min(end, now - ms(self.config.lookback)))
+        if first <= begin:
+            begin = max(begin, state.begin, min(end, now - ms(self.config.lookback)))
         self._span = end - watermark if more else None
-        records = JobRecords(begin, end, now, rows, odd, gap, window.unreadable, window.without_id, more=more)
+        records = JobRecords(
+            *(begin, end, now, window.rows, _values(page_news.odd, window.rows)),
+            *(gap, window.unreadable, window.without_id),
+            more=more,
+        )
         if not more:
-            records = await self._follow(state, records, window.rows.keys(), deadline)
+            records = await self._follow(state, records, page_news.seen, deadline)
         return await self._examine(state, records, deadline, started)
 
     async def _follow(self, state: JobState, records: JobRecords, seen: Set[int], deadline: Deadline) -> JobRecords:
-        """Look again at executions that the window does not show, `seen` being those it does: unfinished ones and those
-        whose end time is awaited always, those that may run again from time to time."""
+        """Look again at tracked executions that the window does not show, `seen` being those it does: unfinished ones
+        and those whose end time is awaited always, those that may run again from time to time."""
         now, window = records.now, ms(self.config.reopen_window)
         slack = ms(self.interval)
         check = now - state.checked + slack > window / CHECKS
@@ -190,7 +196,7 @@ class JobCollector:
         return msgspec.structs.replace(
             records,
             rows=records.rows | rows,
-            odd=records.odd + odd,
+            odd=records.odd + _values(odd),
             gone=frozenset(pages.keys() - found.keys()),
             errors=tuple(FailedCall.of(error, f"execution {id}", "still tracked") for id, error in refused.items()),
             checked=check,
@@ -343,17 +349,40 @@ class JobCollector:
             incomplete = error
         return await self._api.status(self.scope, id, host_results=False, deadline=deadline), incomplete
 
-    async def _read(self, begin: int, end: int, deadline: Deadline, status: int | None = None) -> Window:
+    async def _read_news(
+        self, begin: int, end: int, unread: int, deadline: Deadline, news: _News
+    ) -> tuple[int, Window]:
+        """[begin, end], or the oldest part of [unread, end] where too much would come at once; with its begin."""
+        span, behind, first = self._span, end - unread, unread
+        if span is None and behind > ms(self.config.lookback):
+            first = begin
+        elif span is None:
+            # A scope that is never behind reads every window whole, however many rows it has.
+            at_most = MOST_ROWS if behind > 2 * ms(self.interval) else None
+            with contextlib.suppress(TooMany):
+                return begin, await self._read(begin, end, deadline, keep=news, at_most=at_most)
+            span = behind * SLICE_ROWS // (2 * MOST_ROWS)
+        # A slice does not overlap with the one before it: the poll after the last one reads everything from `begin` on.
+        _, last = next(self._windows(first, end))
+        floor = min(last, unread + 1000)
+        return first, await read_slice(self._history(deadline), first, last, floor, span, news)
+
+    async def _read(
+        self,
+        begin: int,
+        end: int,
+        deadline: Deadline,
+        status: int | None = None,
+        *,
+        keep: Keep = by_id,
+        at_most: int | None = None,
+    ) -> Window:
         """[begin, end] completely, in as many windows as the dialect wants."""
         read = Window({}, end)
         for first, last in self._windows(begin, end):
-            read = read.with_newer(await read_window(self._history(deadline, status), first, last))
+            history = self._history(deadline, status)
+            read = read.with_newer(await read_window(history, first, last, keep=keep, at_most=at_most))
         return read
-
-    async def _read_slice(self, begin: int, end: int, watermark: int, deadline: Deadline) -> Window:
-        _, last = next(self._windows(begin, end))
-        floor = min(last, max(watermark, begin) + 1000)
-        return await read_slice(self._history(deadline), begin, last, floor, self._span)
 
     def _windows(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         longest = self._api.max_window or max(1, end - begin)
@@ -449,6 +478,30 @@ def _unsettled(state: JobState, rows: Mapping[int, Execution]) -> list[int]:
         for id, known in state.executions.items()
         if known.unsettled and (id not in rows or transition(known, rows[id]) == "none")
     ]
+
+
+def _values(odd: Mapping[int, Sequence[Odd]], ids: Iterable[int] | None = None) -> tuple[Odd, ...]:
+    """The odd values in the rows with these ids, or in all rows."""
+    return tuple(one for id in (odd if ids is None else ids) for one in odd.get(id, ())) if odd else ()
+
+
+class _News:
+    """Keeps the rows with something new; see `history.Keep`. `odd`: values in them that cannot be used, by id; `seen`:
+    the tracked executions among all rows."""
+
+    def __init__(self, state: JobState, now: Callable[[], int]) -> None:
+        self.odd: dict[int, list[Odd]] = {}
+        self.seen: set[int] = set()
+        self._state = state
+        self._now = now
+
+    def __call__(self, rows: Sequence[Execution]) -> Mapping[int, Execution]:
+        for place in (self._state.executions, self._state.resumable_executions):
+            if place:
+                self.seen |= place.keys() & {row.id for row in rows}
+        found, odd = news(self._state, rows, self._now())
+        self.odd |= odd
+        return found
 
 
 class _History:

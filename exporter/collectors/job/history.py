@@ -8,6 +8,7 @@ sides of a page boundary are simply seen again. Only a millisecond with more row
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -33,9 +34,19 @@ class History(Protocol):
         """The page at that offset of the executions created in [begin, end], ms since the epoch."""
 
 
+Keep = Callable[[Sequence[Execution]], Mapping[int, Execution]]
+"""Which of the rows of a page are kept, by id. A row may be shown twice. Pages are not kept, so that a window of very
+many rows that are known takes no memory."""
+
+
+def by_id(rows: Sequence[Execution]) -> Mapping[int, Execution]:
+    """Keep all rows."""
+    return {row.id: row for row in rows}
+
+
 class Window(msgspec.Struct, frozen=True):
-    """All executions created in [begin, end], except for the milliseconds in `unreadable`, which give no more than a
-    part of theirs. `without_id`: those among them that hold a row without a usable id."""
+    """The executions created in [begin, end] that were to be kept, except for the milliseconds in `unreadable`, which
+    give no more than a part of theirs. `without_id`: those among them that hold a row without a usable id."""
 
     rows: dict[int, Execution]
     end: int
@@ -57,11 +68,17 @@ class TooMany(Exception):
 
 
 async def read_window(
-    history: History, begin: int, end: int, *, first: ExecutionPage | None = None, at_most: int | None = None
+    history: History,
+    begin: int,
+    end: int,
+    *,
+    first: ExecutionPage | None = None,
+    at_most: int | None = None,
+    keep: Keep = by_id,
 ) -> Window:
     """Every row of [begin, end]; `first` is its first page where that has been asked for already.
 
-    Raises `ApiError`, and `TooMany` once more than `at_most` rows have been read.
+    Raises `ApiError`, and `TooMany` once more than `at_most` rows are to be kept.
     """
     rows: dict[int, Execution] = {}
     unreadable: set[int] = set()
@@ -69,31 +86,32 @@ async def read_window(
     top = end
     while top > begin:
         page, first = first or await history.ask(begin, top, 0), None
-        known = len(rows) + len(without_id)
-        rows |= {row.id: row for row in page.rows if row.create_time >= begin}
+        rows |= keep([row for row in page.rows if row.create_time >= begin])
         without_id.update(at for at in page.unreadable if at >= begin)
         if _is_last(page, page.size, history):
             break
-        if len(rows) + len(without_id) == known:
-            raise _nonsense(page)
         times = page.times
-        oldest = min(times)
+        oldest = min(times, default=top + 1)
+        if oldest > top or (oldest == top < max(times)):
+            raise _nonsense(page)
         if oldest < max(times):
             top = oldest
         else:
-            if not await _read_millisecond(history, oldest, rows):
+            if not await _read_millisecond(history, oldest, rows, keep):
                 unreadable.add(oldest)
             top = oldest - 1
         if at_most is not None and len(rows) > at_most:
             raise TooMany
     else:
         # Not [begin, begin], to which v3 would add the next millisecond, maybe a page full of it.
-        if top == begin and not await _read_millisecond(history, begin, rows):
+        if top == begin and not await _read_millisecond(history, begin, rows, keep):
             unreadable.add(begin)
     return Window(rows, end, frozenset(unreadable | without_id), frozenset(without_id))
 
 
-async def read_slice(history: History, begin: int, end: int, floor: int, span: int | None) -> Window:
+async def read_slice(
+    history: History, begin: int, end: int, floor: int, span: int | None, keep: Keep = by_id
+) -> Window:
     """The oldest part of [begin, end] that holds about `SLICE_ROWS` rows; all of it when it holds less.
 
     It ends at `floor` or later. `span` (ms): how long the slice before this one was, as a first guess.
@@ -103,13 +121,13 @@ async def read_slice(history: History, begin: int, end: int, floor: int, span: i
     while True:
         page = await history.ask(begin, end, 0)
         if _is_last(page, page.size, history):
-            return await read_window(history, begin, end, first=page)
+            return await read_window(history, begin, end, first=page, keep=keep)
         newest = end - min(page.times, default=end) + 1
         share = SLICE_ROWS / max(1, page.size) * newest / (end - begin + 1)
         if share >= 0.5 or end <= floor:
             try:
                 at_most = None if end <= floor else 4 * SLICE_ROWS
-                return await read_window(history, begin, end, first=page, at_most=at_most)
+                return await read_window(history, begin, end, first=page, at_most=at_most, keep=keep)
             except TooMany:
                 share = 0.25
         end = max(floor, begin + int((end - begin) * share))
@@ -125,8 +143,8 @@ def _nonsense(page: ExecutionPage) -> ApiError:
     return ApiError("decode", f"the list repeats a page, or claims more rows than it sends (total {page.total})")
 
 
-async def _read_millisecond(history: History, at: int, rows: dict[int, Execution]) -> bool:
-    """Read the rows created at `at` into `rows`; whether they are all there.
+async def _read_millisecond(history: History, at: int, rows: dict[int, Execution], keep: Keep) -> bool:
+    """Read the rows created at `at` and add those to be kept to `rows`. Returns whether they are all there.
 
     The window is [at - 1, at] because v3 wants an end after its begin; the rows of `at` come first. As many
     positions as distinct rows: nothing was missed.
@@ -146,7 +164,7 @@ async def _read_millisecond(history: History, at: int, rows: dict[int, Execution
             if not page.size and not _is_last(page, offset, history):
                 raise _nonsense(page)
             here = [row for row in page.rows if row.create_time == at]
-            rows.update((row.id, row) for row in here)
+            rows |= keep(here)
             found.update(row.id for row in here)
             positions += len(here)
             offset += page.size

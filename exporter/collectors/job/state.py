@@ -185,18 +185,19 @@ class JobRecords(msgspec.Struct, frozen=True):
         return len(self.rows) + sum(len(step.results) for answer in self.examined.values() for step in answer.steps)
 
 
-def news(state: JobState | None, rows: Iterable[Execution], now: int) -> tuple[dict[int, Execution], tuple[Odd, ...]]:
-    """The rows with something new, with known times, and the odd times in them.
+def news(
+    state: JobState | None, rows: Iterable[Execution], now: int
+) -> tuple[dict[int, Execution], dict[int, list[Odd]]]:
+    """The rows with something new, with known times, and the odd times in them, both by id.
 
     Most rows of a poll contain nothing new, because windows overlap: for these one look-up has to do.
     """
     found: dict[int, Execution] = {}
-    odd: list[Odd] = []
+    odd: dict[int, list[Odd]] = {}
     if state is None:
         for row in rows:
-            found[row.id], odd_times = known_times(row, now)
-            odd += odd_times
-        return found, tuple(odd)
+            found[row.id], odd[row.id] = known_times(row, now)
+        return found, odd
     begin, newest, latest = state.begin, state.newest, now + AHEAD
     executions, resumable, ended_executions = state.executions, state.resumable_executions, state.ended_executions
     for row in rows:
@@ -215,10 +216,9 @@ def news(state: JobState | None, rows: Iterable[Execution], now: int) -> tuple[d
             continue
         start = row.start_time
         if start is None or end is None or not (0 < start <= latest and 0 < end <= latest) or start < created:
-            row, odd_times = known_times(row, now)
-            odd += odd_times
+            row, odd[id] = known_times(row, now)
         found[id] = row
-    return found, tuple(odd)
+    return found, odd
 
 
 def _may_differ(known: Tracked, row: Execution) -> bool:

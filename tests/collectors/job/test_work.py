@@ -149,7 +149,7 @@ async def test_a_known_execution_costs_one_look_up() -> None:
     listed = rows(400)
     with Calls() as calls:
         found, odd = news(observed.state, listed, NOW)
-    assert (found, odd) == ({}, ())
+    assert (found, odd) == ({}, {})
     assert calls.python <= 3
     assert calls.c <= 405
 
