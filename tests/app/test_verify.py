@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import functools
 import json
+import math
 import re
 import signal
 import subprocess
@@ -53,9 +54,12 @@ Change = Callable[[str, Any], None]
 
 
 @contextlib.asynccontextmanager
-async def mirror(url: str, change: Change, ids: Mapping[str, int] | None = None) -> AsyncIterator[str]:
-    """A server that forwards all requests to `url` and changes the answers by `change`; yields its own URL. `ids`: the
-    true ids of executions by the ids that the answers show."""
+async def mirror(
+    url: str, change: Change, ids: Mapping[str, int] | None = None, *, until: float = math.inf
+) -> AsyncIterator[str]:
+    """A server that forwards all requests to `url` and changes the answers by `change` for `until` seconds; yields its
+    own URL. `ids`: the true ids of executions by the ids that the answers show."""
+    end = asyncio.get_running_loop().time() + until
     async with aiohttp.ClientSession() as session:
 
         async def serve(request: web.BaseRequest) -> web.StreamResponse:
@@ -68,7 +72,8 @@ async def mirror(url: str, change: Change, ids: Mapping[str, int] | None = None)
             )
             async with sent as answer:
                 body, date = await answer.json(content_type=None), answer.headers["Date"]
-            change(request.path, body)
+            if asyncio.get_running_loop().time() < end:
+                change(request.path, body)
             return web.json_response(body, status=answer.status, headers={"Date": date})
 
         runner = web.ServerRunner(web.Server(serve, access_log=None), shutdown_timeout=0.1)
@@ -220,23 +225,20 @@ async def test_a_history_that_changes_afterwards_is_named(tmp_path: Path) -> Non
 
 async def test_lies_of_the_polls_are_named(tmp_path: Path) -> None:
     """While polling, the list shows failures as successes; when it is read again, it does not."""
-    lying = True
 
     def change(path: str, body: Any) -> None:
-        if lying and LIST in path:
+        if LIST in path:
             for row in rows(body):
                 row["status"] = 3 if row["status"] == 4 else row["status"]
 
-    async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server, mirror(server.url, change) as url:
+    async with (
+        daemon(tmp_path) as one,
+        SimulatorServer(one.platform) as server,
+        mirror(server.url, change, until=659) as url,
+    ):
         one.configure(url)
         await asyncio.sleep(60)
         after(one, 40, lambda: one.world.start(BIZ, steps=[StepScript(1, 5.0, {target(1): (104, 3)})]))
-
-        def stop() -> None:
-            nonlocal lying
-            lying = False
-
-        one.loop.call_later(599, stop)
         good, lines = await run(one, 600)
     assert not good
     labels = 'task_type="script",launch_mode="api",status='
@@ -360,26 +362,23 @@ async def test_failing_hosts_and_watched_jobs_are_equal(tmp_path: Path, host_res
 
 async def test_lies_about_hosts_are_named(tmp_path: Path) -> None:
     """While polling, the status answers show another code and another end of a host than when they are read again."""
-    lying = True
 
     def change(path: str, body: Any) -> None:
-        if lying and STATUS in path:
+        if STATUS in path:
             for step in body["data"]["step_instance_list"]:
                 for result in step["step_execute_object_result_list"]:
                     if result["status"] == 303:
                         result["status"], result["end_time"] = 310, result["end_time"] - 2000
 
     steps = [StepScript(1, 5.0, {target(1): 303, target(2): (104, 1)})]
-    async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server, mirror(server.url, change) as url:
+    async with (
+        daemon(tmp_path) as one,
+        SimulatorServer(one.platform) as server,
+        mirror(server.url, change, until=219) as url,
+    ):
         one.configure(url)
         await asyncio.sleep(20)
         after(one, 60, lambda: one.world.start(BIZ, steps=steps))
-
-        def stop() -> None:
-            nonlocal lying
-            lying = False
-
-        one.loop.call_later(199, stop)
         good, lines = await run(one, 200)
     assert not good
     text = "\n".join(wrong(lines))
@@ -399,25 +398,22 @@ async def test_lies_about_hosts_are_named(tmp_path: Path) -> None:
 
 async def test_failures_in_a_row_that_were_missed_are_named(tmp_path: Path) -> None:
     """While polling, the list hides a second failed execution: the host has failed twice in a row, not once."""
-    lying = True
 
     def change(path: str, body: Any) -> None:
-        if lying and LIST in path:
+        if LIST in path:
             body["data"]["job_instance_list"] = [row for row in rows(body) if row["name"] != "hidden"]
 
     steps = [StepScript(1, 5.0, {target(1): 303})]
-    async with daemon(tmp_path) as one, SimulatorServer(one.platform) as server, mirror(server.url, change) as url:
+    async with (
+        daemon(tmp_path) as one,
+        SimulatorServer(one.platform) as server,
+        mirror(server.url, change, until=319) as url,
+    ):
         one.configure(url, job={"watch": [{"name": "hidden"}], "lookback": "1m"})
         await asyncio.sleep(20)
         after(one, 40, lambda: one.world.start(BIZ, steps=steps))
         after(one, 60, lambda: one.world.start(BIZ, name="hidden", steps=steps))
         after(one, 61, lambda: one.world.start(BIZ, name="hidden", steps=[StepScript(1, 900.0)]))
-
-        def stop() -> None:
-            nonlocal lying
-            lying = False
-
-        one.loop.call_later(299, stop)
         good, lines = await run(one, 300)
     assert not good
     text = "\n".join(wrong(lines))
@@ -512,12 +508,11 @@ async def test_polls_that_failed_are_reported(tmp_path: Path) -> None:
 
 async def test_nodeman_differences_are_named(tmp_path: Path) -> None:
     """A failed job that is shown as a success while polling, and an unknown status."""
-    lying = True
 
     def change(path: str, body: Any) -> None:
         if "job_list" in path:
             for row in body["data"]["list"]:
-                if lying and row["status"] == "FAILED":
+                if row["status"] == "FAILED":
                     row["status"], row["statistics"] = "SUCCESS", {**row["statistics"], "failed_count": 0}
                 if row["job_type"] == "UPGRADE_AGENT":
                     row["status"] = "FROZEN"
@@ -525,18 +520,12 @@ async def test_nodeman_differences_are_named(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         one = await stack.enter_async_context(watched(tmp_path, scopes=(BIZ,), job={}))
         server = await stack.enter_async_context(SimulatorServer(one.platform))
-        one.configure(await stack.enter_async_context(mirror(server.url, change)), job={})
+        one.configure(await stack.enter_async_context(mirror(server.url, change, until=599)), job={})
         begin = one.nodeman.now()
         jobs: list[Any] = []
         start = one.nodeman.start_job
         one.nodeman.plan(begin + 50, lambda: jobs.append(start("INSTALL_AGENT", {HOSTS[0]: "install"}, duration=30)))
         one.nodeman.plan(begin + 60, lambda: jobs.append(start("UPGRADE_AGENT", {HOSTS[1]: None}, duration=30)))
-
-        def stop() -> None:
-            nonlocal lying
-            lying = False
-
-        one.loop.call_later(599, stop)
         good, lines = await run(one, 600)
     assert not good
     assert any("nodeman_job.status has the unknown value frozen" in line for line in lines)
@@ -547,10 +536,9 @@ async def test_nodeman_differences_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lie", ["hosts", "ends"])
 async def test_lies_about_failing_hosts_of_nodeman_are_named(tmp_path: Path, lie: str) -> None:
     """While polling, the details show the failed host as a success, or with another end."""
-    lying = True
 
     def change(path: str, body: Any) -> None:
-        for row in body["data"]["list"] if lying and "details" in path else ():
+        for row in body["data"]["list"] if "details" in path else ():
             if lie == "ends":
                 moved = datetime.datetime.fromisoformat(row["end_time"]) - datetime.timedelta(seconds=9)
                 row["end_time"] = moved.strftime("%Y-%m-%d %H:%M:%S%z")
@@ -560,15 +548,9 @@ async def test_lies_about_failing_hosts_of_nodeman_are_named(tmp_path: Path, lie
     async with contextlib.AsyncExitStack() as stack:
         one = await stack.enter_async_context(watched(tmp_path, scopes=(BIZ,), job={}))
         server = await stack.enter_async_context(SimulatorServer(one.platform))
-        one.configure(await stack.enter_async_context(mirror(server.url, change)), job={})
+        one.configure(await stack.enter_async_context(mirror(server.url, change, until=299)), job={})
         begin = one.nodeman.now()
         one.nodeman.plan(begin + 51, lambda: (one.failing_on("INSTALL_AGENT", HOSTS[0], duration=33), None)[1])
-
-        def stop() -> None:
-            nonlocal lying
-            lying = False
-
-        one.loop.call_later(299, stop)
         good, lines = await run(one, 300)
     assert not good
     what = "hosts_failing" if lie == "hosts" else "host_failing_since_timestamp_seconds"
@@ -577,13 +559,12 @@ async def test_lies_about_failing_hosts_of_nodeman_are_named(tmp_path: Path, lie
 
 async def test_hosts_of_subscriptions_and_tasks_are_compared(tmp_path: Path) -> None:
     """A failed host that is shown as a success while polling is named, of a subscription and of a task."""
-    lying = True
 
     def change(path: str, body: Any) -> None:
-        if lying and "task_result" in path:
+        if "task_result" in path:
             for row in body["data"]["list"]:
                 row["status"] = "SUCCESS"
-        if lying and "get_task_info" in path:
+        if "get_task_info" in path:
             for host in body["data"]["hosts"]:
                 host["status"] = "SUCCESS"
 
@@ -594,14 +575,8 @@ async def test_hosts_of_subscriptions_and_tasks_are_compared(tmp_path: Path) -> 
         policy = one.nodeman.start_subscription("MAIN_RESTART_PLUGIN", {HOSTS[0]: "gse_operate_proc"}, duration=20)
         task = one.nodeman.start_legacy_task(2, "INSTALL_PAGENT", {HOSTS[2]: "SSH_LOGIN_TIMEOUT"})
         settings = {"subscription": {"subscription_ids": [policy.id]}, "task": {"job_ids": [task.id]}}
-        one.configure(await stack.enter_async_context(mirror(server.url, change)), **settings)
+        one.configure(await stack.enter_async_context(mirror(server.url, change, until=1019)), **settings)
         await asyncio.sleep(900)
-
-        def stop() -> None:
-            nonlocal lying
-            lying = False
-
-        one.loop.call_later(119, stop)
         good, lines = await run(one, 120)
     assert not good
     text = "\n".join(wrong(lines))
@@ -669,11 +644,8 @@ FAILED_HOST = '{collector="nodemgr",job_type="install_agent",step="wait_gse_read
 )
 async def test_lies_about_workflows_are_named(tmp_path: Path, lie: str, named: list[str]) -> None:
     """While polling, the lists of workflows and operations show something else than when they are read again."""
-    lying = True
 
     def change(path: str, body: Any) -> None:
-        if not (lying or lie == "unknown"):
-            return
         for row in list(body["data"].get("items") or ()):
             if lie == "status" and row["status"] == "failed":
                 row["status"] = "success"
@@ -695,17 +667,13 @@ async def test_lies_about_workflows_are_named(tmp_path: Path, lie: str, named: l
     async with contextlib.AsyncExitStack() as stack:
         one = await stack.enter_async_context(watched_v3(tmp_path, scopes=(BIZ,)))
         server = await stack.enter_async_context(SimulatorServer(one.platform))
-        one.configure_v3(await stack.enter_async_context(mirror(server.url, change)), {"lookback": "1m"})
+        until = math.inf if lie == "unknown" else 299
+        url = await stack.enter_async_context(mirror(server.url, change, until=until))
+        one.configure_v3(url, {"lookback": "1m"})
         now = one.v3.time
         failed, slow = Part(V3_HOSTS[0], "failed", "wait_gse_ready", 5000), Part(V3_HOSTS[1], "success", "", 9_000_000)
         one.v3.start("node", "install_agent", [failed], at=now + 60_000)
         one.v3.start("node", "install_agent", [slow], at=now + 70_000)
-
-        def stop() -> None:
-            nonlocal lying
-            lying = False
-
-        one.loop.call_later(299, stop)
         good, lines = await run(one, 300)
     assert not good
     text = "\n".join(wrong(lines))
