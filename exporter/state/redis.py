@@ -113,6 +113,8 @@ class RedisStore(Store):
         self._released = 0
         self._until = float("-inf")
         self._broken = self._rewound = False
+        self._answers = True
+        """Whether the newest heartbeat was confirmed."""
         self._cautious = False
         self._lost: Callable[[Key], None] = lambda key: None
         self._dead_entries: list[str] = []
@@ -161,6 +163,8 @@ class RedisStore(Store):
         self._hold(key)
         if not self.valid:
             raise StateUnreachable("the lease has lapsed: the state does not answer")
+        if not self._answers:
+            raise StateUnreachable("the newest heartbeat was not confirmed: the state does not answer")
 
     async def commit(self, key: Key, payload: bytes) -> None:
         if len(payload) > MOST_PAYLOAD:
@@ -247,12 +251,15 @@ class RedisStore(Store):
             try:
                 async with self._beating:
                     await (self._renew() if self._broken else self._beat())
+                self._answers = True
             except _Broken:
                 continue
-            except StateUnreachable as error:
-                log.get().warning("state_unreachable", reason=str(error))
             except StateError as error:
-                log.get().error("state_refused", reason=str(error))
+                self._answers = False
+                if isinstance(error, StateUnreachable):
+                    log.get().warning("state_unreachable", reason=str(error))
+                else:
+                    log.get().error("state_refused", reason=str(error))
             self._heartbeat_sent.set()
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
