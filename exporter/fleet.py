@@ -221,15 +221,21 @@ class Fleet:
                     saved: list[Saved] = [*self.pollers.values(), *self.others]
                     await gather_bounded((one.save() for one in saved), SAVES)
                     complete = True
-                await self._flush([one for one in self.pollers.values() if one.uncommitted(FLUSH - CHECK)])
+                if not await self._flush([one for one in self.pollers.values() if one.uncommitted(FLUSH - CHECK)]):
+                    self._commit_next()
                 telemetry.state_size(await store.size())
             except StateError as error:
                 telemetry.state_write_error()
+                self._commit_next()
                 log.get().error("state_not_kept", message=str(error), consequence="polls fail until it can be written")
             for _ in range(store.resets - resets):
                 telemetry.state_reset()
             resets = store.resets
             await asyncio.sleep(CHECK)
+
+    def _commit_next(self) -> None:
+        for poller in self.pollers.values():
+            poller.commit_next()
 
     async def _apply(self, config: Config, assigned: Assignment) -> None:
         services, settings = self._services, Settings.of(config)

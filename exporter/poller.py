@@ -423,6 +423,10 @@ class Poller:
         """Whether a poll has waited so long for `flush`."""
         return self._uncommitted_since is not None and self._clock.monotonic() - self._uncommitted_since >= seconds
 
+    def commit_next(self) -> None:
+        """Commit the next poll whatever it finds: the state may not be writable, and then the poll has to fail."""
+        self._commits_next = True
+
     async def flush(self) -> bool:
         """Commit the polls that found nothing new. False if that fails; then the next poll is committed at once."""
         try:

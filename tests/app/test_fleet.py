@@ -50,20 +50,25 @@ pytestmark = pytest.mark.looptime
 
 class Store(MemoryStore):
     """A store that fails to load the state of these scopes, and takes a while for the others. It counts commits by
-    scope, and refuses them while it is `full`."""
+    scope, refuses them while it is `full`, and checks and commits while it is `gone`."""
 
     broken: frozenset[Scope] = frozenset()
-    full = False
+    full = gone = False
 
     def __init__(self) -> None:
         super().__init__()
         self.commits: Counter[str] = Counter()
 
     async def commit(self, key: Key, payload: bytes) -> None:
-        if self.full:
+        if self.full or self.gone:
             raise StateError("no space left")
         self.commits[str(key.scope)] += 1
         await super().commit(key, payload)
+
+    async def check(self) -> bool:
+        if self.gone:
+            raise StateError("no such directory")
+        return await super().check()
 
     async def load(self, key: Key) -> Stored | None:
         await asyncio.sleep(0.01)
@@ -388,6 +393,20 @@ async def test_F41_a_state_that_cannot_be_written_fails_quiet_polls_within_two_m
         assert one.shown("blueking_exporter_collector_success") == dict.fromkeys(names(SCOPES), 1)
         assert set(store.commits) == names(SCOPES)
         assert await age_of_states(one) == 0
+
+
+async def test_F65_a_state_that_is_gone_fails_quiet_polls_after_the_next_check(tmp_path: Path) -> None:
+    """Not only after a minute, when they would be committed."""
+    store = Store()
+    async with quiet(tmp_path, store) as one:
+        await asyncio.sleep(60)
+        store.gone = True
+        await asyncio.sleep(10 + INTERVAL)
+        assert one.shown("blueking_exporter_collector_success") == dict.fromkeys(names(SCOPES), 0)
+        assert {poller.reason for poller in one.fleet.pollers.values()} == {"state"}
+        store.gone = False
+        await asyncio.sleep(INTERVAL)
+        assert one.shown("blueking_exporter_collector_success") == dict.fromkeys(names(SCOPES), 1)
 
 
 async def test_a_short_catchup_is_committed_with_every_poll(tmp_path: Path) -> None:
