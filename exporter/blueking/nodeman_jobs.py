@@ -6,20 +6,27 @@ Times carry a zone. Numbers may come as text, lists as `{}` or null. `cost_time`
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from msgspec import Struct, field
+from msgspec import Meta, Raw, Struct, field
+from msgspec.structs import astuple
 
-from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed
+from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed, text_in
 from exporter.blueking.steps import OTHER, step_slug
 from exporter.blueking.text import clean_text
-from exporter.blueking.values import Number, Time, check_rows, host, integer, seconds, status_slug, word
+from exporter.blueking.values import Number, Time, host, integer, lower, seconds, status_slug, word
 from exporter.model import Host
 
-When = TypeVar("When")
-"""The type of times: `datetime` where all are text in the usual form, which msgspec reads fastest; `Time` otherwise."""
+When = TypeVar("When", bound=Time | datetime.datetime)
+Word = TypeVar("Word", bound=Number)
+Whole = TypeVar("Whole", bound=Number)
+"""The types of times, words and integers: narrow in the usual form of an answer, since msgspec decodes that fastest;
+wide for any other form."""
+_UsualTime = Annotated[datetime.datetime, Meta(tz=True)]
+_UsualWord = Annotated[str, Meta(min_length=1)]
 
 
 class Statistics(Struct, frozen=True, gc=False):
@@ -36,22 +43,61 @@ class Statistics(Struct, frozen=True, gc=False):
     total: int
 
 
-class Job(Struct, frozen=True, gc=False):
+class _Statistics(Struct, gc=False, rename=lambda name: f"{name}_count"):
+    pending: Int | None = None
+    running: Int | None = None
+    success: Int | None = None
+    failed: Int | None = None
+    ignored: Int | None = None
+    total: Int | None = None
+
+
+_NO_STATISTICS = _Statistics()
+
+
+class JobOf(
+    Struct,
+    Generic[When],
+    gc=False,
+    rename={
+        "sent_job_type": "job_type",
+        "task_ids": "task_id_list",
+        "sent_statistics": "statistics",
+        "bk_biz_ids": "bk_biz_scope",
+    },
+):
     """A job. Times in unix seconds; `end_time` stays at the end of the first run.
 
-    `status` is in lower case and may be an unknown word. `statistics` is None when nothing has been counted, as when
-    creating the job failed. Only job_list gives `task_ids`, `subscription_id` and `bk_biz_ids`.
+    `status` is in lower case and may be an unknown word. Only job_list gives `task_ids`, `subscription_id` and
+    `bk_biz_ids`. The members are in the order of the usual row of job_list, which is decoded into this.
     """
 
-    id: int
-    job_type: str
-    status: str
-    start_time: int | None
-    end_time: int | None
-    statistics: Statistics | None
-    task_ids: tuple[int, ...] = ()
-    subscription_id: int | None = None
-    bk_biz_ids: tuple[int, ...] = ()
+    id: Int
+    sent_job_type: str | None
+    subscription_id: Int | None
+    task_ids: tuple[Int, ...]
+    start_time: When | None
+    end_time: When | None
+    status: _UsualWord
+    sent_statistics: _Statistics | None
+    bk_biz_ids: tuple[Int, ...]
+
+    @property
+    def job_type(self) -> str:
+        return word(self.sent_job_type)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """None when nothing has been counted, as when creating the job failed."""
+        known: Any = self.sent_statistics
+        if isinstance(known, _Statistics):
+            known = None if known == _NO_STATISTICS else Statistics(*[number or 0 for number in astuple(known)])
+            self.sent_statistics = known  # it is read several times
+        return known  # type: ignore[no-any-return]
+
+
+Job = JobOf[int]
+"""A job as the calls return it."""
 
 
 class JobPage(Struct, frozen=True):
@@ -62,56 +108,74 @@ class JobPage(Struct, frozen=True):
     total: int
 
 
-class HostRow(Struct, frozen=True, gc=False):
-    """A host of a job. The row is read where it is needed and was checked before: no property raises. Times in unix
-    seconds, None until it begins or ends."""
+class HostRowOf(
+    Struct, Generic[When, Word, Whole], gc=False, kw_only=True, rename=lambda name: name.removeprefix("sent_")
+):
+    """A host of a job. The members that begin with `sent_` are as the platform sent them, in the order of the usual
+    row; the properties read them, and none raises. Times in unix seconds, None until it begins or ends."""
 
-    row: _HostRow[Any]
-    zone: datetime.timezone
-    plugin: bool
+    sent_instance_id: str | None = None
+    sent_ip: str | None = None
+    sent_inner_ip: str | None = None
+    sent_inner_ipv6: str | None = None
+    sent_bk_host_id: Whole | None = None
+    sent_bk_cloud_id: Whole | None = None
+    sent_bk_biz_id: Whole | None = None
+    sent_status: Word
+    sent_start_time: When | None = None
+    sent_end_time: When | None = None
+    sent_node_id: Whole | None = None
+    # Texts of failed hosts only are read: decoding all of them would take a tenth of the time.
+    sent_status_display: Raw = Raw(b"null")
+    sent_step: Raw = Raw(b"null")
+    sent_filter_host: bool | None = None
 
     @property
     def filtered(self) -> bool:
         """Whether the job never ran on it: then the row is no result and comes back on every page."""
-        return bool(self.row.filter_host)
+        return bool(self.sent_filter_host)
 
     @property
     def instance_id(self) -> str:
-        return clean_text(self.row.instance_id or "")
+        return clean_text(self.sent_instance_id or "")
 
     @property
     def host(self) -> Host | None:
         """None where neither an id nor an address is known."""
-        row = self.row
-        return host(row.bk_cloud_id, row.bk_host_id, row.inner_ip, row.inner_ipv6, row.ip)
+        addresses = self.sent_inner_ip, self.sent_inner_ipv6, self.sent_ip
+        return host(self.sent_bk_cloud_id, self.sent_bk_host_id, *addresses)
 
     @property
     def bk_biz_id(self) -> int | None:
-        return integer(self.row.bk_biz_id)
+        return integer(self.sent_bk_biz_id)
 
     @property
     def status(self) -> str:
-        return status_slug(self.row.status)
+        return status_slug(self.sent_status)
 
     @property
     def start_time(self) -> int | None:
-        return seconds(self.row.start_time, self.zone, "start_time")
+        return seconds(self.sent_start_time, datetime.UTC, "start_time")
 
     @property
     def end_time(self) -> int | None:
-        return seconds(self.row.end_time, self.zone, "end_time")
+        return seconds(self.sent_end_time, datetime.UTC, "end_time")
 
-    @property
-    def step(self) -> str:
+    def step(self, job: Job) -> str:
         """The sub-step that is running or has failed, or after success the last one; `other` where none is named.
+        `job`: the job of the host.
 
         The platform looks at the first step of a subscription only. When a later step fails, the row names the last
         sub-step of the first one, and its display text says that it has succeeded.
         """
         # Where no sub-step is running or has failed, the row names the last one and its node_id is -1.
-        if integer(self.row.node_id) == -1 or (self.status == "failed" and _says_success(self.row.status_display)):
+        if integer(self.sent_node_id) == -1 or (self.status == "failed" and _says_success(self.sent_status_display)):
             return OTHER
-        return step_slug(None, self.row.step, plugin=self.plugin)
+        return step_slug(None, text_in(self.sent_step), plugin=job.job_type.endswith("PLUGIN"))
+
+
+HostRow = HostRowOf[Any, Any, Any]
+"""A host as the calls return it."""
 
 
 class JobDetails(Struct, frozen=True):
@@ -122,27 +186,20 @@ class JobDetails(Struct, frozen=True):
     hosts: tuple[HostRow, ...]
 
 
-class _Statistics(Struct, gc=False):
-    pending_count: Int | None = None
-    running_count: Int | None = None
-    success_count: Int | None = None
-    failed_count: Int | None = None
-    ignored_count: Int | None = None
-    total_count: Int | None = None
+class _UsualJobPage(Struct):
+    rows: list[JobOf[str]] = field(name="list")
+    total: Int
 
 
-_NO_STATISTICS = _Statistics()
-
-
-class _Job(Struct, Generic[When], gc=False):
-    """job_list calls the id `id`, job_details `job_id`."""
+class _Job(Struct, gc=False):
+    """A job in any form. job_list calls the id `id`, job_details `job_id`."""
 
     id: Number = None
     job_type: str | None = None
     subscription_id: Int | None = None
     task_id_list: list[Int] | Empty | None = None
-    start_time: When | None = None
-    end_time: When | None = None
+    start_time: Time = None
+    end_time: Time = None
     status: Number = None
     statistics: _Statistics | list[None] | None = None
     bk_biz_scope: list[Int] | Empty | None = None
@@ -150,36 +207,35 @@ class _Job(Struct, Generic[When], gc=False):
 
 
 class _JobPage(Struct):
-    rows: list[_Job[Time]] | Empty | None = field(name="list")
+    rows: list[_Job] | Empty | None = field(name="list")
     total: Int | None = None
 
 
-class _HostRow(Struct, Generic[When], gc=False):
-    instance_id: str | None = None
-    ip: str | None = None
-    inner_ip: str | None = None
-    inner_ipv6: str | None = None
-    bk_host_id: Number = None
-    bk_cloud_id: Number = None
-    bk_biz_id: Number = None
-    status: Number = None
-    start_time: When | None = None
-    end_time: When | None = None
-    node_id: Number = None
-    step: str | None = None
-    filter_host: bool | None = None
-    status_display: Any = None
+class _UsualJobDetails(_Job):
+    rows: list[HostRowOf[_UsualTime, _UsualWord, int]] = field(name="list", default_factory=list)
+    total: Int | None = None
 
 
-class _JobDetails(_Job[When], Generic[When]):
-    rows: list[_HostRow[When]] | Empty | None = field(name="list", default=None)
+class _JobDetails(_Job):
+    rows: list[HostRowOf[Time, Number, Number]] | Empty | None = field(name="list", default=None)
     total: Int | None = None
 
 
 def job_list_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, JobPage]]:
     """The decoders of an answer of job_list."""
 
-    def read(page: _JobPage) -> JobPage:
+    @functools.lru_cache(maxsize=16_384)
+    def unix(time: str | None) -> int | None:
+        return seconds(time, zone, "time")
+
+    def usual(page: _UsualJobPage) -> JobPage:
+        rows: list[JobOf[Any]] = page.rows
+        for row in rows:
+            row.status = lower(row.status)
+            row.start_time, row.end_time = unix(row.start_time), unix(row.end_time)
+        return JobPage(tuple(rows), page.total)
+
+    def odd(page: _JobPage) -> JobPage:
         jobs: list[Job | None] = []
         for row in listed(page.rows):
             try:
@@ -190,30 +246,31 @@ def job_list_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, 
                 raise WrongShape(f"data.list[{len(jobs)}].{error}") from None
         return JobPage(tuple(jobs), len(jobs) if page.total is None else page.total)
 
-    return (ResponseDecoder(_JobPage, read, strict=False),)
+    return (ResponseDecoder(_UsualJobPage, usual), ResponseDecoder(_JobPage, odd, strict=False))
 
 
 def job_details_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, JobDetails]]:
     """The decoders of an answer of job_details."""
 
-    def usual(data: _JobDetails[Any]) -> JobDetails:
+    def details(data: _UsualJobDetails | _JobDetails, rows: Sequence[HostRow]) -> JobDetails:
         try:
             job = _job(data, zone)
         except WrongShape as error:
             raise WrongShape(f"data.{error}") from None
-        rows, plugin = listed(data.rows), job.job_type.endswith("PLUGIN")
-        check_rows(rows, zone)
-        hosts = tuple([HostRow(row, zone, plugin) for row in rows])
-        return JobDetails(job, sum(not row.filtered for row in hosts) if data.total is None else data.total, hosts)
+        return JobDetails(job, sum(not row.filtered for row in rows) if data.total is None else data.total, tuple(rows))
 
-    def odd(data: _JobDetails[Time]) -> JobDetails:
-        rows = listed(data.rows)
-        check_rows(rows, zone, "start_time", "end_time")
-        return usual(data)
+    def odd(data: _JobDetails) -> JobDetails:
+        rows: list[HostRow] = listed(data.rows)
+        for index, row in enumerate(rows):
+            path = f"data.list[{index}]"
+            status_slug(row.sent_status, f"{path}.status")
+            row.sent_start_time = seconds(row.sent_start_time, zone, f"{path}.start_time")
+            row.sent_end_time = seconds(row.sent_end_time, zone, f"{path}.end_time")
+        return details(data, rows)
 
     return (
-        ResponseDecoder(_JobDetails[datetime.datetime], usual),
-        ResponseDecoder(_JobDetails[Time], odd, strict=False),
+        ResponseDecoder(_UsualJobDetails, lambda data: details(data, data.rows)),
+        ResponseDecoder(_JobDetails, odd, strict=False),
     )
 
 
@@ -231,37 +288,25 @@ def _id(value: Number) -> int:
     raise IdTooLarge("id needs more than 64 bits") if is_integer else WrongShape("id is no integer")
 
 
-def _job(row: _Job[Any], zone: datetime.timezone) -> Job:
-    return Job(
+def _job(row: _Job, zone: datetime.timezone) -> Job:
+    return JobOf(
         _id(row.job_id if row.id is None else row.id),
-        word(row.job_type),
-        status_slug(row.status, "status"),
+        row.job_type,
+        row.subscription_id,
+        tuple(listed(row.task_id_list)),
         seconds(row.start_time, zone, "start_time"),
         seconds(row.end_time, zone, "end_time"),
-        _statistics(row.statistics),
-        tuple(listed(row.task_id_list)),
-        row.subscription_id,
+        status_slug(row.status, "status"),
+        row.statistics if isinstance(row.statistics, _Statistics) else None,
         tuple(listed(row.bk_biz_scope)),
     )
 
 
-def _says_success(display: object) -> bool:
+def _says_success(display: Raw) -> bool:
     """Whether a display text, in either language, says that something has succeeded."""
-    return isinstance(display, str) and bool(_SUCCESS.search(display)) and not _FAILURE.search(display)
+    text = text_in(display)
+    return bool(_SUCCESS.search(text)) and not _FAILURE.search(text)
 
 
 _SUCCESS = re.compile("成功|succe", re.IGNORECASE)
 _FAILURE = re.compile("失败|fail", re.IGNORECASE)
-
-
-def _statistics(given: _Statistics | list[None] | None) -> Statistics | None:
-    if not isinstance(given, _Statistics) or given == _NO_STATISTICS:
-        return None
-    return Statistics(
-        given.pending_count or 0,
-        given.running_count or 0,
-        given.success_count or 0,
-        given.failed_count or 0,
-        given.ignored_count or 0,
-        given.total_count or 0,
-    )

@@ -80,7 +80,8 @@ def integer(value: Number) -> int | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _lower(text: str) -> str:
+def lower(text: str) -> str:
+    """A status that is not empty, in lower case."""
     return clean_text(text, 64).lower()
 
 
@@ -93,7 +94,7 @@ def status_slug(value: Number, path: str = "") -> str:
         if path:
             raise WrongShape(f"{path} is missing")
         return UNKNOWN
-    return _lower(str(value))
+    return lower(str(value))
 
 
 @functools.lru_cache(maxsize=1024)

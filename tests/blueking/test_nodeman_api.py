@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from exporter.blueking.client import Client, Deadline
 from exporter.blueking.envelope import Reply, WrongShape, read
 from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
-from exporter.blueking.nodeman_jobs import JobDetails, JobPage, Statistics
+from exporter.blueking.nodeman_jobs import JobDetails, JobPage, Statistics, job_details_decoders, job_list_decoders
 from exporter.blueking.nodeman_legacy import LegacyTask, NodemanLegacyApi
 from exporter.blueking.nodeman_subscriptions import SubStep, TaskResult, task_result_decoders
 from exporter.blueking.steps import step_slug
@@ -246,7 +247,11 @@ async def test_a_failed_instance_names_its_step(canned: Canned) -> None:
         details = await asker.details()
     assert (instance.failure, instance.job_type) == (("INSTALL_AGENT", "install"), "INSTALL_AGENT")
     assert [step.status for step in instance.steps or ()] == ["success", "success", "failed", "pending", "pending"]
-    steps = {(row.host.bk_host_id or row.host.ip): row.step for row in details.hosts if row.host and not row.filtered}
+    steps = {
+        (row.host.bk_host_id or row.host.ip): row.step(details.job)
+        for row in details.hosts
+        if row.host and not row.filtered
+    }
     assert steps == {
         "10.0.0.5": "other",
         "4": "other",
@@ -458,7 +463,7 @@ async def test_F14_forms_of_times_in_details(canned: Canned, time: object, expec
         details = await asker.details()
     odd, other = details.hosts
     assert (details.job.start_time, odd.start_time, odd.end_time) == (expected, expected, expected)
-    assert (odd.status, odd.step, odd.host) == ("failed", "install", Host("0", "2", ""))
+    assert (odd.status, odd.step(details.job), odd.host) == ("failed", "install", Host("0", "2", ""))
     assert (other.start_time, other.end_time, details.total) == (None, NINE, 2)
 
 
@@ -491,7 +496,8 @@ async def test_F12_F13_forms_of_values_in_host_rows(
     canned.says({**JOB_ROW, "total": "1", "list": [{**HOST_ROW, member: value}]})
     async with asking(canned.url) as asker:
         details = await asker.details()
-    assert getattr(details.hosts[0], field) == expected
+    row = details.hosts[0]
+    assert (row.step(details.job) if field == "step" else getattr(row, field)) == expected
     assert details.total == 1
 
 
@@ -513,7 +519,8 @@ async def test_a_step_that_succeeded_is_not_the_one_that_failed(canned: Canned, 
     succeeded = {**HOST_ROW, "status": "SUCCESS", "status_display": "执行成功"}
     canned.says({**JOB_ROW, "list": [{**HOST_ROW, "status_display": display}, succeeded]})
     async with asking(canned.url) as asker:
-        assert [row.step for row in (await asker.details()).hosts] == [step, "install"]
+        details = await asker.details()
+    assert [row.step(details.job) for row in details.hosts] == [step, "install"]
 
 
 async def test_the_second_step_of_an_instance_names_its_own_action(canned: Canned) -> None:
@@ -780,7 +787,7 @@ def reason_of(body: bytes, form: str) -> str:
                 value is None or isinstance(value, int) for value in (row.bk_biz_id, row.start_time, row.end_time)
             )
             assert len(row.instance_id) <= 256
-            assert len(row.step) <= 64
+            assert len(row.step(answer.job)) <= 64
             assert isinstance(row.filtered, bool)
     if isinstance(answer, TaskResult):
         for instance in answer.instances:  # which are read only now
@@ -862,7 +869,7 @@ async def test_against_the_simulator(api: str, app_type: bool, base: str) -> Non
         assert details.job.start_time == 1_795_000_020
         assert details.job.statistics == Statistics(0, 0, 1, 1, 1, 3)
         rows = {row.host: row for row in details.hosts if row.host}
-        assert rows[Host("0", "2", "10.0.0.2")].step == "install"
+        assert rows[Host("0", "2", "10.0.0.2")].step(details.job) == "install"
         assert [row.filtered for row in details.hosts] == [False, False, False, True]
         result = await asker.result(job.subscription.id, pagesize=500)
         assert result.counter == {"success": 1, "failed": 1, "removed": 1}
@@ -890,8 +897,9 @@ async def test_trap29_every_step_is_found_by_its_text(job_type: str) -> None:
             job = world.start_job(job_type, outcome, old_engine=True)
             now[0] += 100
             (instance,) = (await asker.result(old.id, pagesize=10)).instances
-            (row,) = (await asker.details(job.id, pagesize=10)).hosts
-            assert (instance.failure[1], row.step) == (step.code, step.code)
+            details = await asker.details(job.id, pagesize=10)
+            (row,) = details.hosts
+            assert (instance.failure[1], row.step(details.job)) == (step.code, step.code)
 
 
 async def test_pages_cover_a_large_subscription() -> None:
@@ -928,3 +936,48 @@ async def test_trap25_the_removed_route() -> None:
         with pytest.raises(ApiError) as caught:
             await asker.task(2, task.id)
         assert (caught.value.reason, caught.value.code) == ("http_5xx", "1306201")
+
+
+JOB_ANSWERS = sorted(file.name for file in FIXTURES.glob("nodeman_job_*__ok*.json"))
+
+
+@pytest.mark.parametrize("file", JOB_ANSWERS)
+def test_recorded_answers_have_the_usual_form(file: str) -> None:
+    """The decoder of the usual form reads what the platform sends, and as the decoder of all other forms does."""
+    usual, odd = (job_list_decoders if "job_list" in file else job_details_decoders)(CHINA)
+    body = (FIXTURES / file).read_bytes()
+    assert _values(usual.read(body)) == _values(odd.read(body))
+
+
+def _values(answer: JobPage | JobDetails) -> list[object]:
+    """Every value of an answer."""
+    jobs = answer.rows if isinstance(answer, JobPage) else (answer.job,)
+    found: list[object] = [answer.total]
+    for job in jobs:
+        assert job
+        found += [job.id, job.job_type, job.status, job.start_time, job.end_time, job.statistics]
+        found += [job.task_ids, job.subscription_id, job.bk_biz_ids]
+    if isinstance(answer, JobDetails):
+        for row in answer.hosts:
+            found += [row.filtered, row.instance_id, row.host, row.bk_biz_id, row.status, row.start_time, row.end_time]
+            found.append(row.step(answer.job))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"start_time": "soon"}, "data.list[1].start_time is no time"),
+        ({"status": ""}, "data.list[1].status is missing"),
+        ({"id": "x"}, "data.list[1].id is no integer"),
+        ({"task_id_list": 7}, "data.list[1].task_id_list"),
+    ],
+)
+def test_a_bad_job_is_named_by_its_place(changed: dict[str, object], expected: str) -> None:
+    """Also where all other rows have the usual form."""
+    answer = json.loads((FIXTURES / "nodeman_job_list__ok.json").read_bytes())
+    row = answer["data"]["list"][0]
+    answer["data"]["list"] = [row, {**row, **changed}]
+    body = json.dumps(answer).encode()
+    with pytest.raises(ApiError, match=re.escape(expected)):
+        read(Reply(200, body, {}), job_list_decoders(CHINA))

@@ -125,7 +125,7 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
             if history or (since is not None and since < self.born and not known.new):
                 known = msgspec.structs.replace(known, timed=True)
             else:
-                steps = [host.step for host in self._own_rows(id) if host.status == "failed"]
+                steps = [host.step(row) for host in self._own_rows(id) if host.status == "failed"]
                 self._count_finished(id, row, status_label(row.status), row.end_time, steps)
             # The platform keeps the end of the first run.
             end = known_end(row.end_time, now) if row.end_time != known.end_time else None
@@ -216,7 +216,7 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
         found: dict[str, float] = {}
         for host in self._own_rows(id):
             if host.status in ("failed", "success"):
-                step = host.step if host.status == "failed" else None
+                step = host.step(row) if host.status == "failed" else None
                 self._take(id, row, known, found, host.host, host.instance_id, host.end_time, step)
         return found
 

@@ -153,7 +153,7 @@ class NodemanJobRecount(Recount[NodemanJobConfig, NodemanApi]):
         for job, hosts in zip(failed, pages, strict=True):
             for host in self._own(hosts):
                 if host.status == "failed" and job.id in new:
-                    recounted.samples.add(HOST_FAILURES, _labels(job, host.step))
+                    recounted.samples.add(HOST_FAILURES, _labels(job, host.step(job)))
             self._add(results, job, hosts)
         shown = {(job.id, _instance(row)) for job, hosts in zip(failed, pages, strict=True) for row in hosts}
         for id in self._hosts.keys() & rows:
@@ -178,7 +178,7 @@ class NodemanJobRecount(Recount[NodemanJobConfig, NodemanApi]):
         """Add the results of the hosts of this business."""
         for row in self._own(hosts):
             if row.host and row.status in ("failed", "success"):
-                labels = _labels(job, row.step) if row.status == "failed" else None
+                labels = _labels(job, row.step(job)) if row.status == "failed" else None
                 results.add(row.host, job.id, row.end_time or job.end_time, labels)
 
     def _own(self, hosts: Iterable[HostRow]) -> list[HostRow]:
