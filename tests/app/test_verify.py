@@ -30,7 +30,7 @@ from exporter.simulator import nodeman_api
 from exporter.simulator.faults import Fault
 from exporter.simulator.nodemgr_world import Domain, Part, Workflow
 from exporter.simulator.server import SimulatorServer, create_platform, sample_config
-from exporter.simulator.world import StepScript, target
+from exporter.simulator.world import Oddity, StepScript, target
 from exporter.verify.answers import Redactor
 from exporter.verify.command import verify
 from exporter.verify.members import is_documented, read_members
@@ -327,6 +327,22 @@ async def test_what_never_stands_still_lies_between_two_polls(tmp_path: Path) ->
             good, lines = await run(one, 120)
     assert good, wrong(lines)
     assert "note  job biz/2: it changed all the time: counters lie between two polls, gauges are not compared" in lines
+
+
+async def test_F68_odd_times_are_named_and_nothing_else_differs(tmp_path: Path) -> None:
+    """An end in the far future and a start long before the creation are unknown values; all counts agree."""
+    async with daemon(tmp_path) as one:
+        await asyncio.sleep(60)
+        fails = [StepScript(1, 5.0, {target(1): (104, 3)})]
+        ahead = Oddity(end_time_ahead=400 * 86400.0)
+        after(one, 40, lambda: one.world.start(BIZ, steps=fails, oddity=ahead))
+        after(one, 50, lambda: one.world.start(BIZ, steps=fails, oddity=Oddity(start_time=one.ms - 400 * 86_400_000)))
+        good, lines = await run(one, 300)
+    assert not good
+    found = wrong(lines)
+    assert len(found) == 2, lines
+    assert found[0].startswith("DIFF  job biz/2: job.end_time has the unknown value ")
+    assert found[1].startswith("DIFF  job biz/2: job.start_time has the unknown value ")
 
 
 # JOB: hosts that fail, watched jobs

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
+import msgspec
+
 from exporter.blueking.job import Execution, ExecutionStatus, JobApi, Step
 from exporter.clock import Clock
 from exporter.collectors.calls import gather_bounded
@@ -42,6 +44,10 @@ WATCHED_LAST_DURATION = "blueking_job_watched_last_duration_seconds"
 WATCHED_UNFINISHED = "blueking_job_watched_unfinished"
 WATCHED_UNFINISHED_SINCE = "blueking_job_watched_unfinished_since_timestamp_seconds"
 
+AHEAD = 300_000
+"""ms: a time further ahead of the platform's clock is no time."""
+EARLY = 86_400_000
+"""ms: a start more than this before the creation is no time."""
 SCRIPT = 1
 SUCCESS = 3
 RUNNING_STEP = frozenset({2, 10})
@@ -83,7 +89,7 @@ class JobRecount(Recount[JobConfig, JobApi]):
         found = await self._look_up((older | self._seen.keys()) - rows.keys())
         recounted = Recounted()
         recounted.gone = {id for id in finished if id not in rows and id not in found}
-        rows |= found
+        rows = {id: _with_valid_times(row, end) for id, row in (rows | found).items()}
         for name in ("created", "finished"):
             recounted.samples.expect(f"blueking_job_executions_{name}_total")
         recounted.samples.expect(f"{DURATION}_count", f"{DURATION}_sum", f"{WAIT}_count", f"{WAIT}_sum")
@@ -312,7 +318,7 @@ class JobRecount(Recount[JobConfig, JobApi]):
         if self.config.host_results == "failed":
             succeeded = (row for id, row in counted.items() if row.status == SUCCESS and id not in answers)
             runs += [(_time(row.end_time) or 0, row.id, None) for row in succeeded]
-        results = HostResults()
+        results, now = HostResults(), round(self.clock.platform() * 1000)
         for end, id, answer in sorted(runs, key=lambda run: run[:2]):
             row = rows[id]
             group = f"plan {row.plan_id}" if row.plan_id > 0 else f"name {row.name}"
@@ -320,10 +326,10 @@ class JobRecount(Recount[JobConfig, JobApi]):
                 if results.groups().get(group, math.inf) > end / 1000:
                     continue
                 answer = await self._status(id)
-            for host, code, moment in _last_results(answer, end):
+            for host, code, moment in _last_results(answer, end, now):
                 if code != HOST_ALREADY_SUCCEEDED:
                     labels = None if code == HOST_SUCCESS else (str(code), host_reason(code))
-                    results.add(host, id, moment / 1000, labels, group)
+                    results.add(host, id, moment / 1000 if moment else None, labels, group)
         failing = results.failing(self.clock.platform() - self.config.failing_host_ttl)
         count_failing(recounted, "blueking_job", results, failing, self.config.max_failing_hosts)
         if len(failing) <= self.config.max_failing_hosts:
@@ -332,8 +338,8 @@ class JobRecount(Recount[JobConfig, JobApi]):
             }
 
 
-def _last_results(answer: ExecutionStatus, end: int) -> Iterator[tuple[Host, int, int]]:
-    """Each host with its code in the last step that it takes part in, and when that was; ms."""
+def _last_results(answer: ExecutionStatus, end: int, now: int) -> Iterator[tuple[Host, int, int]]:
+    """Each host with its code in the last step that it takes part in, and when that was; ms, 0 if unknown."""
     last: dict[str, tuple[Host, int, int]] = {}
     ids: dict[str, str] = {}
     for step in answer.steps:
@@ -346,7 +352,9 @@ def _last_results(answer: ExecutionStatus, end: int) -> Iterator[tuple[Host, int
             elif address:
                 ids[address] = name
                 last.pop(address, None)
-            last[name] = one.host, one.status, _time(one.end_time) or _time(step.end_time) or end
+            ends = (one.end_time, step.end_time, end)
+            moment = next((time for time in ends if time is not None and 0 < time <= now + AHEAD), 0)
+            last[name] = one.host, one.status, moment
     return iter(last.values())
 
 
@@ -355,6 +363,14 @@ def _is_watched(entry: Watch, row: Execution) -> bool:
     if entry.job_plan_id is not None:
         return row.plan_id == entry.job_plan_id
     return entry.name is not None and fnmatch.fnmatchcase(row.name, entry.name.replace("[", "[[]"))
+
+
+def _with_valid_times(row: Execution, now: int) -> Execution:
+    """The row without an end in the future and without a start long before its creation."""
+    start, end = _time(row.start_time), _time(row.end_time)
+    if start is not None and not row.create_time - EARLY <= start <= now + AHEAD:
+        start = None
+    return msgspec.structs.replace(row, start_time=start, end_time=end if end and end <= now + AHEAD else None)
 
 
 def _time(value: int | None) -> int | None:
