@@ -235,7 +235,7 @@ def job_list_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, 
             row.start_time, row.end_time = unix(row.start_time), unix(row.end_time)
         return JobPage(tuple(rows), page.total)
 
-    def odd(page: _JobPage) -> JobPage:
+    def unusual(page: _JobPage) -> JobPage:
         jobs: list[Job | None] = []
         for row in listed(page.rows):
             try:
@@ -246,7 +246,7 @@ def job_list_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, 
                 raise WrongShape(f"data.list[{len(jobs)}].{error}") from None
         return JobPage(tuple(jobs), len(jobs) if page.total is None else page.total)
 
-    return (ResponseDecoder(_UsualJobPage, usual), ResponseDecoder(_JobPage, odd, strict=False))
+    return (ResponseDecoder(_UsualJobPage, usual), ResponseDecoder(_JobPage, unusual, strict=False))
 
 
 def job_details_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, JobDetails]]:
@@ -259,7 +259,7 @@ def job_details_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[An
             raise WrongShape(f"data.{error}") from None
         return JobDetails(job, sum(not row.filtered for row in rows) if data.total is None else data.total, tuple(rows))
 
-    def odd(data: _JobDetails) -> JobDetails:
+    def unusual(data: _JobDetails) -> JobDetails:
         rows: list[HostRow] = listed(data.rows)
         for index, row in enumerate(rows):
             path = f"data.list[{index}]"
@@ -270,7 +270,7 @@ def job_details_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[An
 
     return (
         ResponseDecoder(_UsualJobDetails, lambda data: details(data, data.rows)),
-        ResponseDecoder(_JobDetails, odd, strict=False),
+        ResponseDecoder(_JobDetails, unusual, strict=False),
     )
 
 

@@ -117,7 +117,7 @@ TARGET_HOSTS = list[_TargetHost[Any]]
 
 _Hosts: TypeAlias = "msgspec.json.Decoder[list[_TargetHost[Any]] | Empty | None]"
 _USUAL_HOSTS: _Hosts = msgspec.json.Decoder(list[_TargetHost[datetime.datetime]] | Empty | None)
-_ODD_HOSTS: _Hosts = msgspec.json.Decoder(list[_TargetHost[Time]] | Empty | None, strict=False)
+_UNUSUAL_HOSTS: _Hosts = msgspec.json.Decoder(list[_TargetHost[Time]] | Empty | None, strict=False)
 _NO_HOSTS = Raw(b"null")
 
 
@@ -180,16 +180,16 @@ def task_result_decoders(
     def usual(page: _Page[datetime.datetime]) -> TaskResult:
         return _task_result(page, zone, with_steps, _USUAL_HOSTS)
 
-    def odd(page: _Page[Time]) -> TaskResult:
+    def unusual(page: _Page[Time]) -> TaskResult:
         rows = listed(page.rows)
         check_rows(rows, zone, "start_time", "finish_time")
-        return _task_result(page, zone, with_steps, _ODD_HOSTS)
+        return _task_result(page, zone, with_steps, _UNUSUAL_HOSTS)
 
     return (
         ResponseDecoder(_Page[datetime.datetime], usual),
         # Without pagesize and return_all the platform answers a bare list.
-        ResponseDecoder(list[_Instance[Time]], lambda rows: odd(_Page(rows)), strict=False),
-        ResponseDecoder(_Page[Time], odd, strict=False),
+        ResponseDecoder(list[_Instance[Time]], lambda rows: unusual(_Page(rows)), strict=False),
+        ResponseDecoder(_Page[Time], unusual, strict=False),
     )
 
 

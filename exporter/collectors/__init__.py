@@ -16,5 +16,5 @@ COLLECTORS: tuple[type[Collector], ...] = (
     NodemanTaskCollector,
     NodemgrCollector,
 )
-"""Each is one key of `collectors:` in the configuration and one value of the label `collector`. JOB is the largest: its
-state, fold and families have files of their own."""
+"""Each is one key of `collectors:` in the configuration, one value of the label `collector`, and one folder: what is
+asked (collector), what is known (state), how it is counted (fold), what is shown (metrics)."""

@@ -3,7 +3,7 @@
     records = await collector.fetch(state, deadline)        all or nothing; raises ApiError
     observed = collector.observe(state, records, tally)     pure: no clock, no network, no log
 
-Adding an API to watch is one file here and one line in `COLLECTORS`.
+Adding an API to watch: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

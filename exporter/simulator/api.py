@@ -151,7 +151,7 @@ class _Job:
         world = self.platform.job
         if one := parameters.number("job_instance_id", 0):
             row = world.find(scope, one)
-            if row and row.oddity.look_up_refused:
+            if row and row.deviation.look_up_refused:
                 raise Refused(BAD_REQUEST)
             return [row] if row else []
         status, mode, kind = (parameters.optional(name) for name in ("status", "launch_mode", "type"))
@@ -165,7 +165,7 @@ class _Job:
         return [
             row
             for row in world.between(scope, begin, end)
-            if (status is None or (row.status == status and not row.oddity.look_up_refused))
+            if (status is None or (row.status == status and not row.deviation.look_up_refused))
             and (mode is None or row.launch_mode == mode)
             and (kind is None or row.task_type == kind)
             and name in row.name
@@ -189,9 +189,9 @@ class _Job:
             raise Refused(NO_INSTANCE)
         if scope in self.platform.denied_history:
             raise Refused(NO_PERMISSION, call.user, action="view_history", scope=scope)
-        if row.oddity.status_refused == "for good":
+        if row.deviation.status_refused == "for good":
             raise Refused(BAD_REQUEST)
-        if row.oddity.status_refused == "for now":
+        if row.deviation.status_refused == "for now":
             raise Unavailable
         shown = parameters.flag("return_execute_object_result" if v4 else "return_ip_result")
         results = _v4_results if v4 else _v3_results

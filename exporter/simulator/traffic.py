@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from exporter.model import Scope
-from exporter.simulator.world import NOTHING_ODD, JobWorld, Oddity, Outcome, StepScript, Target, target
+from exporter.simulator.world import NO_DEVIATION, Deviation, JobWorld, Outcome, StepScript, Target, target
 
 HOSTS = 24
 AGENT_ABNORMAL, GSE_AGENT_ABNORMAL, AGENT_MISSING = 1, 310, 18
@@ -186,7 +186,7 @@ class Business:
         steps: Sequence[StepScript],
         *,
         outcome: int | None = None,
-        oddity: Oddity = NOTHING_ODD,
+        deviation: Deviation = NO_DEVIATION,
         reused_id: int | None = None,
     ) -> int:
         # Now and then a row is committed later than others that were created after it.
@@ -195,7 +195,7 @@ class Business:
             self.scope, name=name, operator=self.random.choice(("admin", "ops01", "ops02")), task_type=task_type,
             launch_mode=launch_mode, plan_id=self.plan_ids.get(name), steps=steps, outcome=outcome,
             pending_for=self.seconds(0, 2),
-            visible_from=self.world.time + late, oddity=oddity, reused_id=reused_id,
+            visible_from=self.world.time + late, deviation=deviation, reused_id=reused_id,
         )  # fmt: skip
 
     def soon(self, seconds: float, event: Callable[[], None]) -> None:
@@ -215,8 +215,8 @@ class Business:
         self.world.retry(number, duration=self.seconds(2, 20), results=results)
 
 
-class OddBusiness(Business):
-    """Traffic on a platform with all known oddities.
+class UnusualBusiness(Business):
+    """Traffic on a platform with all known deviations.
 
     `patient` and `long` are seconds that the exporter under test needs, whatever the speed of the world: for some
     polls, and until its list window no longer contains an execution.
@@ -227,7 +227,7 @@ class OddBusiness(Business):
         self.patient = patient
         self.long = long
         self.plain: list[int] = []
-        """The newest executions without an oddity, which nobody retries."""
+        """The newest executions without an deviation, which nobody retries."""
 
     def run(
         self, name: str, task_type: int, launch_mode: int, steps: Sequence[StepScript], *, outcome: int | None = None
@@ -238,15 +238,15 @@ class OddBusiness(Business):
         start = functools.partial(self.start, name, task_type, launch_mode)
         chance = self.random.random()
         if chance < 0.03:
-            start(steps, outcome=outcome, oddity=Oddity(status_refused="for good"))
+            start(steps, outcome=outcome, deviation=Deviation(status_refused="for good"))
         elif chance < 0.04:
-            start(steps, outcome=outcome, oddity=Oddity(status_refused="for now"))
+            start(steps, outcome=outcome, deviation=Deviation(status_refused="for now"))
         elif chance < 0.055:
             # It runs until nobody lists it by its creation any more.
             slow = dataclasses.replace(steps[0], duration=self.long * self.random.uniform(1.5, 4))
-            start([slow, *steps[1:]], outcome=outcome, oddity=Oddity(look_up_refused=True))
+            start([slow, *steps[1:]], outcome=outcome, deviation=Deviation(look_up_refused=True))
         elif chance < 0.09:
-            start(steps, outcome=outcome, oddity=self.odd_times())
+            start(steps, outcome=outcome, deviation=self.unusual_times())
         elif chance < 0.13:
             # It ends before its last step does; only very few never settle.
             late = math.inf if chance < 0.094 else self.random.uniform(1, self.patient / 4)
@@ -275,17 +275,17 @@ class OddBusiness(Business):
         }
         return dataclasses.replace(step, results=results)
 
-    def odd_times(self) -> Oddity:
+    def unusual_times(self) -> Deviation:
         day = 86_400.0
         return self.random.choice(
             (
-                Oddity(start_time=0),
-                Oddity(start_time=self.world.time - int(400 * day * 1000)),
-                Oddity(start_time=self.world.time + int(400 * day * 1000)),
-                Oddity(start_time=self.world.time + (200 * 1000)),
-                Oddity(end_time_late=self.patient / 4),
-                Oddity(end_time_late=self.patient / 4, zero_end=True),
-                Oddity(end_time_ahead=400 * day),
+                Deviation(start_time=0),
+                Deviation(start_time=self.world.time - int(400 * day * 1000)),
+                Deviation(start_time=self.world.time + int(400 * day * 1000)),
+                Deviation(start_time=self.world.time + (200 * 1000)),
+                Deviation(end_time_late=self.patient / 4),
+                Deviation(end_time_late=self.patient / 4, zero_end=True),
+                Deviation(end_time_ahead=400 * day),
             )
         )
 

@@ -120,7 +120,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Oddity:
+class Deviation:
     """What the platform shows wrongly about one execution.
 
     `start_time`: shown instead of the true start, ms. `end_time_late`: the end is written so many seconds after the
@@ -137,7 +137,7 @@ class Oddity:
     look_up_refused: bool = False
 
 
-NOTHING_ODD = Oddity()
+NO_DEVIATION = Deviation()
 
 
 @dataclass(slots=True)
@@ -157,7 +157,7 @@ class Execution:
     steps: list[Step]
     outcome: int | None
     stopping_for: float
-    oddity: Oddity
+    deviation: Deviation
     status: int = PENDING
     start_time: int | None = None
     end_time: int | None = None
@@ -287,7 +287,7 @@ class JobWorld:
         pending_for: float = 0.0,
         outcome: int | None = None,
         stopping_for: float = 2.0,
-        oddity: Oddity = NOTHING_ODD,
+        deviation: Deviation = NO_DEVIATION,
         reused_id: int | None = None,
     ) -> int:
         """Start an execution now, or at `create_time` in the past or future; returns its id.
@@ -310,14 +310,14 @@ class JobWorld:
         execution = Execution(
             number, scope, name, operator, task_type, launch_mode, plan, plan + 500_000 if plan > 0 else -1,
             created, visible, [self._step(script, created, task_type) for script in steps],
-            outcome, stopping_for, oddity,
+            outcome, stopping_for, deviation,
         )  # fmt: skip
         self._executions[number] = execution
         bisect.insort(self._history.setdefault(scope, []), (created, number))
         self.ledger.created(
             Record(
                 number, scope, name, plan, task_type, launch_mode, created, visible,
-                oddity.status_refused, oddity.look_up_refused,
+                deviation.status_refused, deviation.look_up_refused,
             )
         )  # fmt: skip
         self._enter(execution, PENDING, at=created)
@@ -455,7 +455,7 @@ class JobWorld:
         if row.outcome == ABANDONED:
             self._finish(row, ABANDONED)
             return
-        row.start_time = self.time if row.oddity.start_time is None else row.oddity.start_time
+        row.start_time = self.time if row.deviation.start_time is None else row.deviation.start_time
         self._enter(row, RUNNING)
         script = row.steps[0].script
         self._enter_step(row, 0, script.results, script.duration)
@@ -550,13 +550,13 @@ class JobWorld:
             self._enter(row, STOPPING)
             self._later(row, end + row.stopping_for * 1000, functools.partial(self._stopped, row))
             return
-        odd = row.oddity
-        if odd.end_time_late:
-            row.end_time = 0 if odd.zero_end else None
+        deviation = row.deviation
+        if deviation.end_time_late:
+            row.end_time = 0 if deviation.zero_end else None
             self._enter(row, status)
-            self._later(row, end + odd.end_time_late * 1000, functools.partial(self._write_end_time, row, end))
+            self._later(row, end + deviation.end_time_late * 1000, functools.partial(self._write_end_time, row, end))
             return
-        row.end_time = end + int(odd.end_time_ahead * 1000)
+        row.end_time = end + int(deviation.end_time_ahead * 1000)
         self._enter(row, status)
 
     def _write_end_time(self, row: Execution, end: int) -> None:

@@ -134,7 +134,7 @@ def test_F01_to_F19_one_scope_fails_with_its_reason(
 
 
 @pytest.mark.parametrize("fault", ["deflate_raw", "duplicate_keys", "null_data", "invalid_utf8", "lone_surrogate"])
-def test_F05_F08_F09_odd_answers_end_in_an_error_or_in_the_truth(
+def test_F05_F08_F09_unusual_answers_end_in_an_error_or_in_the_truth(
     daemon: Daemon, simulated: Simulated, fault: str
 ) -> None:
     """Answers that may be read or refused: no crash, no partial count, and the process continues."""

@@ -30,7 +30,7 @@ from exporter.simulator import nodeman_api
 from exporter.simulator.faults import Fault
 from exporter.simulator.nodemgr_world import Domain, Part, Workflow
 from exporter.simulator.server import SimulatorServer, create_platform, sample_config
-from exporter.simulator.world import Oddity, StepScript, target
+from exporter.simulator.world import Deviation, StepScript, target
 from exporter.verify.answers import Redactor
 from exporter.verify.command import verify
 from exporter.verify.members import is_documented, read_members
@@ -334,9 +334,13 @@ async def test_F68_odd_times_are_named_and_nothing_else_differs(tmp_path: Path) 
     async with daemon(tmp_path) as one:
         await asyncio.sleep(60)
         fails = [StepScript(1, 5.0, {target(1): (104, 3)})]
-        ahead = Oddity(end_time_ahead=400 * 86400.0)
-        after(one, 40, lambda: one.world.start(BIZ, steps=fails, oddity=ahead))
-        after(one, 50, lambda: one.world.start(BIZ, steps=fails, oddity=Oddity(start_time=one.ms - 400 * 86_400_000)))
+        ahead = Deviation(end_time_ahead=400 * 86400.0)
+        after(one, 40, lambda: one.world.start(BIZ, steps=fails, deviation=ahead))
+        after(
+            one,
+            50,
+            lambda: one.world.start(BIZ, steps=fails, deviation=Deviation(start_time=one.ms - 400 * 86_400_000)),
+        )
         good, lines = await run(one, 300)
     assert not good
     found = wrong(lines)

@@ -465,7 +465,7 @@ async def test_F13_what_only_labels_may_be_absent() -> None:
         assert (found.plan_id, found.name, found.create_time, found.end_time) == (NO_PLAN, "", 5, None)
 
 
-async def test_F09_F10_odd_names_cost_no_page() -> None:
+async def test_F09_F10_unusual_names_cost_no_page() -> None:
     """Invalid bytes, lone surrogates and controls are replaced, a long name is cut, the other rows are untouched."""
     page = json.dumps(v4(row(), row(name="BYTES"), row(name="\ud800"), row(name="a\nb\u202e"), row(name="长" * 5000)))
     rows = (await ask(page.encode().replace(b"BYTES", b"a\xffb"))).rows

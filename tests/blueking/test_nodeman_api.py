@@ -610,7 +610,7 @@ async def test_4_1_14_what_was_not_asked_for_is_decode(canned: Canned) -> None:
         ({"end_time": "yesterday"}, "data.end_time"),
     ],
 )
-async def test_F12_odd_details_are_decode(canned: Canned, data: dict[str, object], path: str) -> None:
+async def test_F12_unusual_details_are_decode(canned: Canned, data: dict[str, object], path: str) -> None:
     """A host row that cannot be read is reported while its page is decoded, with its path, though read later."""
     canned.says({**JOB_ROW, "list": [], **data})
     async with asking(canned.url) as asker:
@@ -632,7 +632,7 @@ async def test_F12_odd_details_are_decode(canned: Canned, data: dict[str, object
         (instance_with("step", "node_name", 5), "data.list[1].steps[0].target_hosts[0].sub_steps[0].node_name"),
     ],
 )
-async def test_F12_an_odd_instance_is_decode(canned: Canned, row: dict[str, Any], path: str) -> None:
+async def test_F12_an_unusual_instance_is_decode(canned: Canned, row: dict[str, Any], path: str) -> None:
     """An instance that cannot be read is reported while its page is decoded, with its path, though read later."""
     canned.says({"total": 2, "list": [INSTANCE, row]})
     async with asking(canned.url) as asker:
@@ -682,7 +682,7 @@ async def test_F12_no_sub_steps(canned: Canned, place: str, nothing: object) -> 
 
 
 @pytest.mark.parametrize("odd", [5, "none", True, {"sub_steps": []}, [[]]])
-async def test_F12_odd_hosts_of_a_step_are_decode(canned: Canned, odd: object) -> None:
+async def test_F12_unusual_hosts_of_a_step_are_decode(canned: Canned, odd: object) -> None:
     """What should be the hosts of a step and is none is reported with its path."""
     canned.says({"total": 1, "list": [{**INSTANCE, "steps": [{}, {"target_hosts": odd}]}]})
     async with asking(canned.url) as asker:
@@ -699,7 +699,7 @@ ODD_TEXT = st.one_of(
 
 
 @given(st.lists(ODD_TEXT).map(b"".join))
-def test_F05_odd_text_in_a_sub_step_is_repaired(text: bytes) -> None:
+def test_F05_unusual_text_in_a_sub_step_is_repaired(text: bytes) -> None:
     """Invalid UTF-8 and lone surrogates, which show only when the sub-steps are read, cost a character each."""
     row = json.dumps(instance_with("step", "status", "TEXT")).encode().replace(b"TEXT", text)
     body = b'{"result": true, "data": {"total": 1, "list": [' + row + b"]}}"
@@ -751,7 +751,7 @@ def test_F14_any_time_is_read_or_refused(value: float | str | None) -> None:
 
 
 @pytest.mark.parametrize("text", ["1970-01-01 00:00:01+0000", "9999-12-31 23:59:59+0800", "2016-02-29 12:00:00"])
-def test_F14_odd_years(text: str) -> None:
+def test_F14_unusual_years(text: str) -> None:
     """The first and the last year and a leap day are times like others."""
     assert isinstance(seconds(text, CHINA, "x"), int)
 

@@ -19,7 +19,7 @@ from exporter.simulator.ledger import Exporter, Failing
 from exporter.simulator.nodeman_api import world_of
 from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer, create_platform, sample_config
-from exporter.simulator.world import JobWorld, Oddity, Outcome, StepScript, Target, target
+from exporter.simulator.world import Deviation, JobWorld, Outcome, StepScript, Target, target
 from tests.support.paths import FIXTURES
 
 START = 1_795_000_000.0
@@ -596,7 +596,7 @@ def test_a_retry_can_end_before_anybody_looks(world: JobWorld, now: Time) -> Non
 
 def test_end_time_written_late(world: JobWorld, now: Time) -> None:
     """The status may be final before the end time is there; when it comes it is the true one."""
-    number = world.start(BIZ, steps=[StepScript(duration=1)], oddity=Oddity(end_time_late=5))
+    number = world.start(BIZ, steps=[StepScript(duration=1)], deviation=Deviation(end_time_late=5))
     now.at += 2
     row = world.find(BIZ, number)
     assert row is not None
@@ -712,14 +712,14 @@ def test_truth_as_v3_tells_it(world: JobWorld, now: Time) -> None:
     assert (truth.host_results, truth.exit_codes, truth.step_failures) == (1, {"1": 1}, {"script": 2})
 
 
-def test_F13_F18_truth_of_odd_things(world: JobWorld, now: Time) -> None:
+def test_F13_F18_truth_of_unusual_things(world: JobWorld, now: Time) -> None:
     """Unknown statuses end with an end time; a null end filled in is the same run; vanished unfinished are lost."""
     odd = world.start(BIZ, steps=[StepScript(duration=math.inf)])
     world.set_status(odd, 12)
     assert world.truth(BIZ).unfinished == {("script", "unknown"): 1}
     world.set_status(odd, 12, end_time=now.ms)
     assert world.truth(BIZ).finished == {("script", "api", "unknown"): 1}
-    world.start(BIZ, launch_mode=9, steps=[StepScript(duration=1)], oddity=Oddity(end_time_late=5))
+    world.start(BIZ, launch_mode=9, steps=[StepScript(duration=1)], deviation=Deviation(end_time_late=5))
     lost = world.start(BIZ, steps=[StepScript(duration=math.inf)])
     now.at += 20
     world.vanish(lost)

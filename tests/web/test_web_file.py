@@ -347,7 +347,7 @@ async def test_health_without_auth(write: Callable[[str], Path]) -> None:
         "X: y",
     ],
 )
-async def test_F35_odd_credentials_are_a_401(write: Callable[[str], Path], header: str) -> None:
+async def test_F35_unusual_credentials_are_a_401(write: Callable[[str], Path], header: str) -> None:
     """Unknown users, wrong, over-long and broken passwords are refused, never a 500, also when asked twice."""
     async with running(write(f"basic_auth_users: {{ann: {HASH}}}\n")) as server:
         assert (await server.get("/metrics", header))[0] == 401

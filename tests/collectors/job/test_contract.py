@@ -1415,7 +1415,7 @@ async def test_F18_an_end_that_is_written_late_is_found_beyond_lookback_too(tmp_
         assert (finished(page), one.counted_calls(mark)[LIST]) == (2, 3)
 
 
-async def test_F68_odd_times_are_named_and_measure_nothing(tmp_path: Path) -> None:
+async def test_F68_unusual_times_are_named_and_measure_nothing(tmp_path: Path) -> None:
     """A start 400 days before the creation, a start and an end in the far future: counted, without a duration; what
     has a far end is forgotten as if it had none."""
     job = {"reopen_window": "10m", "lookback": "1m", "watch": [{"name": "*", "as": "all"}]}

@@ -17,7 +17,7 @@ import pytest
 from exporter.model import Host
 from exporter.simulator.faults import Fault
 from exporter.simulator.ledger import Exporter, HostResults, Truth
-from exporter.simulator.traffic import Business, OddBusiness
+from exporter.simulator.traffic import Business, UnusualBusiness
 from tests.support.daemon import BIZ, EPOCH, Daemon, Metrics, daemon
 
 pytestmark = pytest.mark.looptime(noop_cycles=2)
@@ -215,7 +215,7 @@ async def odd_hours(directory: Path, seed: int, api: Api, host_results: HostResu
     async with daemon(directory, tick=1.0, seed=seed, api=api, job=job) as watched:
         watched.world.speed = SPEED
         await watched.start()
-        OddBusiness(watched.world, BIZ, patient=60, long=LOOKBACK + 20).live(watched.ms)
+        UnusualBusiness(watched.world, BIZ, patient=60, long=LOOKBACK + 20).live(watched.ms)
         while created < executions:
             if chance.random() < 0.2:
                 await watched.restart()
@@ -237,7 +237,7 @@ async def odd_hours(directory: Path, seed: int, api: Api, host_results: HostResu
     ("seed", "api", "host_results"),
     [(21, "v4", "failed"), (22, "v3", "failed"), (23, "esb", "all"), (24, "v4", "none")],
 )
-async def test_what_is_shown_of_an_odd_platform_is_what_happened(
+async def test_what_is_shown_of_an_unusual_platform_is_what_happened(
     tmp_path: Path, seed: int, api: Api, host_results: HostResults
 ) -> None:
     """Refused status calls and look-ups, odd times, reused ids, hosts without ids, steps that settle late, statuses
@@ -251,7 +251,7 @@ async def test_what_is_shown_of_an_odd_platform_is_what_happened(
     ("seed", "api", "host_results"),
     [(31, "v4", "failed"), (32, "v3", "failed"), (33, "esb", "failed"), (34, "v4", "all"), (35, "v3", "all")],
 )
-async def test_soak_of_an_odd_platform_there_is_no_difference(
+async def test_soak_of_an_unusual_platform_there_is_no_difference(
     tmp_path: Path, seed: int, api: Api, host_results: HostResults
 ) -> None:
     """The same over 25,000 executions in all."""

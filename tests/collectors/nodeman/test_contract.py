@@ -313,7 +313,7 @@ async def test_a_new_series_is_held_at_zero(tmp_path: Path) -> None:
         assert metrics.get(nodeman("job_duration_seconds_count"), job_type="INSTALL_AGENT") == 1
 
 
-async def test_filtered_hosts_and_odd_statistics(tmp_path: Path) -> None:
+async def test_filtered_hosts_and_unusual_statistics(tmp_path: Path) -> None:
     """Filtered hosts are no results; `{}` counts nothing; `other` is what the total has beyond the five."""
     async with watched(tmp_path, job={}) as daemon:
         await daemon.start()
@@ -811,7 +811,7 @@ async def test_one_subscription_that_is_gone_does_not_block_the_others(tmp_path:
         assert metrics.by(nodeman("subscription_instances"), "subscription_id") == {}
 
 
-async def test_one_subscription_with_an_odd_sub_step_does_not_block_the_others(tmp_path: Path) -> None:
+async def test_one_subscription_with_an_unusual_sub_step_does_not_block_the_others(tmp_path: Path) -> None:
     """It is decode and read again in the next poll; of runs that are known the sub-steps are not looked at."""
     spoils = False
 

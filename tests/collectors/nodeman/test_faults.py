@@ -243,7 +243,7 @@ async def test_F13_nodeman_unknown_statuses(tmp_path: Path, status: object) -> N
         assert unknown(metrics, "nodeman_subscription.status") == 2
 
 
-async def test_F13_nodeman_odd_error_codes_of_1x(tmp_path: Path) -> None:
+async def test_F13_nodeman_unusual_error_codes_of_1x(tmp_path: Path) -> None:
     """A code that is no word becomes `other`, one that is new passes through."""
     async with watched(tmp_path, task={"job_ids": [181]}, state=MEMORY) as daemon:
         outcomes = {HOSTS[0]: "BRAND_NEW_CODE", HOSTS[1]: "ssh: 10.0.0.1 refused", HOSTS[2]: "另一个"}

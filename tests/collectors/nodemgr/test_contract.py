@@ -325,7 +325,7 @@ async def test_an_account_with_rights_on_agents_only(tmp_path: Path) -> None:
         assert finished(page) == {GOOD: 1}
 
 
-async def test_odd_rows_of_older_versions(tmp_path: Path) -> None:
+async def test_unusual_rows_of_older_versions(tmp_path: Path) -> None:
     async with watched(tmp_path) as daemon:
         daemon.v3.zero, daemon.v3.nulls = -62135596800000, True
         await daemon.start()
