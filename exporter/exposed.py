@@ -23,7 +23,7 @@ from exporter.metrics.bounds import LabelBounds
 from exporter.metrics.family import Chunk, Counts, Family, Labels
 from exporter.metrics.gauges import Gauges
 from exporter.metrics.page import Page
-from exporter.metrics.render import render_counts, render_gauge, scope_prefix
+from exporter.metrics.render import render_counts, render_gauge, render_value, scope_prefix
 from exporter.model import Key
 from exporter.telemetry import Telemetry
 
@@ -281,9 +281,9 @@ class Exposed:
 
     @property
     def wait(self) -> float:
-        """Seconds until time alone changes what is shown."""
-        wait = self._due - self._now
-        if self.fresh and self._report.completed is not None:
+        """Seconds until time alone changes what is shown, 0 or less when it has."""
+        wait = self._due - max(self._now, self._clock.wall())
+        if self._samples and self._report.completed is not None:
             wait = min(wait, self._report.completed + self._patience - self._clock.monotonic())
         return wait
 
@@ -310,7 +310,7 @@ class Exposed:
 
     def _changed_gauges(self, own: Sequence[float | None]) -> Mapping[str, Chunk | None]:
         return {
-            family.name: None if value is None else render_gauge(family, self._own_prefix, {(): value})
+            family.name: None if value is None else render_value(family, self._own_prefix, value)
             for family, value, before in zip(_OWN_GAUGES, own, self._own, strict=True)
             if value != before
         }
@@ -343,9 +343,9 @@ class Exposed:
 
     def _changed_samples(self, samples: Mapping[str, Mapping[Labels, float]]) -> Mapping[str, Chunk | None]:
         """The gauges of which a sample or the order of the samples has changed."""
+        if samples is self._samples:
+            return {}
         changes: dict[str, Chunk | None] = dict.fromkeys(self._samples.keys() - samples.keys())
-        if not samples:
-            return changes
         for family in self._collector.families:
             values, shown = samples.get(family.name), self._samples.get(family.name)
             if values is not None and (shown is None or values != shown or not all(map(eq, values, shown))):

@@ -398,7 +398,10 @@ class Poller:
 
     def _show_again(self) -> None:
         self._page_timer = None
-        self.show()
+        if self.exposed.wait > 0:
+            self._set_page_timer()  # a poll has been complete since the timer was set
+        else:
+            self.show()
 
     def _cancel_page_timer(self) -> None:
         if self._page_timer is not None:

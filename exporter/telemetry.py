@@ -26,6 +26,8 @@ _STATE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 _REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 PERIOD = 1.0
 """Seconds between two measurements of the event loop."""
+MOST_CODES = 1000
+"""(api, code) whose metrics are found at once; the platform chooses the codes."""
 MOST_FIELDS = 64
 """Distinct values of the label `field`; further ones are counted as `other`."""
 
@@ -264,6 +266,9 @@ class Telemetry:
         self._fields: set[str] = set()
         self._series: Mapping[str, int] = {}
         self._inflight = 0
+        self._requests: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._latest: dict[str, float] = {}
+        """Values of gauges without labels that have changed since the last scrape."""
         _Process(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
@@ -273,8 +278,15 @@ class Telemetry:
 
     def api_request(self, api: str, code: str, seconds: float) -> None:
         """Count a request that ended with this HTTP status, or `none` without an answer, after so many seconds."""
-        self._counters["api_requests_total"].labels(api, _status(code)).inc()
-        self._histograms["api_request_duration_seconds"].labels(api).observe(seconds)
+        known = self._requests.get((api, code))
+        if known is None:
+            counter = self._counters["api_requests_total"].labels(api, _status(code))
+            known = counter, self._histograms["api_request_duration_seconds"].labels(api)
+            if len(self._requests) < MOST_CODES:
+                self._requests[api, code] = known
+        counter, histogram = known
+        counter.inc()
+        histogram.observe(seconds)
 
     def api_retry(self, api: str) -> None:
         """Count a retry."""
@@ -282,7 +294,8 @@ class Telemetry:
 
     def throttled(self, seconds: float) -> None:
         """Add the seconds that a request waited for its turn."""
-        self._counters["api_throttle_seconds_total"].inc(max(seconds, 0.0))
+        if seconds > 0:
+            self._counters["api_throttle_seconds_total"].inc(seconds)
 
     def inflight(self, delta: int) -> None:
         """Count a request that begins (+1) or ends (-1)."""
@@ -367,6 +380,7 @@ class Telemetry:
     def discovery_off(self) -> None:
         """The configuration has no discovery any more."""
         self._gauges["discovery_scopes"].clear()
+        self._latest.pop("discovery_last_success_timestamp_seconds", None)
         self._unknown |= {_PREFIX + name for name in ("discovery_scopes", "discovery_last_success_timestamp_seconds")}
 
     def shard(self, ordinal: int, total: int) -> None:
@@ -428,6 +442,10 @@ class Telemetry:
 
     def render(self, openmetrics: bool, names: Set[str] | None = None) -> bytes:
         """The families that have samples, without `# EOF`; `names` selects as `Page.snapshot` does."""
+        for name, value in self._latest.items():
+            self._gauges[name].set(value)
+            self._unknown.discard(_PREFIX + name)
+        self._latest.clear()
         return encode(
             line
             for metric in self._registry.collect()
@@ -436,8 +454,10 @@ class Telemetry:
         )
 
     def _set(self, name: str, value: float, *labels: str) -> None:
-        gauge = self._gauges[name]
-        (gauge.labels(*labels) if labels else gauge).set(value)
+        if not labels:
+            self._latest[name] = value
+            return
+        self._gauges[name].labels(*labels).set(value)
         self._unknown.discard(_PREFIX + name)
 
 

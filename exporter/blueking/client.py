@@ -52,6 +52,9 @@ class Operation(msgspec.Struct, frozen=True):
     params: Mapping[str, object]
 
 
+_Credentials = tuple[dict[str, str], dict[str, str]]
+"""The headers with the credentials, and the same as members for body or query, which an ESB may read instead."""
+
 LARGE = 1024 * 1024
 """Bytes: a larger response is decoded in a thread."""
 TRIES = 3
@@ -105,6 +108,8 @@ class Client:
         self._budget = RetryBudget(config.retry_budget, clock)
         self._transport = transport or HttpTransport(config)
         self._redacted: set[str] = set()
+        self._secrets: tuple[str, ...] = ()
+        self._made_credentials: dict[tuple[Identity, str | None, str | None], _Credentials] = {}
 
     async def __aenter__(self) -> Self:
         await self._transport.open()
@@ -235,23 +240,36 @@ class Client:
 
     def _request(self, operation: Operation, auth: ScopeAuth) -> Request:
         headers, members = self._credentials(operation.identity, auth)
-        params = {name: value for name, value in {**operation.params, **members}.items() if value is not None}
+        params = {**operation.params, **members} if members else operation.params
         request = Request(operation.method, operation.url, headers, proxy=self._reveal(self.config.proxy_url) or None)
         if operation.method == "GET":
-            request.query = {name: _query_text(value) for name, value in params.items()}
+            request.query = {name: _query_text(value) for name, value in params.items() if value is not None}
         else:
-            request.body = msgspec.json.encode(params)
-            headers["Content-Type"] = "application/json"
+            request.body = msgspec.json.encode({name: value for name, value in params.items() if value is not None})
+            request.headers = headers | {"Content-Type": "application/json"}
         return request
 
-    def _credentials(self, identity: Identity, scope_auth: ScopeAuth) -> tuple[dict[str, str], dict[str, str]]:
-        """The headers with the credentials, and the same as members for body or query, which an ESB may read instead.
+    def _credentials(self, identity: Identity, scope_auth: ScopeAuth) -> _Credentials:
+        """Those of a call. They are made once per identity, user and tenant, and again after a secret has changed."""
+        auth = self.config.auth
+        secrets = self._reveal(auth.app_secret), self._reveal(auth.access_token), self._reveal(auth.bk_token)
+        if secrets != self._secrets:
+            self._secrets = secrets
+            self._made_credentials.clear()
+        place = identity, scope_auth.username, scope_auth.tenant_id
+        made = self._made_credentials.get(place)
+        if made is None:
+            made = self._made_credentials[place] = self._make_credentials(identity, scope_auth, *secrets)
+        return made
 
-        The gateway passes on the user that X-Bkapi-Authorization names; JOB reads X-Bk-Username first where it can.
+    def _make_credentials(
+        self, identity: Identity, scope_auth: ScopeAuth, app_secret: str, access_token: str, bk_token: str
+    ) -> _Credentials:
+        """The gateway passes on the user that X-Bkapi-Authorization names; JOB reads X-Bk-Username first where it can.
         Beside a token the gateway ignores `bk_username`, so app-type calls carry none.
         """
         auth = self.config.auth
-        app = {"bk_app_code": auth.app_code, "bk_app_secret": self._reveal(auth.app_secret)}
+        app = {"bk_app_code": auth.app_code, "bk_app_secret": app_secret}
         named = {"bk_username": scope_auth.username or auth.username}
         headers = {}
         if tenant_id := scope_auth.tenant_id or auth.tenant_id:
@@ -260,7 +278,6 @@ class Client:
             headers["X-Bkapi-Authorization"] = _json(app | named)
             headers["X-Bk-Username"] = named["bk_username"]
             return headers, {}
-        access_token, bk_token = self._reveal(auth.access_token), self._reveal(auth.bk_token)
         user = {"bk_token": bk_token} if bk_token else named
         headers["X-Bkapi-Authorization"] = _json({"access_token": access_token} if access_token else app | user)
         if identity == "user":
@@ -288,8 +305,12 @@ class Client:
 
     def _learn_time(self, api: str, date: float) -> None:
         """Pass a Date to the clock, and log its verdict unless the Date only confirms the known time."""
-        off = round(date - self._clock.platform(), 1)
-        match self._clock.learn(date):
+        platform = self._clock.platform()
+        verdict = self._clock.learn(date)
+        if verdict == "known":
+            return
+        off = round(date - platform, 1)
+        match verdict:
             case "first" if abs(off) > TOLERANCE:
                 self._log.info("platform_clock_differs", api=api, seconds=off, consequence="windows use its clock")
             case "doubted":

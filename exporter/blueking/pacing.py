@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 import msgspec
 
@@ -172,14 +172,22 @@ class Gate:
         """Let no call for this scope to this system through for `seconds`."""
         self._pause(_pause_keys(call)[1], seconds, reason)
 
-    @asynccontextmanager
-    async def turn(self, call: Call, deadline: Deadline) -> AsyncIterator[None]:
-        """A slot, entered when it is the call's turn.
+    def turn(self, call: Call, deadline: Deadline) -> _Turn:
+        """A slot, an async context manager that is entered when it is the call's turn.
 
         Raises ApiError with the reason of a pause that outlasts the deadline. An ApiError `timeout` that leaves the
         context makes this API slow for this scope, another end makes it normal.
         """
-        waiter = _Waiter(call, deadline, self._clock.monotonic())
+        return _Turn(self, call, deadline)
+
+    async def enter(self, call: Call, deadline: Deadline) -> None:
+        """Wait for the call's turn; see `turn`."""
+        now = self._clock.monotonic()
+        if self._free and not self._waiting and not self._pauses and now >= self._next and self._slow.may_start(call):
+            self._start(call, now)
+            self._waited(0.0)
+            return
+        waiter = _Waiter(call, deadline, now)
         self._waiting[waiter] = None
         try:
             if self._pauses:
@@ -188,7 +196,7 @@ class Gate:
             refused = await waiter.turn
         except asyncio.CancelledError:
             if waiter not in self._waiting:  # its turn had come
-                self._end(call, None)
+                self.leave(call, None)
             raise
         finally:
             if waiter in self._waiting:
@@ -197,15 +205,12 @@ class Gate:
         if refused:
             raise refused
         self._waited(self._clock.monotonic() - waiter.arrived)
-        timed_out: bool | None = None
-        try:
-            yield
-            timed_out = False
-        except ApiError as error:
-            timed_out = error.reason == "timeout"
-            raise
-        finally:
-            self._end(call, timed_out)
+
+    def leave(self, call: Call, timed_out: bool | None) -> None:
+        """Give the slot back. `timed_out` None: the call was cancelled."""
+        self._free += 1
+        self._slow.end(call, timed_out)
+        self._dispatch()
 
     def _dispatch(self, arrived: _Waiter | None = None) -> None:
         """Start every call that may start now, and set a timer for the next one. `arrived`: the only change since the
@@ -221,16 +226,18 @@ class Gate:
             if waiter is None:
                 self._stuck = True
                 break
-            # If a call has waited for `_next`, the event loop may be late; the calls behind it must not add to the
-            # delay.
-            due = max(self._next, now - self._spacing / 2) if self._awaited else now
-            self._next, self._awaited = due + self._spacing, False
-            self._free -= 1
-            self._slow.start(waiter.call)
+            self._start(waiter.call, now)
             del self._waiting[waiter]
             waiter.leave()
             waiter.turn.set_result(None)
         self._awaited = False
+
+    def _start(self, call: Call, now: float) -> None:
+        # If a call has waited for `_next`, the event loop may be late; the calls behind it must not add to the delay.
+        due = max(self._next, now - self._spacing / 2) if self._awaited else now
+        self._next, self._awaited = due + self._spacing, False
+        self._free -= 1
+        self._slow.start(call)
 
     def _may_start(self, waiter: _Waiter) -> bool:
         return not waiter.paused and not waiter.turn.done() and self._slow.may_start(waiter.call)
@@ -242,11 +249,6 @@ class Gate:
 
     def _wake(self) -> None:
         self._timer = None
-        self._dispatch()
-
-    def _end(self, call: Call, timed_out: bool | None) -> None:
-        self._free += 1
-        self._slow.end(call, timed_out)
         self._dispatch()
 
     # Pauses
@@ -285,6 +287,24 @@ class Gate:
         if left > 0 and left >= waiter.deadline.remaining() and not waiter.turn.done():
             text = f"BlueKing asked for a pause of {left:.0f} s more, which is longer than this poll may take"
             waiter.turn.set_result(ApiError(reason, text, retry_after=left))
+
+
+class _Turn:
+    """See `Gate.turn`."""
+
+    __slots__ = ("_call", "_deadline", "_gate")
+
+    def __init__(self, gate: Gate, call: Call, deadline: Deadline) -> None:
+        self._gate, self._call, self._deadline = gate, call, deadline
+
+    async def __aenter__(self) -> None:
+        await self._gate.enter(self._call, self._deadline)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        timed_out = error.reason == "timeout" if isinstance(error, ApiError) else None if error else False
+        self._gate.leave(self._call, timed_out)
 
 
 class RetryBudget:

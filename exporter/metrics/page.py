@@ -160,6 +160,8 @@ class Page:
         self._on_cut = on_cut
         self._owners: dict[Key | None, _Owner] = {}
         self._reserved: dict[Key, int] = {}
+        self._lasting = 0
+        """Series that are never cut."""
         self._snapshots: dict[Format, Snapshot] = {}
         self._settled = True
 
@@ -180,8 +182,14 @@ class Page:
             if chunk is not None and not self._shelf(name).has(owner):
                 self._shelves[name].claim(key)
         self._owners[key] = owner
-        changed = [self._shelves[name].put(owner, chunk or _NOTHING) for name, chunk in chunks.items()]
-        if any(changed):
+        changed = False
+        for name, chunk in chunks.items():
+            shelf = self._shelves[name]
+            before = shelf.series
+            changed |= shelf.put(owner, chunk or _NOTHING)
+            if not shelf.family.detail:
+                self._lasting += shelf.series - before
+        if changed:
             self._snapshots.clear()
             self._settled = False
 
@@ -228,11 +236,6 @@ class Page:
     def release(self, key: Key) -> None:
         """Give back what was reserved; what was added by then is on the page."""
         self._reserved.pop(key, None)
-
-    @property
-    def _lasting(self) -> int:
-        """Series that are never cut."""
-        return sum(shelf.series for shelf in self._shelves.values() if not shelf.family.detail)
 
     def counts(self) -> dict[str, int]:
         """Series shown, by family; families without series are left out."""

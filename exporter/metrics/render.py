@@ -48,6 +48,11 @@ def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -
     return GaugeChunk(text, len(samples))
 
 
+def render_value(family: Family, prefix: str, value: float) -> GaugeChunk:
+    """The line of a gauge without labels of its own; see `render_gauge`."""
+    return GaugeChunk(f"{family.name}{_braced(prefix)} {number(value)}\n".encode(), 1)
+
+
 def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold: float) -> CountsChunk:
     """The family's counters or histograms. `now` and `hold` (seconds) decide which are still exposed as 0.
 

@@ -167,6 +167,8 @@ class JobCollector:
     async def _follow(self, state: JobState, records: JobRecords, seen: Set[int], deadline: Deadline) -> JobRecords:
         """Look again at tracked executions that the window does not show, `seen` being those it does: unfinished ones
         and those whose end time is awaited always, those that may run again from time to time."""
+        if not state.executions and not state.resumable_executions:
+            return records
         now, window = records.now, ms(self.config.reopen_window)
         slack = ms(self.interval)
         check = now - state.checked + slack > window / CHECKS
@@ -242,6 +244,8 @@ class JobCollector:
             row.id: row for row in finished if selects(wanted, job_outcome(row.status, row.end_time is not None))
         }
         unsettled = [] if records.more else _unsettled(state, records.rows)
+        if not finished and not unsettled:
+            return records
         examined: dict[int, ExecutionStatus] = {}
         failed: dict[int, FailedCall] = {}
         deferred: set[int] = set()
