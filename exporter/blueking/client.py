@@ -124,6 +124,11 @@ class Client:
         """Use this share of `requests_per_second`, above 0; others ask the same platform with the rest."""
         self._gate.set_rate(self.config.requests_per_second * share)
 
+    @property
+    def queued(self) -> int:
+        """Calls that wait for nothing but a slot or the rate limit."""
+        return self._gate.queued
+
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()

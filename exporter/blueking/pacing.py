@@ -164,6 +164,11 @@ class Gate:
             self._timer = None
         self._dispatch()
 
+    @property
+    def queued(self) -> int:
+        """Calls that wait for nothing but a slot or the rate limit."""
+        return sum(map(self._may_start, self._waiting))
+
     def pause_api(self, call: Call, seconds: float) -> None:
         """Let no call of this API through for `seconds`. Pauses overlap, they do not add up."""
         self._pause(_pause_keys(call)[0], seconds, "rate_limited")

@@ -22,7 +22,7 @@ from exporter.config.load import load
 from exporter.config.schema import Config
 from exporter.errors import StateError, StateTaken
 from exporter.exposed import page_families
-from exporter.fleet import LOADED, Fleet
+from exporter.fleet import LOADED, QUEUED, START_EVERY, Fleet
 from exporter.metrics.negotiate import Format
 from exporter.metrics.page import Page
 from exporter.model import Key, Scope
@@ -351,6 +351,19 @@ async def test_all_states_are_read_at_once(tmp_path: Path) -> None:
     async with watched(tmp_path, Counting(), scopes=scopes) as one:
         await one.fleet.apply(one.config(scopes))
         assert asked == [LOADED, 50]
+
+
+async def test_a_start_queues_few_polls(tmp_path: Path) -> None:
+    """Of many scopes only so many polls begin as calls can be queued: a poll that waits takes memory. All have their
+    turn."""
+    scopes = [Scope("biz", str(100 + number)) for number in range(4 * QUEUED)]
+    async with watched(tmp_path, scopes=scopes) as one:
+        await one.fleet.apply(one.config(scopes, interval="1h", requests_per_second=100))
+        most = 0
+        while not one.fleet.attempted:
+            await asyncio.sleep(START_EVERY / 2)
+            most = max(most, sum(task.get_name().startswith("poll ") for task in asyncio.all_tasks()))
+        assert QUEUED <= most < 3 * QUEUED
 
 
 @pytest.mark.parametrize("how", ["stop", "reload", "scopes removed", "handed over"])
