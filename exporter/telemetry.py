@@ -1,7 +1,7 @@
 """The exporter's own metrics that belong to the process; those of a collector and scope are on the page.
 
-A row of `PROCESS_FAMILIES` defines a metric; prometheus_client keeps its values, and the reference is generated from
-the rows. A gauge whose value is not known yet is absent, never 0.
+Two tables define the metrics; prometheus_client keeps their values, and the reference is generated from the tables. A
+gauge whose value is not known yet is absent, never 0.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import collections
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Set
-from typing import Literal
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
@@ -32,213 +32,169 @@ MOST_FIELDS = 64
 """Distinct values of the label `field`; further ones are counted as `other`."""
 
 
-def _row(
-    kind: Literal["counter", "gauge", "histogram"], name: str, labels: tuple[str, ...], text: str, text_zh: str
-) -> Family:
-    return Family(_PREFIX + name, kind, labels, text, text_zh)
+def _families(table: str) -> tuple[Family, ...]:
+    """The families of a table. Of each: kind, name and labels; the help in English; the help in Chinese."""
+    found = []
+    for block in table.strip().split("\n\n"):
+        head, *english, chinese = block.splitlines()
+        kind, name, *labels = head.split()
+        row = {"name": _PREFIX + name, "kind": kind, "labels": labels, "help": " ".join(english), "help_zh": chinese}
+        found.append(msgspec.convert(row, Family))
+    return tuple(found)
 
 
-PROCESS_FAMILIES = (
-    _row(
-        "counter",
-        "api_requests_total",
-        ("api", "code"),
-        "Requests to BlueKing by operation and HTTP status, `none` when no answer came.",
-        "对蓝鲸的请求数，按接口与 HTTP 状态码统计；没有响应时为 none。",
-    ),
-    _row(
-        "histogram",
-        "api_request_duration_seconds",
-        ("api",),
-        "Time from sending a request to BlueKing to its last byte, without waiting for the rate budget.",
-        "请求蓝鲸的耗时（秒），从发出到读完，不含等待限速的时间。",
-    ),
-    _row("counter", "api_retries_total", ("api",), "Requests that were retried.", "重试的请求数。"),
-    _row(
-        "counter",
-        "api_throttle_seconds_total",
-        (),
-        "Time that requests waited for the rate budget or because BlueKing asked to wait.",
-        "请求因限速预算或平台要求而等待的时间（秒）。",
-    ),
-    _row("gauge", "api_inflight_requests", (), "Requests to BlueKing in progress.", "正在进行的请求数。"),
-    _row(
-        "gauge",
-        "api_quota_remaining",
-        ("api",),
-        "Requests that the gateway still allows, according to its last answer.",
-        "网关在最近一次响应中给出的剩余配额。",
-    ),
-    _row(
-        "gauge",
-        "api_clock_skew_seconds",
-        (),
-        "Clock of this machine minus that of BlueKing.",
-        "本机时钟减去蓝鲸平台时钟的差（秒）。",
-    ),
-    _row(
-        "counter",
-        "state_resets_total",
-        (),
-        "Times that the state was found damaged or gone.",
-        "发现状态损坏或丢失的次数。",
-    ),
-    _row(
-        "counter",
-        "unknown_values_total",
-        ("field",),
-        "Values from BlueKing that this version does not know, by field.",
-        "平台返回的、本版本不认识的值的数量，按字段统计。",
-    ),
-    _row("gauge", "series", ("family",), "Series on the page.", "页面上的时间序列数。"),
-    _row(
-        "counter",
-        "series_dropped_total",
-        ("family",),
-        "Series that were left out because of max_series, each counted when it was first cut.",
-        "因 max_series 而被裁掉的时间序列数，每条在被裁时计一次。",
-    ),
-    _row("counter", "state_writes_total", (), "Transactions committed to the state.", "状态提交的事务数。"),
-    _row("counter", "state_write_errors_total", (), "Transactions that failed.", "提交失败的事务数。"),
-    _row(
-        "gauge",
-        "state_last_write_timestamp_seconds",
-        (),
-        "When the state was last committed.",
-        "状态最近一次成功提交的时间。",
-    ),
-    _row(
-        "gauge",
-        "discovery_scopes",
-        ("scope_type",),
-        "Scopes that were found in CMDB and are not among the configured ones.",
-        "在 CMDB 中发现且未在配置中列出的范围数。",
-    ),
-    _row(
-        "gauge",
-        "discovery_last_success_timestamp_seconds",
-        (),
-        "When CMDB last gave complete lists.",
-        "CMDB 最近一次完整返回列表的时间。",
-    ),
-    _row(
-        "counter",
-        "discovery_errors_total",
-        ("reason",),
-        "Queries of CMDB that failed, by reason.",
-        "按原因统计的 CMDB 查询失败次数。",
-    ),
-    _row("gauge", "state_bytes", (), "Size of the state on disk.", "状态文件的大小（字节）。"),
-    _row(
-        "gauge",
-        "render_duration_seconds",
-        (),
-        "Time to build the last exposition.",
-        "最近一次生成指标页面的耗时（秒）。",
-    ),
-    _row(
-        "gauge",
-        "exposition_bytes",
-        (),
-        "Size of the newest whole page before compression; pages selected by name[] do not count.",
-        "最近一次完整页面压缩前的大小（字节），以 name[] 筛选的页面不计。",
-    ),
-    _row(
-        "gauge",
-        "event_loop_lag_seconds",
-        (),
-        "How late the event loop last woke up.",
-        "事件循环最近一次唤醒的延迟（秒）。",
-    ),
-    _row(
-        "gauge",
-        "config_last_reload_successful",
-        (),
-        "Whether the last attempt to load the configuration succeeded.",
-        "最近一次加载配置是否成功。",
-    ),
-    _row(
-        "gauge",
-        "config_last_reload_success_timestamp_seconds",
-        (),
-        "When the configuration was last loaded with success.",
-        "最近一次成功加载配置的时间。",
-    ),
-    _row("gauge", "config_info", ("sha256",), "The configuration in use.", "当前使用的配置。"),
-    _row("gauge", "shard_ordinal", (), "Which shard this process is, from 0.", "本进程的分片序号，从 0 开始。"),
-    _row("gauge", "total_shards", (), "How many shards share the scopes.", "分片总数。"),
-    _row(
-        "gauge",
-        "build_info",
-        ("version", "python_version"),
-        "The version of the exporter and of Python.",
-        "exporter 与 Python 的版本。",
-    ),
-)
+PROCESS_FAMILIES = _families("""
+counter api_requests_total api code
+Requests to BlueKing by operation and HTTP status, `none` when no answer came.
+对蓝鲸的请求数，按接口与 HTTP 状态码统计；没有响应时为 none。
 
+histogram api_request_duration_seconds api
+Time from sending a request to BlueKing to its last byte, without waiting for the rate budget.
+请求蓝鲸的耗时（秒），从发出到读完，不含等待限速的时间。
+
+counter api_retries_total api
+Requests that were retried.
+重试的请求数。
+
+counter api_throttle_seconds_total
+Time that requests waited for the rate budget or because BlueKing asked to wait.
+请求因限速预算或平台要求而等待的时间（秒）。
+
+gauge api_inflight_requests
+Requests to BlueKing in progress.
+正在进行的请求数。
+
+gauge api_quota_remaining api
+Requests that the gateway still allows, according to its last answer.
+网关在最近一次响应中给出的剩余配额。
+
+gauge api_clock_skew_seconds
+Clock of this machine minus that of BlueKing.
+本机时钟减去蓝鲸平台时钟的差（秒）。
+
+counter state_resets_total
+Times that the state was found damaged or gone.
+发现状态损坏或丢失的次数。
+
+counter unknown_values_total field
+Values from BlueKing that this version does not know, by field.
+平台返回的、本版本不认识的值的数量，按字段统计。
+
+gauge series family
+Series on the page.
+页面上的时间序列数。
+
+counter series_dropped_total family
+Series that were left out because of max_series, each counted when it was first cut.
+因 max_series 而被裁掉的时间序列数，每条在被裁时计一次。
+
+counter state_writes_total
+Transactions committed to the state.
+状态提交的事务数。
+
+counter state_write_errors_total
+Transactions that failed.
+提交失败的事务数。
+
+gauge state_last_write_timestamp_seconds
+When the state was last committed.
+状态最近一次成功提交的时间。
+
+gauge discovery_scopes scope_type
+Scopes that were found in CMDB and are not among the configured ones.
+在 CMDB 中发现且未在配置中列出的范围数。
+
+gauge discovery_last_success_timestamp_seconds
+When CMDB last gave complete lists.
+CMDB 最近一次完整返回列表的时间。
+
+counter discovery_errors_total reason
+Queries of CMDB that failed, by reason.
+按原因统计的 CMDB 查询失败次数。
+
+gauge state_bytes
+Size of the state on disk.
+状态文件的大小（字节）。
+
+gauge render_duration_seconds
+Time to build the last exposition.
+最近一次生成指标页面的耗时（秒）。
+
+gauge exposition_bytes
+Size of the newest whole page before compression; pages selected by name[] do not count.
+最近一次完整页面压缩前的大小（字节），以 name[] 筛选的页面不计。
+
+gauge event_loop_lag_seconds
+How late the event loop last woke up.
+事件循环最近一次唤醒的延迟（秒）。
+
+gauge config_last_reload_successful
+Whether the last attempt to load the configuration succeeded.
+最近一次加载配置是否成功。
+
+gauge config_last_reload_success_timestamp_seconds
+When the configuration was last loaded with success.
+最近一次成功加载配置的时间。
+
+gauge config_info sha256
+The configuration in use.
+当前使用的配置。
+
+gauge shard_ordinal
+Which shard this process is, from 0.
+本进程的分片序号，从 0 开始。
+
+gauge total_shards
+How many shards share the scopes.
+分片总数。
+
+gauge build_info version python_version
+The version of the exporter and of Python.
+exporter 与 Python 的版本。
+""")
 """Families of every process."""
 
-SHARING_FAMILIES = (
-    _row(
-        "gauge",
-        "replicas",
-        ("phase",),
-        "Replicas that are alive, as this one sees them: join, ready, leave.",
-        "本副本看到的存活副本数，按阶段统计：join、ready、leave。",
-    ),
-    _row("gauge", "scopes_owned", (), "Scopes that this replica polls and shows.", "本副本负责轮询与展示的范围数。"),
-    _row("gauge", "scopes_configured", (), "Scopes of the configuration.", "配置的范围数。"),
-    _row(
-        "gauge",
-        "lease_valid",
-        (),
-        "Whether this replica may show its scopes now.",
-        "本副本此刻是否可以展示其范围。",
-    ),
-    _row(
-        "gauge",
-        "lease_remaining_seconds",
-        (),
-        "Time until the lease lapses unless the store confirms another heartbeat.",
-        "若存储不再确认心跳，租约还剩多久失效（秒）。",
-    ),
-    _row(
-        "counter",
-        "takeovers_total",
-        ("cause",),
-        "(collector, scope) that this replica took over, by cause: join (no owner), dead, released, healed (lost by the"
-        " store).",
-        "本副本接管的（采集项、范围）数，按原因：join（无主）、dead（原副本失联）、released（被释放）、healed（存储丢失后恢复）。",
-    ),
-    _row(
-        "counter",
-        "fenced_total",
-        (),
-        "(collector, scope) that another replica had taken over when this replica came back.",
-        "本副本恢复时已被其他副本接管的（采集项、范围）数。",
-    ),
-    _row(
-        "counter",
-        "state_rollbacks_total",
-        (),
-        "Times that the store was found to have lost writes or to be another server process.",
-        "发现存储丢失写入或换了服务进程的次数。",
-    ),
-    _row(
-        "histogram",
-        "state_roundtrip_seconds",
-        (),
-        "Time from sending a pipeline to the store to its last answer.",
-        "一次存储管道请求从发出到读完的耗时（秒）。",
-    ),
-    _row(
-        "gauge",
-        "state_replicas_acked",
-        (),
-        "Replicas of the store that have acknowledged the newest writes.",
-        "已确认最近写入的存储副本数。",
-    ),
-)
+SHARING_FAMILIES = _families("""
+gauge replicas phase
+Replicas that are alive, as this one sees them: join, ready, leave.
+本副本看到的存活副本数，按阶段统计：join、ready、leave。
+
+gauge scopes_owned
+Scopes that this replica polls and shows.
+本副本负责轮询与展示的范围数。
+
+gauge scopes_configured
+Scopes of the configuration.
+配置的范围数。
+
+gauge lease_valid
+Whether this replica may show its scopes now.
+本副本此刻是否可以展示其范围。
+
+gauge lease_remaining_seconds
+Time until the lease lapses unless the store confirms another heartbeat.
+若存储不再确认心跳，租约还剩多久失效（秒）。
+
+counter takeovers_total cause
+(collector, scope) that this replica took over, by cause: join (no owner), dead, released, healed (lost by the store).
+本副本接管的（采集项、范围）数，按原因：join（无主）、dead（原副本失联）、released（被释放）、healed（存储丢失后恢复）。
+
+counter fenced_total
+(collector, scope) that another replica had taken over when this replica came back.
+本副本恢复时已被其他副本接管的（采集项、范围）数。
+
+counter state_rollbacks_total
+Times that the store was found to have lost writes or to be another server process.
+发现存储丢失写入或换了服务进程的次数。
+
+histogram state_roundtrip_seconds
+Time from sending a pipeline to the store to its last answer.
+一次存储管道请求从发出到读完的耗时（秒）。
+
+gauge state_replicas_acked
+Replicas of the store that have acknowledged the newest writes.
+已确认最近写入的存储副本数。
+""")
 """Families of a process that shares a store with others; absent in other processes."""
 
 
