@@ -70,9 +70,13 @@ class Clock:
     @property
     def skew(self) -> float:
         """Own wall clock minus the platform's, in seconds; 0.0 before the platform has answered."""
-        return 0.0 if self._offset is None else self.wall() - (self._offset + self.monotonic())
+        return self._skew_of(self.wall())
 
     def platform(self) -> float:
         """The platform's time, unix seconds: the own clock, corrected when the two differ by more than `TOLERANCE`."""
-        skew = self.skew
-        return self.wall() - skew if abs(skew) > TOLERANCE else self.wall()
+        wall = self.wall()
+        skew = self._skew_of(wall)
+        return wall - skew if abs(skew) > TOLERANCE else wall
+
+    def _skew_of(self, wall: float) -> float:
+        return 0.0 if self._offset is None else wall - (self._offset + self.monotonic())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,3 +95,13 @@ def test_F15_small_differences_are_followed_at_once(moved: float) -> None:
     one.answer()
     assert one.answer(moved) == "known"
     assert one.error == pytest.approx(moved, abs=1)
+
+
+@pytest.mark.parametrize("step", [9 * DAY, -9 * DAY, 3600.0])
+def test_F15_a_step_of_the_own_clock_moves_no_window(step: float) -> None:
+    """Even a step between the two readings that a difference needs: the own clock is read once."""
+    readings = itertools.cycle([START, START + step])
+    clock = Clock(lambda: next(readings), lambda: 1000.0)
+    clock.learn(START)
+    for _ in range(4):
+        assert clock.platform() == pytest.approx(START, abs=2)
