@@ -27,7 +27,7 @@ from msgspec import Raw, Struct, field
 
 from exporter.blueking.client import Deadline, Identity, Operation, ScopeClient
 from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed, text_in
-from exporter.blueking.long_lists import LongList, cut_out
+from exporter.blueking.long_lists import LongList, count_rows, cut_out
 from exporter.blueking.text import clean_text
 from exporter.config.schema import JobPlatform
 from exporter.errors import ApiError
@@ -504,7 +504,7 @@ def _host_id(value: _TargetNumber) -> str:
 
 # Reading a status with so many results that they are taken out first, and decoded piece by piece.
 
-LONG = 1024 * 1024
+LONG = 4 * 1024 * 1024
 """Bytes; of a longer status the results stay compressed."""
 _RESULT_LISTS = ("step_ip_result_list", "step_execute_object_result_list")
 
@@ -515,8 +515,6 @@ class _ManyResults:
     def __init__(self, rows: LongList, read: Callable[[bytes, int], Sequence[TargetResult]]) -> None:
         self._rows = rows
         self._read = read
-        for before, array in rows.arrays():
-            read(array, before)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -529,21 +527,23 @@ class _ManyResults:
 
 
 class _StatusDecoder(ResponseDecoder[W, ExecutionStatus]):
-    """`rows` reads a long list that stands at a path."""
+    """`rows` reads a long list that stands at a path. `count`: see `cut_out`."""
 
     def __init__(
         self,
         wire: type[W],
         build: Callable[[W], ExecutionStatus],
         rows: Callable[[LongList, str], TargetResults],
+        count: Callable[[str, bytes], int],
         *,
         strict: bool = True,
     ) -> None:
         super().__init__(wire, build, strict=strict)
         self._rows = rows
+        self._count = count
 
     def read(self, body: bytes | bytearray) -> ExecutionStatus:
-        cut = cut_out(body, _RESULT_LISTS, _placeholder) if len(body) > LONG else None
+        cut = cut_out(body, _RESULT_LISTS, _placeholder, self._count) if len(body) > LONG else None
         if cut is None:
             return super().read(body)
         rest, lists = cut
@@ -580,6 +580,11 @@ _usual_rows: Mapping[str, msgspec.json.Decoder[Any]] = {
 _any_rows: msgspec.json.Decoder[list[_Result]] = msgspec.json.Decoder(list[_Result], strict=False)
 
 
+def _count_usual(name: str, array: bytes) -> int:
+    """The number of rows, all of which have the usual form."""
+    return len(_usual_rows[name].decode(array))
+
+
 def _many_usual(rows: LongList, path: str) -> TargetResults:
     decode = _usual_rows[rows.name].decode
     return _ManyResults(rows, lambda array, before: decode(array))
@@ -594,12 +599,14 @@ def _many_of_any_form(rows: LongList, path: str) -> TargetResults:
             raise WrongShape(message) from None
         return [_result(row, path, index) for index, row in enumerate(decoded, before)]
 
+    for before, array in rows.arrays():
+        read(array, before)
     return _ManyResults(rows, read)
 
 
 STATUS: Sequence[ResponseDecoder[Any, ExecutionStatus]] = (
-    _StatusDecoder(_UsualStatus, _usual_status, _many_usual),
-    _StatusDecoder(_Status, _execution_status, _many_of_any_form, strict=False),
+    _StatusDecoder(_UsualStatus, _usual_status, _many_usual, _count_usual),
+    _StatusDecoder(_Status, _execution_status, _many_of_any_form, count_rows, strict=False),
 )
 
 

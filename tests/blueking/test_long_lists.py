@@ -35,6 +35,7 @@ def status(*lists: list[Row], name: str = LISTS[0], indent: int | None = None) -
 
 
 def decoded(body: bytes) -> ExecutionStatus:
+    assert len(body) > LONG
     return read(Reply(200, bytearray(body), {}), STATUS)
 
 
@@ -87,7 +88,7 @@ def test_F44_a_long_status_reads_as_a_short_one(
     """Whatever stands in the rows: texts that look like the end of a row, lists in rows, the names of the lists."""
     make, name = form
     lists = [[make(1 + number, **extra) for number, extra in enumerate(step)] for step in extras]
-    many = [make(1 + number, **extra, log="x" * 4000) for number, extra in enumerate(extras[0] * 300)][:300]
+    many = [make(1 + number, **extra, log="x" * 16_000) for number, extra in enumerate(extras[0] * 300)][:300]
     if numbers_as_text:
         many[-1]["status"] = "104"
     answer = decoded(status(*lists, many, name=name, indent=indent))
@@ -101,7 +102,7 @@ def test_F44_a_long_status_reads_as_a_short_one(
 @pytest.mark.parametrize(("make", "name"), [(v3, LISTS[0]), (v4, LISTS[1])])
 def test_F44_many_hosts_are_kept_in_small_pieces(make: Any, name: str) -> None:
     """Nothing of the answer is decoded at once but what surrounds the lists and one piece."""
-    rows = [make(number) for number in range(1, 60_001)]
+    rows = [make(number, log="x" * 20) for number in range(1, 60_001)]
     body = status(rows, [], rows[:1], name=name)
     cut = cut_out(body, LISTS, lambda number: b'{"number":%d}' % number)
     assert cut is not None
@@ -126,7 +127,7 @@ def test_F44_many_hosts_are_kept_in_small_pieces(make: Any, name: str) -> None:
 )
 def test_F12_the_error_names_the_row_of_a_long_list(odd: Row, path: str) -> None:
     """Counted over all pieces."""
-    rows = [v3(number) for number in range(1, 20_001)]
+    rows = [v3(number, log="x" * 200) for number in range(1, 20_001)]
     with pytest.raises(ApiError) as caught:
         decoded(status([v3(1)], [*rows[:-1], v3(1, **odd)]))
     assert caught.value.reason == "decode"
@@ -136,7 +137,7 @@ def test_F12_the_error_names_the_row_of_a_long_list(odd: Row, path: str) -> None
 @pytest.mark.parametrize("end", [b"", b"}", b"]}]}}x", b'{"', b",]}]}}", b"\xff]}]}}"])
 def test_F04_a_long_status_that_is_broken_is_decode(end: bytes) -> None:
     """Cut short, with a tail that is none, or with bytes that are no text."""
-    body = status([v3(number) for number in range(1, 20_001)])
+    body = status([v3(number, log="x" * 200) for number in range(1, 20_001)])
     with pytest.raises(ApiError) as caught:
         decoded(body[: -len(b"]}]}}")] + end)
     assert caught.value.reason == "decode"
@@ -144,7 +145,7 @@ def test_F04_a_long_status_that_is_broken_is_decode(end: bytes) -> None:
 
 def test_F09_invalid_text_in_a_long_list_costs_nothing_else() -> None:
     """Bytes that are no UTF-8 and lone surrogates are replaced, as in a short answer."""
-    rows = [v3(number, log="@") for number in range(1, 20_001)]
+    rows = [v3(number, log="@" + "x" * 200) for number in range(1, 20_001)]
     body = status(rows).replace(b"@", b"\xff\\ud800")
     assert results(decoded(body)) == expected(rows)
 
