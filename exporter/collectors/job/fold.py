@@ -109,7 +109,7 @@ class Fold:
         self._born_at_zero()
         self._settle()
         if state is None:
-            for row in records.rows.values():
+            for row in sorted(records.rows.values(), key=end_order):
                 self._register(row)
         elif records.rows:
             for row in sorted(self._count_usual(state), key=end_order):
@@ -203,8 +203,10 @@ class Fold:
         waits = {task_type: Observations(bounds) for task_type in TASK_TYPES}
         durations = {task_type: Observations(bounds) for task_type in TASK_TYPES}
         newest_end = 0
-        for id, row in records.rows.items():
-            created, start, end = row.create_time, row.start_time, row.end_time
+        # Of two executions that ended at once a watched job shows the last one.
+        rows = sorted(records.rows.values(), key=end_order) if watch else records.rows.values()
+        for row in rows:
+            id, created, start, end = row.id, row.create_time, row.start_time, row.end_time
             status, task_type, launch_mode = row.status, row.task_type, row.launch_mode
             if (
                 status not in _ENDED_WELL
@@ -551,11 +553,12 @@ def _replaced(before: dict[int, T], new: dict[int, T], gone: Collection[int]) ->
 def _finished_runs(
     finished: Iterable[Execution | tuple[int, Tracked]], failed_hosts: Mapping[int, Counter[str]]
 ) -> Iterator[FinishedRun]:
-    """In the order of their ends. Made when they are read, which is seldom."""
-    runs = (one if isinstance(one, tuple) else (one.id, one) for one in finished)
-    for id, run in sorted(runs, key=lambda run: (run[1].end_time or run[1].create_time, run[0])):
+    """In the order of their ends. Made when they are read, which is seldom. The hosts of what has not come as a row of
+    this poll were never read."""
+    runs = [(one[0], one[1], False) if isinstance(one, tuple) else (one.id, one, True) for one in finished]
+    for id, run, was_read in sorted(runs, key=lambda run: (run[1].end_time or run[1].create_time, run[0])):
         failed = job_outcome(run.status, run.end_time is not None) == "failure"
-        hosts: Mapping[str, int] = failed_hosts.get(id, {}) if failed else {}
+        hosts: Mapping[str, int] = failed_hosts.get(id, {}) if failed and was_read else {}
         start, end = seconds(run.start_time), seconds(run.end_time)
         yield FinishedRun(id, run.name, job_status_slug(run.status), failed, start, end, hosts)
 

@@ -232,6 +232,17 @@ def test_4_1_4_the_order_of_rows_in_a_poll_means_nothing(
         assert one == other
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_4_1_4_of_watched_executions_that_end_at_once_the_order_means_nothing(number: int) -> None:
+    """The duration shown is that of the one with the greater id, in a baseline and later."""
+    job = collector(watch=[Watch("run", name="run *")])
+    before = observed(None, records(0, []), job).state if number else None
+    rows = [execution(1, 3, -10_000, age=50_000), execution(2, 3, -10_000, age=20_000)]
+    states = [observed(before, records(number, listed), job).state for listed in (rows, rows[::-1])]
+    assert states[0] == states[1]
+    assert states[0].watched["run"].duration == 10_000
+
+
 @given(SIGHTINGS)
 def test_4_1_6_counters_never_fall(sightings: list[list[tuple[int, int | None] | None]]) -> None:
     """No sequence of polls makes any counter or bucket smaller, and no series vanishes."""
@@ -580,6 +591,9 @@ def test_deferred_and_run_again_meanwhile_loses_no_run() -> None:
     assert (total(running, FINISHED), total(running, REOPENED), total(running, TRUNCATED)) == (1, 1, 1)
     ended = poll(state, 2, [execution(1, 3, 5000)])
     assert (total(ended, FINISHED), total(ended, REOPENED), total(ended, TRUNCATED)) == (2, 1, 1)
+    again, answer = failing(1, 5000, script(71, 4, {1: 104}, end=4900))
+    runs = list(observed(state, records(2, [again], examined={1: answer})).finished)
+    assert [dict(run.failed_hosts) for run in runs] == [{}, {"104": 1}], "nobody read the hosts of the first run"
 
 
 def test_deferred_is_never_lost() -> None:
