@@ -202,6 +202,13 @@ INHIBITED = [
         False,
     ),
     (
+        "BlueKingDataStale",
+        {"bk_scope_id": "2", "collector": "nodemgr"},
+        "BlueKingNodemanJobStuck",
+        {"bk_scope_id": "2"},
+        True,
+    ),
+    (
         "BlueKingJobAgentOutage",
         {"bk_scope_id": "2"},
         "BlueKingJobHostRepeatedlyFailing",
@@ -219,7 +226,7 @@ INHIBITED = [
 
 
 def test_the_example_of_alertmanager_inhibits_explained_alerts(stack: Stack) -> None:
-    """Of two alerts that stand at once the lesser is inhibited where, and only where, the greater explains it."""
+    """Of two alerts that fire together, the second is inhibited if, and only if, the first one explains it."""
     components = {
         rule["alert"]: rule["labels"]["component"]
         for group in evaluate()["prometheusAlerts"]["groups"]
