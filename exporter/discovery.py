@@ -18,6 +18,7 @@ from exporter import log
 from exporter.blueking.client import Client
 from exporter.blueking.cmdb import CmdbApi, NamedScope
 from exporter.blueking.pacing import Deadline
+from exporter.clock import Clock
 from exporter.config.schema import Config, Discovery, ScopeConfig
 from exporter.errors import ApiError, StateError
 from exporter.fleet import Fleet
@@ -112,6 +113,13 @@ async def ask(config: Config, client: Client, deadline: Deadline) -> list[list[N
     if config.discovery.biz_set.include:
         lists.append(await api.business_sets(deadline))
     return lists
+
+
+async def add_found(config: Config, client: Client, clock: Clock) -> tuple[Config, list[NamedScope]]:
+    """The configuration with the scopes that CMDB lists now, and all that it lists. Raises ApiError."""
+    lists = await ask(config, client, Deadline(2 * config.blueking.request_timeout, clock))
+    listed = [one for scopes in lists for one in scopes]
+    return msgspec.structs.replace(config, scopes=(*config.scopes, *scope_configs(config, listed))), listed
 
 
 class SharedStore(Protocol):

@@ -12,7 +12,7 @@ from exporter.blueking.client import Client
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
 from exporter.config.schema import Config
-from exporter.discovery import ask, scope_configs, unmatched
+from exporter.discovery import add_found, unmatched
 from exporter.errors import ApiError
 from exporter.exposed import page_families
 from exporter.fleet import pollers
@@ -88,14 +88,13 @@ async def probe(config: Config, telemetry: Telemetry) -> AsyncGenerator[Finding 
     async with Client(config.blueking, clock, telemetry, log.get()) as client:
         if config.discovery.enabled:
             try:
-                lists = await ask(config, client, Deadline(2 * config.blueking.request_timeout, clock))
+                extended, listed = await add_found(config, client, clock)
             except ApiError as error:
                 yield Discovered(error=explain(error))
             else:
-                listed = [one for scopes in lists for one in scopes]
-                found = scope_configs(config, listed)
-                yield Discovered(len(found), tuple(unmatched(config.discovery, listed)))
-                config = msgspec.structs.replace(config, scopes=(*config.scopes, *found))
+                found = len(extended.scopes) - len(config.scopes)
+                yield Discovered(found, tuple(unmatched(config.discovery, listed)))
+                config = extended
         for poller in pollers(config, client, services):
             yield await _probe(poller, config, clock)
 

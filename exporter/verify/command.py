@@ -13,17 +13,14 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequenc
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from exporter import log
 from exporter.blueking.client import Client
-from exporter.blueking.pacing import Deadline
 from exporter.blueking.transport import HttpTransport
 from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import TRUNCATED, Collector, FinishedRun, Records
 from exporter.config.schema import Config
-from exporter.discovery import ask, scope_configs
+from exporter.discovery import add_found
 from exporter.errors import ApiError, ExporterError
 from exporter.exposed import ERRORS, page_families
 from exporter.fleet import platforms
@@ -99,7 +96,8 @@ async def verify(
     services = Services(MemoryStore(), Page(page_families(), config.max_series), Telemetry(), clock)
     async with Client(config.blueking, clock, services.telemetry, log.get(), answers) as client:
         try:
-            config = await _discover(config, client, clock)
+            if config.discovery.enabled:
+                config, _ = await add_found(config, client, clock)
         except ApiError as error:
             yield f"FAIL  discovery: {error}", False
             return
@@ -121,15 +119,6 @@ async def verify(
         raise ExporterError(answers.problem)
     if record is not None:
         yield f"note  {answers.files} answers recorded in {record}; read them before you send them", True
-
-
-async def _discover(config: Config, client: Client, clock: Clock) -> Config:
-    """The configuration with the scopes that are found now. Raises `ApiError`."""
-    if not config.discovery.enabled:
-        return config
-    lists = await ask(config, client, Deadline(2 * config.blueking.request_timeout, clock))
-    found = scope_configs(config, [one for scopes in lists for one in scopes])
-    return msgspec.structs.replace(config, scopes=(*config.scopes, *found))
 
 
 def _pollers(config: Config, client: Client, services: Services) -> list[VerifiedPoller]:
