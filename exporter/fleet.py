@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Protocol, Self
@@ -48,6 +48,8 @@ KEEP = 7 * 86400.0
 """Seconds for which the state of a removed scope is kept, so that it continues when the scope comes back."""
 MANY = 25
 """Pollers that are shown in one go, in some 10 ms."""
+SCOPES = 1000
+"""Scopes whose names are shown in one go."""
 PROCESS_SERIES = 200
 """Series of `max_series` that are reserved for the metrics of the process."""
 
@@ -125,6 +127,7 @@ class Fleet:
         self._starting: deque[Poller] = deque()
         self._start_timer: asyncio.TimerHandle | None = None
         self._lock = asyncio.Lock()
+        self._settings: Settings | None = None
         self._stopped = False
         self._shares_rate = shares_rate
         self._of_scope: Counter[Scope] = Counter()
@@ -256,14 +259,22 @@ class Fleet:
                 await undo.enter_async_context(client)
             elif not unchanged and (problems := await client.refresh_tls()):
                 raise ConfigError(problems)
-            # With several replicas the assignment changes often: pollers that stay are not built again.
+            # Of thousands of scopes few change at a time, or their assignment: what stays is not built again.
             if unchanged:
-                new = {one.scope: one for key, one in self.enabled.items() if key not in self.pollers and assigned(key)}
+                kept = self.enabled
             else:
-                new = {one.scope: one for one in config.scopes}
+                same = (
+                    _same_scopes(self._complete, config) if (client, settings) == (self.client, self._settings) else {}
+                )
+                kept = {key: same[key.scope] for key in self.enabled if key.scope in same}
+            await asyncio.sleep(0)
+            new = {one.scope: one for key, one in kept.items() if key not in self.pollers and assigned(key)}
+            if not unchanged:
+                complete = {key.scope for key in kept}
+                new |= {one.scope: one for one in config.scopes if one.scope not in complete}
             built = collectors(new.values(), client, services.clock)
             collector_of = {Key(one.name, one.scope): one for one in built}
-            enabled = self.enabled if unchanged else {key: new[key.scope] for key in collector_of}
+            enabled = kept if unchanged else {**kept, **{key: new[key.scope] for key in collector_of}}
             added = [
                 Poller(one, settings, services)
                 for key, one in collector_of.items()
@@ -276,6 +287,7 @@ class Fleet:
                     await poller.begin_with(stored.get(poller.key))
             undo.pop_all()
 
+        await asyncio.sleep(0)
         gone = [key for key in self.pollers if key not in enabled or not assigned(key)]
         changed = [
             key
@@ -291,18 +303,25 @@ class Fleet:
         for key in gone:
             self.drop(key)
         if not unchanged:
-            for key, poller in self.pollers.items():
-                poller.reconfigure(collector_of[key], settings)
+            self.retry_refused()
+            changed_here = [key for key in collector_of if key in self.pollers and key not in kept]
+            for number, key in enumerate(changed_here):
+                if key in self.pollers:  # it may have been dropped meanwhile
+                    self.pollers[key].reconfigure(collector_of[key], settings)
+                if number % MANY == MANY - 1:
+                    await asyncio.sleep(0)
         for number, poller in enumerate(added):
             self.pollers[poller.key] = poller
             self._of_scope[poller.key.scope] += 1
             poller.show()
+            poller.encode_state()
             if number % MANY == MANY - 1:
                 await asyncio.sleep(0)  # thousands of them must not hold up a scrape
-        self._complete, self._assigned, self.enabled = config, assigned, enabled
+        unchanged_scopes = {key.scope for key in kept}
+        self._complete, self._assigned, self.enabled, self._settings = config, assigned, enabled, settings
         self._starting = deque(poller for poller in self.pollers.values() if not poller.started)
         self._start_some()
-        self._show_scopes(config, assigned)
+        await self._show_scopes(config, assigned, unchanged_scopes)
         self._take_share()
 
     def _start_some(self) -> None:
@@ -335,7 +354,7 @@ class Fleet:
                 return False
         return True
 
-    def _show_scopes(self, config: Config, assigned: Assignment) -> None:
+    async def _show_scopes(self, config: Config, assigned: Assignment, unchanged: Set[Scope]) -> None:
         page = self._services.page
         page.limit(series_limit(config))
         show_status_codes(page)
@@ -343,6 +362,25 @@ class Fleet:
         self.scopes = {one.scope: one for one in config.scopes if assigned(scope_key(one))}
         for scope in before.keys() - self.scopes.keys():
             page.remove(scope_key(before[scope]))
-        for scope, one in self.scopes.items():
-            if one is not before.get(scope):
+        await asyncio.sleep(0)
+        new = [one for scope, one in self.scopes.items() if scope not in before or scope not in unchanged]
+        for number, one in enumerate(new):
+            if one.scope in self.scopes:
                 show_scope(page, one, config)
+            if number % SCOPES == SCOPES - 1:
+                await asyncio.sleep(0)
+
+
+def _same_scopes(old: Config | None, new: Config) -> dict[Scope, ScopeConfig]:
+    """The scopes of which nothing has changed."""
+    before = {one.scope: one for one in old.scopes} if old else {}
+    equal: dict[tuple[int, int], bool] = {}  # most scopes share their settings: compare these once
+    same = {}
+    for one in new.scopes:
+        if (other := before.get(one.scope)) is not None:
+            pair = id(one.collectors), id(other.collectors)
+            if pair not in equal:
+                equal[pair] = one.collectors == other.collectors
+            if equal[pair] and (one.name, one.auth) == (other.name, other.auth):
+                same[one.scope] = one
+    return same

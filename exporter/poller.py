@@ -297,7 +297,7 @@ class Poller:
             )
         except StateTaken:
             self._page.release(self.key)
-            self._encode()
+            self.encode_state()
             return False  # and nothing is shown: the page does not have this key any more
         except StateError as error:
             self._failed("state", str(error))
@@ -312,7 +312,7 @@ class Poller:
         self.attempted = True
         self.show()
         self._page.release(self.key)
-        self._encode()
+        self.encode_state()
         await self._log_finished(finished)
         return more and self.success is True
 
@@ -366,7 +366,7 @@ class Poller:
         self._succeeded(observation)
         self.show()
 
-    def _encode(self) -> None:
+    def encode_state(self) -> None:
         """Keep a small state as bytes until it is needed again."""
         if self._size <= SMALL and self._state is not None and not isinstance(self._state, bytes):
             self._state = msgspec.msgpack.encode(self._state)

@@ -217,9 +217,10 @@ class Page:
 
     def limit(self, max_series: int) -> None:
         """Bound the page by another number of series from now on."""
-        self._max_series = max_series
-        self._snapshots.clear()
-        self._settled = False
+        if max_series != self._max_series:
+            self._max_series = max_series
+            self._snapshots.clear()
+            self._settled = False
 
     def reserve(self, key: Key) -> int:
         """How many series with new label values the owner may add, until it calls `release`.

@@ -366,6 +366,24 @@ async def test_a_start_queues_few_polls(tmp_path: Path) -> None:
         assert QUEUED <= most < 3 * QUEUED
 
 
+async def test_a_reload_touches_only_what_has_changed(tmp_path: Path) -> None:
+    """The same scopes keep their collectors and leave the page as it is; one that is new, or another setting, does
+    not."""
+    async with watched(tmp_path) as one:
+        await one.fleet.apply(one.config())
+        await asyncio.sleep(1.5 * INTERVAL)
+        collectors = {key: poller.collector for key, poller in one.fleet.pollers.items()}
+        page = one.page.snapshot(Format.TEXT)
+        await one.fleet.apply(one.config())
+        assert one.page.snapshot(Format.TEXT) is page
+        assert all(one.fleet.pollers[key].collector is collector for key, collector in collectors.items())
+        await one.fleet.apply(one.config(SCOPES[1:]))
+        assert one.fleet.pollers.keys() == collectors.keys() - {Key("job", SCOPES[0])}
+        assert all(poller.collector is collectors[key] for key, poller in one.fleet.pollers.items())
+        await one.fleet.apply(one.config(SCOPES[1:], max_catchup="6d"))
+        assert not any(poller.collector is collectors[key] for key, poller in one.fleet.pollers.items())
+
+
 @pytest.mark.parametrize("how", ["stop", "reload", "scopes removed", "handed over"])
 async def test_what_stops_polling_commits_what_it_knows(tmp_path: Path, how: str) -> None:
     """The next process, or replica, continues where this one has ended."""
