@@ -233,6 +233,23 @@ async def test_catching_up_with_a_flood_is_read_in_slices_too(tmp_path: Path) ->
         assert one.poller.state.counts.counters["blueking_job_executions_created_total"] == created
 
 
+async def test_4_1_3_what_slices_do_not_read_again_is_read_after_them(tmp_path: Path) -> None:
+    """An execution that is listed late, before the watermark of a slice, is counted; even after an outage between two
+    slices that is longer than `lookback`."""
+    async with watched(tmp_path) as one:
+        one.platform.job.start(SCOPE, visible_from=one.platform.job.time + 600_000)
+        for plan in range(9_000):
+            one.run(plan)
+            one.passed += 0.03
+        one.passed += INTERVAL
+        assert await one.poller.poll(), "a slice: there is more"
+        one.passed += 900
+        await one.poll(2)
+        assert one.poller.state is not None
+        created = one.poller.state.counts.counters["blueking_job_executions_created_total"]
+        assert sum(count.value for count in created.values()) == 9_001
+
+
 async def test_watching_for_retries_costs_a_hundred_calls_per_window(tmp_path: Path) -> None:
     """However many executions failed, one call looks at them all, every hundredth of `reopen_window`."""
     async with watched(tmp_path) as one:
