@@ -588,6 +588,7 @@ async def test_F60_sixteen_of_five_hundred_scopes_never_answer() -> None:
 # ---- everything at once ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(600)  # of computing, on a machine that does other things too
 @pytest.mark.looptime(noop_cycles=2)
 async def test_F59_F60_three_thousand_scopes_with_every_trouble_at_once() -> None:
     """2,700 healthy scopes complete their baselines and keep their rhythm of a minute among 300 that are silent, answer
