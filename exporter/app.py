@@ -166,11 +166,11 @@ def _url(address: tuple[object, ...], tls: bool) -> str:
 
 def _end_process() -> None:
     """End the process with 0, whatever its other threads do. What has been committed is safe."""
-    farewell = threading.Thread(
+    last_line = threading.Thread(
         target=log.get().warning, args=("stopped_by_force",), kwargs={"message": "a thread still hangs"}, daemon=True
     )
-    farewell.start()
-    farewell.join(0.2)  # standard error may hang as well
+    last_line.start()
+    last_line.join(0.2)  # standard error may hang as well
     os._exit(0)
 
 

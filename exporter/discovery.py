@@ -202,7 +202,7 @@ class Discoverer:
                 await fleet.apply(found=self.scopes)
                 self._log_changes(before, self._state)
         except StateError as error:
-            log.get().debug("discovery_not_read", message=str(error))  # heartbeats tell of it
+            log.get().debug("discovery_not_read", message=str(error))  # the heartbeats log it
 
     async def refresh(self, config: Config, client: Client) -> bool:
         """Ask CMDB and commit what it lists. False, and nothing has changed, when that fails."""

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     # redis-py is an extra.
     from exporter.state.redis import RedisStore
 
-RELEASED_PER_BEAT = 100
-"""(collector, scope) that are given away between two heartbeats: few at once, so that each is away only briefly."""
+RELEASED_PER_HEARTBEAT = 100
+"""(collector, scope) that are released between two heartbeats: few, so that each is without an owner only briefly."""
 LEAVE = 2.0
-"""Seconds that the handover at the end may take; what is left is taken over like that of a lost replica."""
+"""Seconds that releasing everything at the end may take; the rest is taken over as from a lost replica."""
 
 
 class Alone:
@@ -39,13 +39,13 @@ class Alone:
         return self._shard.owns(key.scope)
 
     async def send_heartbeats(self) -> None:
-        """Nobody waits for heartbeats."""
+        """There is no other replica."""
 
     async def run(self) -> None:
         """The assignment never changes."""
 
     async def leave(self) -> None:
-        """There is nobody to hand over to."""
+        """There is no other replica."""
 
     def measure(self) -> None:
         """There is nothing to measure."""
@@ -56,7 +56,7 @@ class Alone:
 
 
 class Sharing:
-    """One of several replicas: takes what is assigned to it, gives away what is not, hands over at the end.
+    """One of several replicas: polls what is assigned to it, releases the rest, and releases everything at the end.
 
     Keeps the pollers of `fleet` in step with what `store` holds. `run` and `send_heartbeats` run beside each other.
     """
@@ -72,7 +72,7 @@ class Sharing:
         self._others = {one.key for one in fleet.others}
         self._keys: tuple[Key, ...] = ()
         self._scopes: tuple[Scope, ...] = ()
-        self._mine: Set[Scope] = frozenset()
+        self._assigned: Set[Scope] = frozenset()
         self._wanted: Set[Key] = frozenset()
 
     @property
@@ -82,7 +82,7 @@ class Sharing:
 
     @property
     def ready(self) -> bool:
-        """Whether this replica has had once what is assigned to it."""
+        """Whether this replica has had everything that is assigned to it at least once."""
         return self._complete
 
     def assigned(self, key: Key) -> bool:
@@ -90,7 +90,7 @@ class Sharing:
         return key in self._polled or (not key.collector and key.scope in self._polled_scopes)
 
     async def send_heartbeats(self) -> None:
-        """Send heartbeats for ever, and drop what other replicas have taken."""
+        """Send heartbeats until cancelled, and drop what other replicas have taken."""
         await self._store.send_heartbeats(self._fleet.drop)
 
     async def run(self) -> None:
@@ -103,14 +103,14 @@ class Sharing:
                 log.get().warning("state_not_shared", message=str(error))
 
     async def leave(self) -> None:
-        """Give everything away: others know first, then each scope leaves the page and can be taken at once."""
+        """Release everything: tell the other replicas first, then remove each scope from the page and release it."""
         with contextlib.suppress(TimeoutError, StateError):
             async with asyncio.timeout(LEAVE):
                 await self._store.leave()
                 await asyncio.sleep(1.5 * self._store.every)
                 keys = sorted(self._store.held, key=lambda key: key.scope)
-                for start in range(0, len(keys), RELEASED_PER_BEAT):
-                    part = keys[start : start + RELEASED_PER_BEAT]
+                for start in range(0, len(keys), RELEASED_PER_HEARTBEAT):
+                    part = keys[start : start + RELEASED_PER_HEARTBEAT]
                     for key in part:
                         self._fleet.drop(key)
                     await self._store.release(part)
@@ -139,19 +139,19 @@ class Sharing:
             self._enabled = fleet.enabled
             self._keys = (*fleet.enabled, *(self._others if fleet.config.discovery.enabled else ()))
             self._scopes = tuple(dict.fromkeys(key.scope for key in self._keys))
-            self._mine = frozenset()
+            self._assigned = frozenset()
             store.configure(fleet.config.sha256)
-        mine = await store.assigned(self._scopes)
-        if mine is None:
+        assigned = await store.assigned(self._scopes)
+        if assigned is None:
             return
-        if mine is not self._mine:
-            self._mine = mine
-            self._wanted = frozenset(key for key in self._keys if key.scope in mine)
-        give = sorted(store.held - self._wanted, key=lambda key: key.scope)[:RELEASED_PER_BEAT]
-        await self._poll(store.held - set(give))
-        await store.release(give)
+        if assigned is not self._assigned:
+            self._assigned = assigned
+            self._wanted = frozenset(key for key in self._keys if key.scope in assigned)
+        surplus = sorted(store.held - self._wanted, key=lambda key: key.scope)[:RELEASED_PER_HEARTBEAT]
+        await self._poll(store.held - set(surplus))
+        await store.release(surplus)
         async for _ in store.claim([*(self._wanted - store.held)]):
-            await self._poll(store.held - set(give))
+            await self._poll(store.held - set(surplus))
         self._complete = self._complete or (store.joined and not store.waiting)
 
     async def _poll(self, keys: Set[Key]) -> None:

@@ -95,12 +95,15 @@ class Peers:
         self._dead: dict[str, None] = {}
         self._began = float("inf")
 
-    def restart(self, *, rewound: bool) -> None:
-        """Begin anew, since what was seen may not be true any more: everybody may be alive. `rewound`: the store has
-        lost writes, so a former name of somebody who is alive may own something again; else the dead stay dead."""
+    def restart(self, *, lost_writes: bool) -> None:
+        """Begin anew: what was seen may not be true any more, so every replica may be alive.
+
+        `lost_writes`: the store has lost writes, so a former name of a replica that is alive may own something again.
+        Otherwise the dead stay dead.
+        """
         self._seen.clear()
         self._began = float("inf")
-        if rewound:
+        if lost_writes:
             self._dead.clear()
 
     def observe(self, table: Mapping[str, str], sent: float, received: float) -> None:

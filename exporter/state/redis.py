@@ -38,7 +38,7 @@ from exporter.state.redis_keys import SCHEMA, Found, Keyspace, budget, connect_t
 from exporter.telemetry import Telemetry
 
 MOST_PAYLOAD = 16 * 2**20
-"""Bytes of one payload: a larger one would hold up the server, and all replicas with it."""
+"""Bytes of one payload: a larger one would block the server, and all replicas with it."""
 CHUNK = 50
 """Keys that are read, claimed or released in one go; a heartbeat fits in between."""
 CHUNK_BYTES = 2**20
@@ -111,22 +111,22 @@ class RedisStore(Store):
         self._lease = self._new_lease(settled=True)
         self._phase: Phase = "join"
         self._released = 0
-        self._until = float("-inf")
-        self._broken = self._rewound = False
+        self._valid_until = float("-inf")
+        self._broken = self._lost_writes = False
         self._answers = True
         """Whether the newest heartbeat was confirmed."""
         self._cautious = False
-        self._lost: Callable[[Key], None] = lambda key: None
+        self._on_lost: Callable[[Key], None] = lambda key: None
         self._dead_entries: list[str] = []
         self._sent = float("-inf")
-        self._beating = asyncio.Lock()
+        self._sending = asyncio.Lock()
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
         self._heartbeat_sent = asyncio.Event()
-        self._claimed_on: object = None
+        self._claim_signature: object = None
         self._claimed_at = float("-inf")
-        self._mine: frozenset[Scope] = frozenset()
+        self._assigned: frozenset[Scope] = frozenset()
         self._assigned_for: object = None
         self._scopes = Assignment()
         self._same_pod = Assignment()
@@ -183,7 +183,7 @@ class RedisStore(Store):
             if not self._superseded(hold, own, epoch):
                 self._drop(key)
                 break
-            self._break(rewound=True)
+            self._break_lease(lost_writes=True)
         raise StateTaken(f"another replica has taken over {key}")
 
     async def purge(self, keep: Iterable[Key], older_than: float) -> int:
@@ -210,8 +210,8 @@ class RedisStore(Store):
     # Sharing
 
     def configure(self, sha256: str) -> None:
-        """Tell which configuration is in use. Replicas with another one may not know the same scopes, so nothing is
-        left to them; what they have they keep."""
+        """Set which configuration is in use. Replicas with another one may not know the same scopes: they keep what
+        they have, and nothing else is assigned to them."""
         self._group = f"{SCHEMA}-{sha256[:12]}"
 
     @property
@@ -222,12 +222,12 @@ class RedisStore(Store):
     @property
     def valid(self) -> bool:
         """Whether what is held may be shown at this moment."""
-        return self._boot() < self._until
+        return self._boot() < self._valid_until
 
     @property
     def remaining(self) -> float:
         """Seconds that the lease still holds, 0.0 when it has lapsed."""
-        return max(0.0, self._until - self._boot())
+        return max(0.0, self._valid_until - self._boot())
 
     @property
     def joined(self) -> bool:
@@ -243,16 +243,18 @@ class RedisStore(Store):
         return self._peers.members()
 
     async def send_heartbeats(self, lost: Callable[[Key], None]) -> None:
-        """Send heartbeats for ever. `lost` is called with each key that another replica has taken; it must not be
-        shown when that returns."""
-        self._lost = lost
+        """Send heartbeats until cancelled. `lost` is called with each key that another replica has taken.
+
+        It must remove the key from the page before it returns.
+        """
+        self._on_lost = lost
         while True:
             began = self._boot()
             try:
-                async with self._beating:
-                    await (self._renew() if self._broken else self._beat())
+                async with self._sending:
+                    await (self._renew() if self._broken else self._heartbeat())
                 self._answers = True
-            except _Broken:
+            except _LeaseBroken:
                 continue
             except StateError as error:
                 self._answers = False
@@ -277,17 +279,17 @@ class RedisStore(Store):
             return None
         takers = self._peers.takers(self._group)
         pods = frozenset(one.pod for one in takers)
-        # Replicas of one name on one machine, or a restarted one beside its former self.
+        # Several replicas of one pod name: on one machine, or a restarted one whose former lease has not lapsed.
         same_pod = frozenset(one.name for one in takers if one.pod == self._pod) - {self._lease.name}
         if self._assigned_for != (scopes, pods, same_pod):
             work = partial(self._assign, scopes, pods, same_pod)
-            self._mine = work() if len(scopes) <= FEW else await asyncio.to_thread(work)
+            self._assigned = work() if len(scopes) <= FEW else await asyncio.to_thread(work)
             self._assigned_for = (scopes, pods, same_pod)
-        return self._mine
+        return self._assigned
 
     async def claim(self, keys: Sequence[Key]) -> AsyncIterator[list[Key]]:
-        """Take those of `keys` that nobody has, some at a time; they can be loaded then. Looks at the store only when
-        something has changed that may have set one free, and now and then."""
+        """Claim those of `keys` that have no owner, some at a time; they can be loaded then. The store is read only
+        after a change that may have released one, and three times per ttl."""
         now = self._boot()
         signature = (
             frozenset(keys),
@@ -299,18 +301,18 @@ class RedisStore(Store):
         await self._release_unanswered()
         if not keys:
             self.waiting = 0
-        if not keys or (signature == self._claimed_on and now - self._claimed_at < self._ttl / 3):
+        if not keys or (signature == self._claim_signature and now - self._claimed_at < self._ttl / 3):
             return
         waiting = 0
         try:
             for part in _parts(keys):
-                async with self._beating:
+                async with self._sending:
                     taken, missing = await self._claim(part)
                 waiting += missing
                 if taken:
                     yield taken
-            self._claimed_on, self._claimed_at, self.waiting = signature, now, waiting
-        except _Broken:
+            self._claim_signature, self._claimed_at, self.waiting = signature, now, waiting
+        except _LeaseBroken:
             pass
         except StateError as error:
             log.get().warning("state_claim_failed", reason=str(error))
@@ -319,7 +321,7 @@ class RedisStore(Store):
         """Release the keys that claims without an answer may have taken; otherwise no replica would poll them."""
         with contextlib.suppress(StateError):
             while self._unanswered:
-                async with self._beating:
+                async with self._sending:
                     part = list(self._unanswered.items())[:CHUNK]
                     name = self._lease.name
                     await self._client.run(*(self._keys.release(key, name, epoch) for key, epoch in part))
@@ -329,7 +331,7 @@ class RedisStore(Store):
     async def release(self, keys: Sequence[Key]) -> None:
         """Give back keys that are neither polled nor shown any more. Those for which that fails are still `held`."""
         for part in _parts(keys):
-            async with self._beating:
+            async with self._sending:
                 if self._broken:
                     raise StateUnreachable("the lease has lapsed")
                 held = [(key, self._held[key]) for key in part if key in self._held]
@@ -347,33 +349,33 @@ class RedisStore(Store):
 
     async def send_heartbeat(self) -> None:
         """Send a heartbeat now, because this replica's entry has changed. Never raises."""
-        with contextlib.suppress(StateError, _Broken):
-            async with self._beating:
+        with contextlib.suppress(StateError, _LeaseBroken):
+            async with self._sending:
                 if not self._broken:
-                    await self._beat()
+                    await self._heartbeat()
 
     # Heartbeats
 
-    async def _beat(self, *peeks: Command) -> list[Any]:
+    async def _heartbeat(self, *peeks: Command) -> list[Any]:
         """Send a heartbeat after `peeks`, in the same pipeline, and return what those have found.
 
-        Raises _Broken when the lease has lapsed before the answer, or the store has lost writes: then the table says
-        nothing about what was found, and `_renew` is next.
+        Raises _LeaseBroken when the lease has lapsed before the answer, or the store has lost writes: then the table
+        says nothing about what was found, and `_renew` is next.
         """
         lease = self._lease
         lease.number += 1
         me = Member(lease.name, lease.number, self._released, self._phase, self._group)
         sent = self._boot()
         confirmed = str(lease.confirmed)
-        beat = script(BEAT, self._keys.members, me.name, confirmed, me.value, *self._dead_entries)
-        answers = await self._client.run(*peeks, beat, urgent=True)
+        heartbeat = script(BEAT, self._keys.members, me.name, confirmed, me.value, *self._dead_entries)
+        answers = await self._client.run(*peeks, heartbeat, urgent=True)
         received = self._boot()
         written, flat = answers.pop()
         table = text_fields(flat)
-        rewound = not written or (lease.confirmed > 0 and self._client.restarts != lease.restarts)
-        if rewound or received > lease.until:
-            self._break(rewound=rewound)
-            raise _Broken
+        lost_writes = not written or (lease.confirmed > 0 and self._client.restarts != lease.restarts)
+        if lost_writes or received > lease.until:
+            self._break_lease(lost_writes=lost_writes)
+            raise _LeaseBroken
         self._peers.observe(table, sent, received)
         # Not its own former names: what is held in them could be taken from it as soon as they are gone.
         gone = [name for name in self._peers.dead_in(table) if name not in self._names]
@@ -381,7 +383,7 @@ class RedisStore(Store):
         lease.confirmed, lease.restarts, lease.until = lease.number, self._client.restarts, sent + self._ttl
         self._sent = sent
         if lease.settled:
-            self._until = lease.until
+            self._valid_until = lease.until
         if self._phase == "join" and self._may_claim(sent):
             self._phase = "ready"
         return answers
@@ -389,12 +391,12 @@ class RedisStore(Store):
     async def _renew(self) -> None:
         """Go on under another name after a break, with all that is held and that nobody else has taken."""
         self._peers.mark_dead(self._lease.name)
-        self._peers.restart(rewound=self._rewound)
+        self._peers.restart(lost_writes=self._lost_writes)
         self._lease = self._new_lease(settled=False)
         self._unanswered.clear()  # claimed in a name that is gone
-        self._cautious = self._rewound
-        await self._beat()
-        if self._rewound and not self.valid:
+        self._cautious = self._lost_writes
+        await self._heartbeat()
+        if self._lost_writes and not self.valid:
             # Replicas whose lease has not lapsed have newer copies and write them first.
             await asyncio.sleep(HEALING * self.every)
         for part in _parts(list(self._held), lambda key: len(self._held[key].payload or b"")):
@@ -403,12 +405,12 @@ class RedisStore(Store):
         await self._client.run(("HDEL", self._keys.members, *former), urgent=True)
         self._names = {self._lease.name}
         self._lease.settled = True
-        await self._beat()
-        self._broken = self._rewound = False
+        await self._heartbeat()
+        self._broken = self._lost_writes = False
         self._settled.set()
 
     async def _reclaim(self, keys: Sequence[Key]) -> None:
-        found = map(read_found, await self._beat(*map(self._keys.peek, keys)))
+        found = map(read_found, await self._heartbeat(*map(self._keys.peek, keys)))
         commands: list[Command] = []
         claims: list[tuple[Key, _Held, int, bool, int]] = []
         left: list[Key] = []
@@ -421,9 +423,9 @@ class RedisStore(Store):
                 continue
             healed = seen.epoch < hold.epoch
             if healed and not self.valid:
-                if not self._rewound:
-                    self._rewound = True
-                    raise _Broken
+                if not self._lost_writes:
+                    self._lost_writes = True
+                    raise _LeaseBroken
                 # Another replica may have continued from it. The held copy may still be the best one.
                 commands += self._put_back(key, hold, seen)
                 left.append(key)
@@ -448,8 +450,8 @@ class RedisStore(Store):
     async def _claim(self, keys: Sequence[Key]) -> tuple[list[Key], int]:
         """The keys that were taken, and how many could not be, though no replica of another group has them."""
         if self._broken:
-            raise _Broken
-        found = map(read_found, await self._beat(*map(self._keys.peek, keys)))
+            raise _LeaseBroken
+        found = map(read_found, await self._heartbeat(*map(self._keys.peek, keys)))
         now, sent = self._boot(), self._sent
         if not self.valid:
             return [], len(keys)
@@ -520,14 +522,14 @@ class RedisStore(Store):
             log.get().warning(
                 "scope_lost", scope=str(key.scope), collector=key.collector, message="another replica has taken it"
             )
-            self._lost(key)
+            self._on_lost(key)
 
-    def _break(self, *, rewound: bool) -> None:
+    def _break_lease(self, *, lost_writes: bool) -> None:
         """The lease has lapsed, or the store has lost writes: nothing is committed until `_renew`."""
-        self._rewound |= rewound
+        self._lost_writes |= lost_writes
         if self._broken:
             return
-        if rewound:
+        if lost_writes:
             self._telemetry.state_rollback()
             log.get().warning("state_lost_writes", consequence="what is held is written again")
         else:
@@ -541,10 +543,10 @@ class RedisStore(Store):
 
     def _assign(self, scopes: Sequence[Scope], pods: Iterable[str], same_pod: Collection[str]) -> frozenset[Scope]:
         named = {str(scope): scope for scope in scopes}
-        mine = self._scopes.of(self._pod, pods, tuple(named))
+        assigned = self._scopes.of(self._pod, pods, tuple(named))
         if same_pod:
-            mine = self._same_pod.of(self._lease.name, same_pod, tuple(sorted(mine)))
-        return frozenset(named[name] for name in mine)
+            assigned = self._same_pod.of(self._lease.name, same_pod, tuple(sorted(assigned)))
+        return frozenset(named[name] for name in assigned)
 
     def _new_lease(self, *, settled: bool) -> _Lease:
         lease = _Lease(f"{self._pod}.{secrets.token_hex(4)}", settled=settled)
@@ -571,7 +573,7 @@ class RedisStore(Store):
         return self._keys.commit(key, name, epoch or hold.epoch, hold.ver, hold.payload, self._wall(), run)
 
 
-class _Broken(Exception):
+class _LeaseBroken(Exception):
     """The lease has lapsed, or the store has lost writes."""
 
 
