@@ -163,7 +163,9 @@ def _host(bk_host_id: str, bk_cloud_id: _TargetNumber, ip: str | None) -> Host |
     """None without id and address: such targets would all be taken for the same one."""
     if not bk_host_id and not ip:
         return None
-    return Host("" if bk_cloud_id is None else clean_text(str(bk_cloud_id)), bk_host_id, clean_text(ip or ""))
+    cloud = "" if bk_cloud_id is None else bk_cloud_id
+    # Nearly all are numbers, which need no cleaning.
+    return Host(clean_text(cloud) if isinstance(cloud, str) else str(cloud), bk_host_id, clean_text(ip or ""))
 
 
 class TargetResults(Protocol):
