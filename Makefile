@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   := .venv-demo
-SOURCE := exporter tests scripts deploy mixin
+SOURCE := exporter tests bench scripts deploy mixin
 # Tests that run at once. They wait more than they compute.
 JOBS   ?= 3
 

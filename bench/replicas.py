@@ -130,7 +130,8 @@ async def _takeovers(rounds: int = 3) -> list[Row]:
             return sum(len(replica.store.held) for replica in replicas.values()) == len(scopes)
 
         await _until(complete)
-        killed, left = [], []
+        killed: list[float] = []
+        left: list[float] = []
         for _ in range(rounds):
             for how, took in (("kill", killed), ("leave", left)):
                 replica = replicas.pop("a")
