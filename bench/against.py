@@ -55,6 +55,8 @@ FEW = 30
 """Scopes of the daemon whose memory is taken off that of the daemon with many."""
 TIMES = 10
 """So many more scopes, polled less often by as much, has one process of T18."""
+CAUGHT_UP = (360.0, 9.0)
+"""Minutes of history: many times `lookback`, in which rows must be told from known ones, and less than it."""
 RATE = 200
 FAST = 1000
 """Requests per second while nothing but the first polls is waited for."""
@@ -194,8 +196,9 @@ def pages(run: Run) -> list[Row]:
 def catch_up(run: Run) -> list[Row]:
     """T15."""
 
-    def once(build: Build) -> Figures:
-        with scratch() as folder, server(*python("bench.history", str(run.executions)), core=1) as (_, platform):
+    def once(build: Build, minutes: float) -> Figures:
+        history = python("bench.history", str(run.executions), str(minutes))
+        with scratch() as folder, server(*history, core=1) as (_, platform):
             settings = {**config(platform, 1, "1s"), "state": {"url": f"sqlite:{folder}/state.db"}}
             settings["counter_birth_hold"] = "0s"
             settings["blueking"]["requests_per_second"] = FAST
@@ -209,11 +212,15 @@ def catch_up(run: Run) -> list[Row]:
                     raise RuntimeError(f"{build.root} counted {value(address, finished):.0f} executions")
                 return {"cpu": cpu_of(process.pid), "peak": memory_of(process.pid, "VmHWM")}
 
-    found, what = run.in_turns(once), f"{run.executions:,} executions caught up"
-    return [
-        compared("T15", f"{what}: CPU since the start", found, "cpu", "s", 0.5),
-        compared("T15", f"{what}: peak RSS", found, "peak", "MiB", 0.5),
-    ]
+    rows = []
+    for minutes in CAUGHT_UP:
+        found = run.in_turns(lambda build, minutes=minutes: once(build, minutes))  # type: ignore[misc]
+        what = f"{run.executions:,} executions of {minutes:g} minutes caught up"
+        rows += [
+            compared("T15", f"{what}: CPU since the start", found, "cpu", "s", 0.5),
+            compared("T15", f"{what}: peak RSS", found, "peak", "MiB", 0.5),
+        ]
+    return rows
 
 
 def crowd(run: Run) -> list[Row]:

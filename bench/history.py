@@ -1,7 +1,7 @@
-"""A platform on which many executions ended while nobody looked: `python -m bench.history EXECUTIONS`.
+"""A platform on which many executions ended while nobody looked: `python -m bench.history EXECUTIONS MINUTES`.
 
-At first its clock is `HOURS` behind and there are no executions. GET /-/return sets the clock right: the executions
-have ended between the two moments.
+At first its clock is so many minutes behind, and there are no executions. GET /-/return sets the clock right: the
+executions have ended between the two moments.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from aiohttp import web
 
 from bench.platform import scopes, serve
 
-HOURS = 6
-MARGIN = 120.0
+MARGIN = 60.0
 """Seconds without executions after the one moment and before the other."""
 PLANS = 50
 
@@ -28,8 +27,8 @@ PLANS = 50
 class History:
     """The list of executions of JOB v4, for one scope."""
 
-    def __init__(self, count: int) -> None:
-        self.behind = HOURS * 3600.0
+    def __init__(self, count: int, minutes: float) -> None:
+        self.behind = minutes * 60
         # The first poll of an exporter comes before the first of them.
         first, span = time.time() - self.behind + MARGIN, self.behind - 2 * MARGIN
         self._created: list[int] = []  # Unix milliseconds
@@ -71,12 +70,12 @@ class History:
         return web.Response(text="returned\n")
 
 
-async def run(count: int) -> None:
-    history, app = History(count), web.Application()
+async def run(count: int, minutes: float) -> None:
+    history, app = History(count, minutes), web.Application()
     app.router.add_get("/-/return", history.come_back)
     app.router.add_get("/{path:.*get_job_instance_list}", history.list)
     await serve(app)
 
 
 if __name__ == "__main__":
-    asyncio.run(run(int(sys.argv[1])))
+    asyncio.run(run(int(sys.argv[1]), float(sys.argv[2])))
