@@ -183,6 +183,7 @@ class Poller:
     def reconfigure(self, collector: Collector, settings: Settings) -> None:
         """Use another configuration of the same (collector, scope) from the next poll on."""
         self.collector, self._settings = collector, settings
+        self._commits_next = True
         self.retry_refused()
         self.exposed.reconfigure(collector, settings.hold, settings.stale_after)
         state = self.state
@@ -319,6 +320,10 @@ class Poller:
     async def observe(self, records: Records) -> Observation:
         """Fold the records of a poll. The state of the poller stays as it is."""
         state = self._state = self.state
+        if state is not None and not self._commits_next and self.collector.commits_later:
+            unchanged = self.collector.unchanged(state, records, self._clock.wall())
+            if unchanged is not None:
+                return Observation(Observed(unchanged), None, self.report.samples, self._full, {})
         counts = state.counts if state else Counts()
         room = self._page.reserve(self.key)
         tally = Tally(counts, self._clock.wall(), self._settings.hold, self.collector.families, room)

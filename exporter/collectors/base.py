@@ -188,6 +188,12 @@ class Collector(Protocol):
         """The next state. `tally` starts with the counts of `state`; its `now` is the wall clock, for
         `last_success`."""
 
+    def unchanged(self, state: Any, records: Any, now: float) -> Any | None:
+        """The state that `observe` would return, if it is certain without folding that nothing but its `TIMES` changes.
+
+        Asked only after a poll that was observed with the same configuration. `now`: the wall clock.
+        """
+
     async def probe(self, state: Any, deadline: Deadline) -> Trial:
         """Try the calls that `fetch` did not need for this state. Raises `ApiError`."""
 

@@ -155,6 +155,9 @@ class NodemanCollector(Generic[S, C, A, R]):
     def observe(self, state: S | None, records: R, tally: Tally) -> Observed[S]:
         return self.fold(self.config, self.biz, state, records, tally).result()
 
+    def unchanged(self, state: S, records: R, now: float) -> S | None:
+        return None
+
     @property
     def commits_later(self) -> bool:
         return True

@@ -66,6 +66,9 @@ class Scripted:
     def observe(self, state: CollectorState | None, records: Records, tally: Tally) -> Observed[CollectorState]:
         return Observed(CollectorState(counts=tally.freeze(), last_success=tally.now))
 
+    def unchanged(self, state: CollectorState, records: Records, now: float) -> CollectorState | None:
+        return None
+
     async def probe(self, state: CollectorState, deadline: Deadline) -> Trial:
         raise NotImplementedError
 

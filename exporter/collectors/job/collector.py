@@ -168,6 +168,7 @@ class JobCollector:
         """Look again at tracked executions that the window does not show, `seen` being those it does: unfinished ones
         and those whose end time is awaited always, those that may run again from time to time."""
         if not state.executions and not state.resumable_executions:
+            self._look_ups.retain(())
             return records
         now, window = records.now, ms(self.config.reopen_window)
         slack = ms(self.interval)
@@ -419,6 +420,27 @@ class JobCollector:
     def observe(self, state: JobState | None, records: JobRecords, tally: Tally) -> Observed[JobState]:
         """Fold the records of a poll."""
         return Fold(self.config, state, records, tally).result()
+
+    def unchanged(self, state: JobState, records: JobRecords, now: float) -> JobState | None:
+        """None also where an execution is followed: then it depends on its age what becomes of it."""
+        begin, at = records.begin, records.now
+        if (
+            not records.nothing_new
+            or state.executions
+            or state.resumable_executions
+            or state.unreadable
+            or any(ended.create_time < begin for ended in state.ended_executions.values())
+            or state.hosts.fold((), now=at / 1000, ttl=self.config.failing_host_ttl, settled=0.0) is not state.hosts
+        ):
+            return None
+        return msgspec.structs.replace(
+            state,
+            last_success=now,
+            watermark=records.end / 1000,
+            begin=begin,
+            checked=at if records.checked else state.checked,
+            checked_failing=at if records.checked_failing else state.checked_failing,
+        )
 
     # What others read
 

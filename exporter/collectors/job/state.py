@@ -180,6 +180,23 @@ class JobRecords(msgspec.Struct, frozen=True):
     more: bool = False
 
     @property
+    def nothing_new(self) -> bool:
+        """Whether only the times differ from those of an empty poll."""
+        return not (
+            self.rows
+            or self.odd
+            or self.gap
+            or self.unreadable
+            or self.without_id
+            or self.gone
+            or self.examined
+            or self.unexamined
+            or self.deferred
+            or self.errors
+            or self.more
+        )
+
+    @property
     def size(self) -> int:
         """See `Records`."""
         return len(self.rows) + sum(len(step.results) for answer in self.examined.values() for step in answer.steps)

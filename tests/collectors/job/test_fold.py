@@ -85,7 +85,10 @@ def poll(state: JobState | None, number: int, rows: Iterable[Execution] = (), **
 
 def observed(state: JobState | None, records: JobRecords, job: JobCollector = JOB) -> Observed[JobState]:
     tally = Tally(state.counts if state else Counts(), records.now / 1000, 90.0, job.families)
-    return job.observe(state, records, tally)
+    found = job.observe(state, records, tally)
+    if state is not None:
+        assert job.unchanged(state, records, tally.now) in (None, found.state), "the short way leads elsewhere"
+    return found
 
 
 BASE = poll(None, 0)
@@ -293,6 +296,25 @@ def test_4_1_1_rows_spread_over_polls_in_any_order_are_counted_as_if_at_once(
         for state in (spread, at_once)
     ]
     assert buckets[0] == buckets[1]
+
+
+def test_a_poll_that_finds_nothing_new_is_not_folded() -> None:
+    """Unless time alone changes the state: executions leave the window, hosts are forgotten, followed ones get old."""
+    empty = records(2, [])
+    assert JOB.unchanged(BASE, empty, empty.now / 1000) == observed(BASE, empty).state
+    ended = poll(BASE, 1, [execution(7, 3, 10_000)])
+    assert JOB.unchanged(ended, empty, empty.now / 1000) == observed(ended, empty).state
+    left = records(LOOKBACK // INTERVAL + 2, [])
+    assert JOB.unchanged(ended, left, 0.0) is None
+    row, answer = failing(8, 10_000, script(1, 4, {1: 104}))
+    fails = poll(BASE, 1, [row], examined={8: answer})
+    fails = msgspec.structs.replace(fails, resumable_executions={})
+    assert fails.hosts.streaks
+    assert JOB.unchanged(fails, empty, 0.0) is not None
+    assert JOB.unchanged(fails, records(50 * 3600_000 // INTERVAL, []), 0.0) is None
+    for some in (execution(9, 2), execution(9, 3, 20_000)):
+        assert JOB.unchanged(BASE, records(2, [some]), 0.0) is None
+    assert JOB.unchanged(poll(BASE, 1, [execution(9, 2)]), empty, 0.0) is None
 
 
 @given(ENDS, st.integers(0, 400))
