@@ -30,7 +30,7 @@ from exporter.config.schema import Config, ScopeConfig
 from exporter.errors import ConfigError, Problem, StateError
 from exporter.exposed import scope_key, show_scope, show_status_codes
 from exporter.model import Key, Scope
-from exporter.poller import Poller, Services, Settings
+from exporter.poller import Poller, Services, Settings, flush
 
 CHECK = 10.0
 """Seconds between two looks at the state."""
@@ -350,7 +350,7 @@ class Fleet:
     async def _flush(self, pollers: Sequence[Poller]) -> bool:
         """Commit their polls that found nothing new. False, and the others are left as they are, when that fails."""
         for part in range(0, len(pollers), SAVES):
-            if not all(await asyncio.gather(*(one.flush() for one in pollers[part : part + SAVES]))):
+            if not await flush(self._services.store, pollers[part : part + SAVES]):
                 return False
         return True
 

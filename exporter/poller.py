@@ -421,11 +421,15 @@ class Poller:
     async def save(self) -> None:
         """Commit the state again, because the store has lost it. Raises `StateError`."""
         async with self._committing:
-            state = self._state
-            if isinstance(state, bytes):
-                await self._commit(state)
-            elif state is not None:
-                await self._commit(await self._work(partial(msgspec.msgpack.encode, state)))
+            payload = await self._payload()
+            if payload is not None:
+                await self._commit(payload)
+
+    async def _payload(self) -> bytes | None:
+        state = self._state
+        if state is None or isinstance(state, bytes):
+            return state
+        return await self._work(partial(msgspec.msgpack.encode, state))
 
     def uncommitted(self, seconds: float) -> bool:
         """Whether a poll has waited so long for `flush`."""
@@ -435,28 +439,45 @@ class Poller:
         """Commit the next poll whatever it finds: the state may not be writable, and then the poll has to fail."""
         self._commits_next = True
 
-    async def flush(self) -> bool:
-        """Commit the polls that found nothing new. False if that fails; then the next poll is committed at once."""
+    async def begin_flush(self) -> bytes | None:
+        """The state, if polls wait to be committed and no other commit runs; then `end_flush` must follow."""
+        if self._uncommitted_since is None or self._committing.locked():
+            return None
+        await self._committing.acquire()
+        self._uncommitted_since = None
         try:
-            if self._uncommitted_since is not None:
-                await self.save()
-        except StateTaken:
-            pass  # this poller has lost its key and reads nothing again
-        except StateError:
-            return False
-        return True
+            return await self._payload()
+        except BaseException:
+            self.cancel_flush()
+            raise
+
+    def end_flush(self, error: StateError | None) -> None:
+        """The state that `begin_flush` gave has been committed, unless there is an error; then the next poll is
+        committed whatever it finds."""
+        self._committing.release()
+        self._committed(error, self._clock.monotonic())
+
+    def cancel_flush(self) -> None:
+        """Nothing is known of the state that `begin_flush` gave."""
+        self._committing.release()
+        self._uncommitted_since = self._clock.monotonic()
 
     async def _commit(self, payload: bytes) -> None:
         waiting, self._uncommitted_since = self._uncommitted_since, None
         try:
             await self._store.commit(self.key, payload)
-        except StateTaken:
-            raise  # nothing is wrong with the state
-        except StateError:
+        except StateError as error:
+            self._committed(error, waiting)
+            raise
+        self._committed(None)
+
+    def _committed(self, error: StateError | None, waiting: float | None = None) -> None:
+        """Note how a commit has ended. `waiting`: since when polls had waited for it."""
+        if error is None:
+            self._telemetry.state_written(self._clock.wall())
+        elif not isinstance(error, StateTaken):  # else nothing is wrong with the state
             self._uncommitted_since, self._commits_next = waiting, True
             self._telemetry.state_write_error()
-            raise
-        self._telemetry.state_written(self._clock.wall())
 
     def _succeeded(self, observation: Observation) -> None:
         observed = observation.observed
@@ -525,3 +546,23 @@ class Poller:
 
     def _update(self, **changes: Any) -> None:
         self.report = msgspec.structs.replace(self.report, **changes)
+
+
+async def flush(store: Store, pollers: Iterable[Poller]) -> bool:
+    """Commit the polls of these pollers that found nothing new, all in one go. False if some of that fails."""
+    begun: list[Poller] = []
+    payloads: dict[Key, bytes] = {}
+    try:
+        for poller in pollers:
+            payload = await poller.begin_flush()
+            if payload is not None:
+                begun.append(poller)
+                payloads[poller.key] = payload
+        errors = await store.commit_many(payloads) if payloads else {}
+    except BaseException:
+        for poller in begun:
+            poller.cancel_flush()
+        raise
+    for poller in begun:
+        poller.end_flush(errors.get(poller.key))
+    return all(isinstance(error, StateTaken) for error in errors.values())

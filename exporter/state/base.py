@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +11,7 @@ import msgspec
 
 from exporter.config.schema import State
 from exporter.config.state_url import RedisUrl
+from exporter.errors import StateError
 from exporter.model import Key
 from exporter.shard import Shard
 
@@ -52,6 +54,19 @@ class Store(Protocol):
 
     async def commit(self, key: Key, payload: bytes) -> None:
         """Replace the payload of `key`."""
+
+    async def commit_many(self, payloads: Mapping[Key, bytes]) -> Mapping[Key, StateError]:
+        """Commit each of them, together where that costs less. Returns the errors of those that failed."""
+        outcomes = await asyncio.gather(
+            *(self.commit(key, payload) for key, payload in payloads.items()), return_exceptions=True
+        )
+        errors: dict[Key, StateError] = {}
+        for key, outcome in zip(payloads, outcomes, strict=True):
+            if isinstance(outcome, StateError):
+                errors[key] = outcome
+            elif outcome is not None:
+                raise outcome
+        return errors
 
     async def keys(self) -> dict[Key, float]:
         """Every key with the time of its last commit, unix seconds."""

@@ -100,8 +100,20 @@ class SQLiteStore:
         """It belongs to this process."""
 
     async def commit(self, key: Key, payload: bytes) -> None:
+        await self._commit({key: payload})
+
+    async def commit_many(self, payloads: Mapping[Key, bytes]) -> Mapping[Key, StateError]:
+        try:
+            await self._commit(payloads)
+        except StateError as error:
+            return dict.fromkeys(payloads, error)
+        return {}
+
+    async def _commit(self, payloads: Mapping[Key, bytes]) -> None:
         batch = self._next = self._next or _Batch()
-        batch.rows[key] = (*_columns(key), payload, time.time())
+        now = time.time()
+        for key, payload in payloads.items():
+            batch.rows[key] = (*_columns(key), payload, now)
         if not self._writing:
             self._write(batch)
         await self._outcome(batch.written)

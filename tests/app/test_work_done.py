@@ -30,7 +30,7 @@ from exporter.metrics.negotiate import Format
 from exporter.metrics.page import PIECE, Page
 from exporter.metrics.render import render_gauge, scope_prefix
 from exporter.model import Key, Scope
-from exporter.poller import Poller, Services
+from exporter.poller import Poller, Services, flush
 from exporter.simulator.platform import Platform
 from exporter.simulator.server import SimulatorServer
 from exporter.simulator.world import StepScript, target
@@ -155,8 +155,8 @@ async def test_an_idle_poll_is_one_call_no_commit_and_a_few_lines(tmp_path: Path
             "watermark_timestamp_seconds",
         }
         assert sum(len(chunk.text) for chunk in one.page.rendered.values()) < 1024
-        assert await one.poller.flush()
-        assert await one.poller.flush()
+        assert await flush(one.store, [one.poller])
+        assert await flush(one.store, [one.poller])
         assert len(one.store.commits) == 1
         assert one.store.commits[0] < 4096
 
