@@ -244,8 +244,8 @@ class JobCollector:
         selected = {
             row.id: row for row in finished if selects(wanted, job_outcome(row.status, row.end_time is not None))
         }
-        unsettled = [] if records.more else _unsettled(state, records.rows)
-        if not finished and not unsettled:
+        to_ask_again = [] if records.more else _to_ask_again(state, records.rows)
+        if not finished and not to_ask_again:
             return records
         examined: dict[int, ExecutionStatus] = {}
         failed: dict[int, FailedCall] = {}
@@ -271,13 +271,13 @@ class JobCollector:
                     deferred.add(id)
                     continue
                 examined[id], incomplete = answer
-                if incomplete is not None and id not in unsettled:
+                if incomplete is not None and id not in to_ask_again:
                     refused[id] = incomplete
             failed.update((id, FailedCall.of(error, f"execution {id}", WITHOUT_HOSTS)) for id, error in refused.items())
 
-        await examine([*selected, *unsettled])
+        await examine([*selected, *to_ask_again])
         if self.config.host_results == "failed":
-            runs: list[tuple[int, Execution | Tracked]] = [(id, state.executions[id]) for id in unsettled]
+            runs: list[tuple[int, Execution | Tracked]] = [(id, state.executions[id]) for id in to_ask_again]
             failing = set(state.hosts.groups())
             failing |= {group(of) for id, of in (*runs, *selected.items()) if id in examined}
             runs = [(id, of) for id, of in runs if id in examined]
@@ -295,9 +295,9 @@ class JobCollector:
             records,
             examined=examined,
             unexamined=frozenset(failed),
-            deferred=frozenset(deferred.difference(unsettled)),
+            deferred=frozenset(deferred.difference(to_ask_again)),
             errors=(*records.errors, *failed.values()),
-            more=records.more or bool(deferred.difference(unsettled)),
+            more=records.more or bool(deferred.difference(to_ask_again)),
         )
 
     async def _fold_hosts(
@@ -497,12 +497,12 @@ def _all_ids(state: JobState) -> Collection[int]:
     return {*state.executions, *state.resumable_executions, *state.ended_executions}
 
 
-def _unsettled(state: JobState, rows: Mapping[int, Execution]) -> list[int]:
+def _to_ask_again(state: JobState, rows: Mapping[int, Execution]) -> list[int]:
     """Executions that had ended while a step of theirs was still running, and that have not run again."""
     return [
         id
         for id, known in state.executions.items()
-        if known.unsettled and (id not in rows or transition(known, rows[id]) == "none")
+        if known.asked_while_running and (id not in rows or transition(known, rows[id]) == "none")
     ]
 
 

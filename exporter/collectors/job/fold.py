@@ -304,18 +304,18 @@ class Fold:
             self._count_deferred(id, known)
         elif not known.counted:
             self.tally.inc(LOST)
-        elif known.unsettled:
+        elif known.asked_while_running:
             self.tally.inc(TRUNCATED)
 
     def _reopened(self, known: Tracked) -> Tracked:
         """The execution runs again. Results that were still running can no longer be read."""
         self.tally.inc(REOPENED)
-        if known.unsettled:
+        if known.asked_while_running:
             self.tally.inc(TRUNCATED)
         # A run that failed and was not to be examined is that of a baseline, or `host_results` said none.
         unexamined = known.steps is None and known.outcome == "failure"
         baseline_end = (known.end_time if unexamined else None) or known.baseline_end
-        return msgspec.structs.replace(known, baseline_end=baseline_end, unsettled=0)
+        return msgspec.structs.replace(known, baseline_end=baseline_end, asked_while_running=0)
 
     def _finish(self, known: Tracked | None, row: Execution) -> None:
         self.tally.inc(FINISHED, _finished_labels(row.task_type, row.launch_mode, row.status))
@@ -399,7 +399,7 @@ class Fold:
     def _settle(self) -> None:
         """Fold the steps of executions that had ended before while one of them was still running."""
         for id, known in self.state.executions.items() if self.state else ():
-            if not known.unsettled:
+            if not known.asked_while_running:
                 continue
             row = self.records.rows.get(id)
             if row is not None and transition(known, row) != "none":
@@ -408,7 +408,7 @@ class Fold:
             if answer is not None:
                 self.changed[id] = _without_name(self._fold_steps(id, known, answer))
             elif id in self.records.unexamined:
-                self.changed[id] = _without_name(msgspec.structs.replace(known, unsettled=0))
+                self.changed[id] = _without_name(msgspec.structs.replace(known, asked_while_running=0))
 
     def _fold_steps(self, id: int, known: Tracked, answer: ExecutionStatus) -> Tracked:
         """Count the steps and hosts of an execution that have not been counted, and learn who fails.
@@ -416,7 +416,7 @@ class Fold:
         What is still running is left for a later poll; the last one that asks counts what it has until then.
         """
         steps = dict(known.steps or {})
-        last = known.unsettled >= ASKED_AGAIN
+        last = known.asked_while_running >= ASKED_AGAIN
         running = False
         for step in answer.steps:
             results = Counter((result.status, result.exit_code) for result in step.results)
@@ -432,9 +432,11 @@ class Fold:
         self.hosts.append(self._noting_codes(id, host_results(answer, id, known, self.records.now)))
         if running and last:
             self.tally.inc(TRUNCATED)
-        unsettled = known.unsettled + 1 if running and not last else 0
-        examined_end = known.examined_end if unsettled else known.end_time
-        return msgspec.structs.replace(known, steps=steps, unsettled=unsettled, examined_end=examined_end)
+        asked_while_running = known.asked_while_running + 1 if running and not last else 0
+        examined_end = known.examined_end if asked_while_running else known.end_time
+        return msgspec.structs.replace(
+            known, steps=steps, asked_while_running=asked_while_running, examined_end=examined_end
+        )
 
     def _noting_codes(self, id: int, results: Iterable[HostResult]) -> Iterator[HostResult]:
         """The results, which are counted by code in `failed_hosts` as they are read."""
@@ -585,7 +587,7 @@ def _tracked(row: Execution, known: Tracked | None, *, counted: bool, timed: boo
 
 def _without_name(known: Tracked) -> Tracked:
     """Without the name where nothing asks for it any more: most executions succeed."""
-    return known if known.outcome != "success" or known.unsettled else msgspec.structs.replace(known, name="")
+    return known if known.outcome != "success" or known.asked_while_running else msgspec.structs.replace(known, name="")
 
 
 def _is_new(step: Step, known: Tracked) -> bool:

@@ -45,7 +45,7 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `counted`: its present run has been counted as finished, or the execution as lost. `timed`: it has had its first
     end. `baseline_end`: steps that ended up to then are not counted. `steps`: step → execute_count whose results have
     been counted; None while none of its runs was to be examined. `start_time`: only of one that is not `counted`.
-    `unsettled`: how many times its steps and hosts have been asked for while one of them was still running.
+    `asked_while_running`: how many times its steps and hosts have been asked for while one of them was still running.
     `examined_end`: end of the newest run whose hosts have all been read. `end_awaited`: until when an end time is
     looked for that was not there when the run was counted.
     """
@@ -62,7 +62,7 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     baseline_end: int | None = None
     steps: dict[int, int] | None = None
     start_time: int | None = None
-    unsettled: int = 0
+    asked_while_running: int = 0
     examined_end: int | None = None
     end_awaited: int | None = None
 
@@ -83,7 +83,7 @@ class Tracked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def waits(self) -> bool:
         """Whether something of its present run is still to come: its end, the time of its end, results."""
-        return not self.counted or self.unsettled > 0 or self.end_awaited is not None
+        return not self.counted or self.asked_while_running > 0 or self.end_awaited is not None
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
