@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import ClassVar, TypeVar
 
@@ -175,7 +176,8 @@ class JobCollector:
         check = now - state.checked + slack > window / CHECKS
         check_failing = check or now - state.checked_failing + slack > min(FAILING_CHECK, window / CHECKS)
         resumable = state.resumable_executions
-        self._look_ups.retain(state.executions.keys() | resumable.keys())
+        tracked: ChainMap[int, Tracked] = ChainMap(state.executions, resumable)
+        self._look_ups.retain(tracked)
         wanted = {
             id: known
             for id, known in state.executions.items()
@@ -523,7 +525,7 @@ class _News:
 
     def __call__(self, rows: Sequence[Execution]) -> Mapping[int, Execution]:
         for place in (self._state.executions, self._state.resumable_executions):
-            if place:
+            if place and rows:
                 self.seen |= place.keys() & {row.id for row in rows}
         found, odd = news(self._state, rows, self._now())
         self.odd |= odd

@@ -59,6 +59,9 @@ class CountedDict(dict[int, Tracked]):
         walked: Iterator[int] = self._walked(super().__iter__)
         return walked
 
+    def keys(self) -> Any:  # of which a set can be made
+        return self._walked(super().keys)
+
     def values(self) -> Any:
         return self._walked(super().values)
 
