@@ -15,6 +15,10 @@ from exporter.errors import StateError
 from exporter.model import Key
 from exporter.shard import Shard
 
+SCHEMA = 2
+"""The version of what is stored. This build reads all older ones. An older build refuses a newer one: it would count
+again what it does not find. Since 2 the ended executions of JOB are stored apart from the others."""
+
 
 class Stored(msgspec.Struct, frozen=True):
     """What a store holds of one key.

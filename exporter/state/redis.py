@@ -31,10 +31,10 @@ from exporter.config.schema import State
 from exporter.errors import StateError, StateTaken, StateUnreachable
 from exporter.model import Key, Scope
 from exporter.shard import weight
-from exporter.state.base import Store, Stored
+from exporter.state.base import SCHEMA, Store, Stored
 from exporter.state.leases import Assignment, Member, Peers, Phase
 from exporter.state.redis_client import BEAT, RUN_ID, Client, Command, RunId, script, text_fields
-from exporter.state.redis_keys import SCHEMA, Found, Keyspace, budget, connect_to, read_found, read_reply
+from exporter.state.redis_keys import Found, Keyspace, budget, connect_to, read_found, read_reply
 from exporter.telemetry import Telemetry
 
 MOST_PAYLOAD = 16 * 2**20

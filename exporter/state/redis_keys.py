@@ -13,7 +13,7 @@ from exporter.config.schema import State, Tls
 from exporter.config.state_url import RedisUrl
 from exporter.config.tls import TlsFileError, client_context
 from exporter.model import Key, Scope
-from exporter.state.base import Stored
+from exporter.state.base import SCHEMA, Stored
 from exporter.state.redis_client import (
     BEAT,
     CLAIM,
@@ -29,9 +29,6 @@ from exporter.state.redis_client import (
     script,
 )
 from exporter.telemetry import Telemetry
-
-SCHEMA = 1
-"""Of the payloads; a newer one is left alone."""
 
 
 class Found(msgspec.Struct, frozen=True):

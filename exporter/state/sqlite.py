@@ -26,11 +26,10 @@ from exporter import log
 from exporter.errors import StateError, StateNewer
 from exporter.model import Key, Scope, ScopeType
 from exporter.shard import Shard
-from exporter.state.base import Stored
+from exporter.state.base import SCHEMA, Stored
 from exporter.state.lock import NO_LOCKS, StateLock
 from exporter.state.wal import ignored_commits
 
-SCHEMA = 1
 PATIENCE = 30.0
 """Seconds that a call waits for the thread: a disk that hangs may block the thread for ever."""
 

@@ -26,6 +26,7 @@ from exporter.metrics.page import Page
 from exporter.model import Key, Scope
 from exporter.poller import Poller, Services, Settings
 from exporter.simulator.world import StepScript, target
+from exporter.state.base import SCHEMA
 from exporter.state.sqlite import SQLiteStore
 from exporter.state.wal import ignored_commits
 from exporter.telemetry import Telemetry
@@ -145,7 +146,7 @@ def replaced_by_another_state(path: Path) -> None:
     other = path.with_name("other.db")
     with sqlite3.connect(other) as db:
         db.execute("CREATE TABLE state (collector, bk_scope_type, bk_scope_id, payload, updated)")
-        db.execute("PRAGMA user_version = 1")
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
     db.close()
     other.replace(path)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import get_args
@@ -13,6 +15,7 @@ import pytest
 from exporter.metrics.negotiate import Format
 from exporter.simulator.faults import Fault
 from exporter.simulator.nodeman_ledger import Collector
+from exporter.state.sqlite import SQLiteStore
 from tests.support import history
 from tests.support.daemon import EPOCH, Daemon, Metrics, daemon
 from tests.support.nodeman import failing, failures, finished, watched
@@ -61,6 +64,26 @@ async def test_the_state_of_build_782d593_is_continued_job(tmp_path: Path) -> No
         since = int((EPOCH + history.BEGIN) * 1000)
         assert shown(page.samples) == expected(exporter.world.truth(history.SCOPE, since))
         assert page.own("gap_seconds_total") == page.own("truncated_total") == 0
+
+
+async def test_a_state_of_an_older_build_is_marked_as_newer(tmp_path: Path) -> None:
+    """Older builds refuse it then: they would count the ended executions again, for they do not read their place."""
+    path = tmp_path / "state.db"
+    shutil.copy(FIXTURES / "782d593.db", path)
+
+    def version() -> int:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            found: int = db.execute("PRAGMA user_version").fetchone()[0]
+            return found
+
+    assert version() == 1
+    store = SQLiteStore(path)
+    await store.open(read_only=True)
+    await store.close()
+    assert version() == 1
+    await store.open()
+    await store.close()
+    assert version() == 2
 
 
 async def test_the_state_of_build_782d593_is_continued_nodeman(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from exporter.config.schema import State
 from exporter.errors import StateError, StateLocked, StateNewer
 from exporter.model import Key, Scope
 from exporter.simulator.world import StepScript, target
-from exporter.state.base import Store, open_store
+from exporter.state.base import SCHEMA, Store, open_store
 from exporter.state.memory import MemoryStore
-from exporter.state.sqlite import SCHEMA, SQLiteStore
+from exporter.state.sqlite import SQLiteStore
 from tests.support.components import eventually
 from tests.support.process import BIZ, FINISHED, Daemon, Simulated, command, configuration, expected, shown, total
 
