@@ -118,8 +118,12 @@ class App:
     async def _start_pollers(self) -> None:
         await self.discoverer.load()
         config = self.configuration.loaded.config
-        await self.fleet.apply(config, found=self.discoverer.scopes, assigned=self.sharing.assigned)
-        gc.freeze()  # pollers stay: walking over thousands of them would make every full collection slow
+        gc.disable()  # nothing but objects that stay is made here
+        try:
+            await self.fleet.apply(config, found=self.discoverer.scopes, assigned=self.sharing.assigned)
+            gc.freeze()  # walking over thousands of pollers would make every full collection slow
+        finally:
+            gc.enable()
         gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
     def _web_server(self) -> WebServer:

@@ -31,6 +31,7 @@ from exporter.errors import ConfigError, Problem, StateError
 from exporter.exposed import scope_key, show_scope, show_status_codes
 from exporter.model import Key, Scope
 from exporter.poller import Poller, Services, Settings, flush
+from exporter.state.base import Stored
 
 CHECK = 10.0
 """Seconds between two looks at the state."""
@@ -280,11 +281,9 @@ class Fleet:
                 for key, one in collector_of.items()
                 if key not in self.pollers and assigned(key)
             ]
+            stored: dict[Key, Stored] = {}
             for part in range(0, len(added), LOADED):
-                pollers = added[part : part + LOADED]
-                stored = await services.store.load_many([poller.key for poller in pollers])
-                for poller in pollers:
-                    await poller.begin_with(stored.get(poller.key))
+                stored |= await services.store.load_many([poller.key for poller in added[part : part + LOADED]])
             undo.pop_all()
 
         await asyncio.sleep(0)
@@ -313,8 +312,7 @@ class Fleet:
         for number, poller in enumerate(added):
             self.pollers[poller.key] = poller
             self._of_scope[poller.key.scope] += 1
-            poller.show()
-            poller.encode_state()
+            await poller.show_stored(stored.pop(poller.key, None))
             if number % MANY == MANY - 1:
                 await asyncio.sleep(0)  # thousands of them must not hold up a scrape
         unchanged_scopes = {key.scope for key in kept}

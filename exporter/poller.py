@@ -195,10 +195,11 @@ class Poller:
 
     async def load(self) -> None:
         """Take the state from the store. Raises `StateError`."""
-        await self.begin_with(await self._store.load(self.key))
+        await self.show_stored(await self._store.load(self.key))
 
-    async def begin_with(self, stored: Stored | None) -> None:
-        """Take the state that the store has; one that cannot be decoded is a new baseline."""
+    async def show_stored(self, stored: Stored | None) -> None:
+        """Take the state that the store has, and show it; one that cannot be decoded is a new baseline."""
+        self._loaded = True
         if stored is not None:
             try:
                 self._size = len(stored.payload)
@@ -207,7 +208,9 @@ class Poller:
             except msgspec.DecodeError as error:
                 self._telemetry.state_reset()
                 self._log.error("state_unreadable", message=str(error), consequence="new baseline")
-        self._loaded = True
+        self.show()
+        if self._state is not None and stored is not None and self._size <= SMALL:
+            self._state = stored.payload
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Poll until `stop`: first at once, then at the offset into each interval that the key's hash gives. Polls run
@@ -298,7 +301,7 @@ class Poller:
             )
         except StateTaken:
             self._page.release(self.key)
-            self.encode_state()
+            self._encode()
             return False  # and nothing is shown: the page does not have this key any more
         except StateError as error:
             self._failed("state", str(error))
@@ -313,7 +316,7 @@ class Poller:
         self.attempted = True
         self.show()
         self._page.release(self.key)
-        self.encode_state()
+        self._encode()
         await self._log_finished(finished)
         return more and self.success is True
 
@@ -371,7 +374,7 @@ class Poller:
         self._succeeded(observation)
         self.show()
 
-    def encode_state(self) -> None:
+    def _encode(self) -> None:
         """Keep a small state as bytes until it is needed again."""
         if self._size <= SMALL and self._state is not None and not isinstance(self._state, bytes):
             self._state = msgspec.msgpack.encode(self._state)

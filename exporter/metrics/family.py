@@ -114,3 +114,6 @@ class GaugeChunk(msgspec.Struct, frozen=True, gc=False):
     @property
     def openmetrics(self) -> bytes:
         return self.text
+
+
+NO_SERIES = GaugeChunk(b"", 0)

@@ -16,7 +16,7 @@ from operator import attrgetter
 
 from isal import isal_zlib
 
-from exporter.metrics.family import Chunk, Family, GaugeChunk
+from exporter.metrics.family import NO_SERIES, Chunk, Family, GaugeChunk
 from exporter.metrics.negotiate import Format
 from exporter.metrics.render import header, sample_names
 from exporter.model import Key
@@ -30,7 +30,6 @@ KEPT = 32 * 1024 * 1024
 
 _GZIP_HEAD = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"
 _GZIP_END = b"\x03\x00"  # an empty final block: all blocks before it are not final
-_NOTHING = GaugeChunk(b"", 0)
 _TEXT: Callable[[Chunk], bytes] = attrgetter("text")
 _OPENMETRICS: Callable[[Chunk], bytes] = attrgetter("openmetrics")
 
@@ -186,7 +185,7 @@ class Page:
         for name, chunk in chunks.items():
             shelf = self._shelves[name]
             before = shelf.series
-            changed |= shelf.put(owner, chunk or _NOTHING)
+            changed |= shelf.put(owner, chunk or NO_SERIES)
             if not shelf.family.detail:
                 self._lasting += shelf.series - before
         if changed:
@@ -311,9 +310,16 @@ class _Group:
         self.openmetrics_size = 0
         self.pieces: dict[Format, Piece] = {}
 
+    def add(self, owner: _Owner, chunk: Chunk) -> None:
+        """Set the chunk of an owner that has none here. Pieces made before are discarded."""
+        self.size += chunk.size
+        self.openmetrics_size += chunk.openmetrics_size
+        self.chunks[owner] = chunk
+        self.pieces.clear()
+
     def replace(self, owner: _Owner, chunk: Chunk) -> None:
-        """Set the chunk of an owner, `_NOTHING` to remove it. Pieces made before are discarded."""
-        old = self.chunks.get(owner, _NOTHING)
+        """Set the chunk of an owner that has one here, `NO_SERIES` to remove it."""
+        old = self.chunks[owner]
         self.size += chunk.size - old.size
         self.openmetrics_size += chunk.openmetrics_size - old.openmetrics_size
         self.pieces.clear()
@@ -385,9 +391,9 @@ class _Shelf:
         return owner in self._group_of
 
     def chunk(self, owner: _Owner) -> Chunk:
-        """The chunk of an owner, `_NOTHING` if it has none."""
+        """The chunk of an owner, `NO_SERIES` if it has none."""
         group = self._group_of.get(owner)
-        return group.chunks[owner] if group else _NOTHING
+        return group.chunks[owner] if group else NO_SERIES
 
     def put(self, owner: _Owner, chunk: Chunk) -> bool:
         """Show this chunk; one without series is no chunk. Whether it is another one than before."""
@@ -398,16 +404,17 @@ class _Shelf:
             self._count(old, -1)
             self._count(chunk, 1)
         # If a group becomes too large for a piece, the chunk that grew moves to the group for new chunks.
-        grown = chunk.size - old.size
-        if group and (not chunk.series or (len(group.chunks) > 1 and group.size + grown > 2 * PIECE)):
-            group.replace(owner, _NOTHING)
+        stays = group and chunk.series and (len(group.chunks) == 1 or group.size + chunk.size - old.size <= 2 * PIECE)
+        if group and stays:
+            group.replace(owner, chunk)
+        elif group:
+            group.replace(owner, NO_SERIES)
             del self._group_of[owner]
             if not group.chunks:
                 self._groups.remove(group)
-            group = None
-        if chunk.series:
-            group = self._group_of[owner] = group or self._room()
-            group.replace(owner, chunk)
+        if chunk.series and not stays:
+            group = self._group_of[owner] = self._room()
+            group.add(owner, chunk)
         if self.family.detail:
             self._cut_dirty.add(owner)
         return True

@@ -20,7 +20,7 @@ from sys import intern
 import msgspec
 
 from exporter.metrics.counts import held
-from exporter.metrics.family import SCOPE_LABELS, Counts, Exemplar, Family, GaugeChunk, Labels
+from exporter.metrics.family import NO_SERIES, Chunk, Counts, Exemplar, Family, GaugeChunk, Labels
 from exporter.model import Scope
 
 _json_lines = msgspec.json.Encoder().encode_lines
@@ -28,8 +28,8 @@ _json_lines = msgspec.json.Encoder().encode_lines
 
 def scope_prefix(scope: Scope, collector: str | None = None) -> str:
     """The owner's part of the label text; with `collector` for families that have this label."""
-    text = label_text(SCOPE_LABELS, (scope.bk_scope_type, scope.bk_scope_id))
-    return text if collector is None else _join(label_text(("collector",), (collector,)), text)
+    text = f'bk_scope_type="{_escape(scope.bk_scope_type)}",bk_scope_id="{_escape(scope.bk_scope_id)}"'
+    return text if collector is None else f'collector="{_escape(collector)}",{text}'
 
 
 def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -> GaugeChunk:
@@ -53,41 +53,49 @@ def render_value(family: Family, prefix: str, value: float) -> GaugeChunk:
     return GaugeChunk(f"{family.name}{_braced(prefix)} {number(value)}\n".encode(), 1)
 
 
-def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold: float) -> CountsChunk:
+def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold: float) -> Chunk:
     """The family's counters or histograms. `now` and `hold` (seconds) decide which are still exposed as 0.
 
     Exemplars of what is exposed as 0 are not shown; `_created` is the true birth.
     """
+    if not (counts.counters if family.kind == "counter" else counts.histograms).get(family.name):
+        return NO_SERIES
     values: list[str] = []
     exemplars: list[str] = []
     births: list[str] = []
     bounds: tuple[float, ...] = ()
     layouts: list[tuple[Labels, tuple[float, ...]]] = []
     if family.kind == "counter":
-        for labels, count in counts.counters.get(family.name, {}).items():
+        for labels, count in counts.counters[family.name].items():
             hidden = held(count.shown, now, hold)
-            values.append("0\n" if hidden else f"{number(count.value)}\n")
-            exemplars.append("\n" if hidden else _exemplar(count.exemplar))
-            births.append(f"{number(count.born)}\n")
+            values.append("0\n" if hidden or not count.value else f"{number(count.value)}\n")
+            exemplars.append("\n" if hidden or count.exemplar is None else _exemplar(count.exemplar))
+            births.append(_birth(count.born))
             layouts.append((labels, bounds))
     else:
-        for labels, one in counts.histograms.get(family.name, {}).items():
+        for labels, one in counts.histograms[family.name].items():
             hidden = held(one.shown, now, hold)
             for count_, exemplar in zip(accumulate(one.counts), one.exemplars, strict=True):
                 values.append("0\n" if hidden else f"{count_}\n")
-                exemplars.append("\n" if hidden else _exemplar(exemplar))
+                exemplars.append("\n" if hidden or exemplar is None else _exemplar(exemplar))
             values += ("0\n", "0\n") if hidden else (f"{number(one.sum)}\n", f"{sum(one.counts)}\n")
             exemplars += ("\n", "\n")
-            births.append(f"{number(one.born)}\n")
+            births.append(_birth(one.born))
             layouts.append((labels, one.bounds))
     # Most scopes have the same values, and the series of a scope the same birth: each text exists once.
     return CountsChunk(
         _layout(family.name, family.kind, family.labels, bool(prefix), tuple(layouts)),
         prefix,
         intern("".join(values)),
-        intern("".join(births) if len({*births}) > 1 else births[0] if births else ""),
-        "".join(exemplars) if any(one != "\n" for one in exemplars) else "",
+        intern("".join(births)) if len({*births}) > 1 else births[0],
+        "".join(exemplars) if len({*exemplars}) > 1 or exemplars[0] != "\n" else "",
     )
+
+
+@lru_cache(maxsize=16)
+def _birth(born: float) -> str:
+    """As the end of a line. All families of a scope are usually born with the scope."""
+    return f"{number(born)}\n"
 
 
 class CountsChunk(msgspec.Struct, frozen=True, gc=False):
@@ -110,7 +118,7 @@ class CountsChunk(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        return self.layout.size + self.layout.lines * len(encode((self.prefix,))) + len(self.values)
+        return self.layout.size + self.layout.lines * _bytes(self.prefix) + len(self.values)
 
     @property
     def openmetrics_size(self) -> int:
@@ -118,7 +126,7 @@ class CountsChunk(msgspec.Struct, frozen=True, gc=False):
         if self.births.count("\n") == 1:
             births *= layout.births
         exemplars = len(self.exemplars) - layout.lines if self.exemplars else 0
-        prefixes = (layout.lines + layout.births) * len(encode((self.prefix,)))
+        prefixes = (layout.lines + layout.births) * _bytes(self.prefix)
         return layout.openmetrics_size + prefixes + len(self.values) + births + exemplars
 
     @property
@@ -234,10 +242,8 @@ def number(value: float) -> str:
     return repr(float(value))
 
 
-def _exemplar(exemplar: Exemplar | None) -> str:
+def _exemplar(exemplar: Exemplar) -> str:
     """What ends a line of OpenMetrics."""
-    if exemplar is None:
-        return "\n"
     at = number(exemplar.timestamp)
     return f' # {{job_instance_id="{exemplar.job_instance_id}"}} {number(exemplar.value)} {at}\n'
 
@@ -300,6 +306,10 @@ def label_text(names: Iterable[str], values: Iterable[str]) -> str:
 
 def _escape(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(encode((text,)))
 
 
 def encode(lines: Iterable[str]) -> bytes:

@@ -164,7 +164,9 @@ def test_counters_that_say_the_same_in_two_scopes_exist_once() -> None:
         tally = Tally(Counts(), born, 0)
         for code in range(20):
             tally.zero(COUNTER.name, (str(code), "some text"))
-        return render_counts(COUNTER, scope_prefix(Scope("biz", scope)), tally.freeze(), NEVER_HELD, 0)
+        rendered = render_counts(COUNTER, scope_prefix(Scope("biz", scope)), tally.freeze(), NEVER_HELD, 0)
+        assert isinstance(rendered, CountsChunk)
+        return rendered
 
     one, other = chunk("2", 5.0), chunk("3", 6.5)
     assert one.layout is other.layout
