@@ -236,6 +236,8 @@ class JobCollector:
     async def _examine(self, state: JobState, records: JobRecords, deadline: Deadline, started: float) -> JobRecords:
         """Ask for the steps and hosts of executions that have just finished, if `host_results` selects them, and of
         executions that had finished earlier while a step or host was still running."""
+        if not records.rows and not state.executions and not state.resumable_executions:
+            return records
         wanted, rows = self.config.host_results, records.rows.values()
         if wanted == "none" or (wanted == "failed" and NEVER_FAILED.issuperset([row.status for row in rows])):
             # Nobody asks for the hosts of a success unless hosts fail.
