@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence, Set
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -19,6 +20,7 @@ from exporter.blueking.client import Client
 from exporter.blueking.cmdb import CmdbApi, NamedScope
 from exporter.blueking.pacing import Deadline
 from exporter.clock import Clock
+from exporter.collectors.base import fold
 from exporter.config.schema import Config, Discovery, ScopeConfig
 from exporter.errors import ApiError, StateError
 from exporter.fleet import Fleet
@@ -210,7 +212,8 @@ class Discoverer:
         seconds = max(config.discovery.interval, 2 * config.blueking.request_timeout)
         try:
             lists = await ask(config, client, Deadline(seconds, services.clock))
-            state = self._state.observe(lists, config.discovery, services.clock.wall())
+            observe = partial(self._state.observe, lists, config.discovery, services.clock.wall())
+            state = await fold(sum(map(len, lists)), observe)
             async with self._committing:
                 await services.store.commit(STATE, msgspec.msgpack.encode(state))
                 before, self._state = self._state, state
@@ -246,5 +249,6 @@ class Discoverer:
 
 def _named(entries: Iterable[str], one: NamedScope | FoundScope) -> bool:
     return any(
-        entry == one.scope.bk_scope_id if entry.isdecimal() else name_matches(one.name, entry) for entry in entries
+        entry == "*" or (entry == one.scope.bk_scope_id if entry.isdecimal() else name_matches(one.name, entry))
+        for entry in entries
     )
