@@ -282,7 +282,7 @@ def _start(build: Build, platform: str, count: int) -> Figures:
 
             eventually(complete, 120, 0.01)
             page, page_cpu = time.monotonic() - began, cpu_of(process.pid)
-            eventually(ready, 120, 0.02)
+            eventually(ready, 120, 0.1)
             return {
                 "page": page, "page_cpu": page_cpu, "ready": time.monotonic() - began, "ready_cpu": cpu_of(process.pid),
             }  # fmt: skip
