@@ -38,9 +38,11 @@ CHECK = 10.0
 FLUSH = 60.0
 """Seconds after which the polls that found nothing new are committed, at most."""
 QUEUED = 64
-"""Calls that are queued while pollers are started, and pollers that are started at once."""
+"""Calls that are queued before fewer pollers are started, and pollers that are started at once."""
 START_EVERY = 0.05
 """Seconds between two starts of pollers."""
+CALLS_OF_BASELINE = 9
+"""Calls of the first poll of a scope that has no state, where little happens; with a state it is one."""
 LOADED = 500
 """States that are read from the store at once."""
 SAVES = 100
@@ -127,6 +129,7 @@ class Fleet:
         self._group = asyncio.TaskGroup()
         self._starting: deque[Poller] = deque()
         self._start_timer: asyncio.TimerHandle | None = None
+        self._calls = 0.0  # that may be sent for more pollers although many are queued
         self._lock = asyncio.Lock()
         self._settings: Settings | None = None
         self._stopped = False
@@ -323,15 +326,20 @@ class Fleet:
         self._take_share()
 
     def _start_some(self) -> None:
-        """Start pollers unless enough calls are queued, and look again soon while others are left.
+        """Start some pollers, fewer when many calls are queued, and more of them soon while others are left.
 
-        A poll that waits for its turn takes ten times the memory of one that has not begun."""
+        A poll that waits for its turn takes ten times the memory of one that has not begun. But the polls of those that
+        have been started may fill the queue for ever, so others are started at least as fast as calls may be sent."""
         if self._start_timer is not None:
             self._start_timer.cancel()
-        if self.client is not None and self.client.queued < QUEUED:
-            for _ in range(min(QUEUED, len(self._starting))):
+        if self.client is not None:
+            self._calls = min(self._calls, 0.0) + START_EVERY * self.client.config.requests_per_second
+            free = QUEUED if self.client.queued < QUEUED else 0
+            while self._starting and (free > 0 or self._calls > 0):
                 poller = self._starting.popleft()
                 if self.pollers.get(poller.key) is poller:
+                    self._calls -= CALLS_OF_BASELINE if poller.age is None else 1
+                    free -= 1
                     poller.start(self._group)
         if self._starting and not self._stopped:
             self._start_timer = asyncio.get_running_loop().call_later(START_EVERY, self._start_some)
