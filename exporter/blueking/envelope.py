@@ -172,7 +172,8 @@ def read(reply: Reply, decoders: Sequence[ResponseDecoder[Any, T]], codes: Codes
             if repaired != body:
                 return read(msgspec.structs.replace(reply, body=repaired), decoders, codes)
             break
-    raise failure(reply, codes, cause)
+    # Without its traceback, which leads to this frame: a cycle would keep the body until a full collection.
+    raise failure(reply, codes, cause.with_traceback(None))
 
 
 def failure(reply: Reply, codes: Codes = CODES, cause: Exception | None = None) -> ApiError:

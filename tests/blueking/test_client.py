@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import gc
 import gzip
 import json
 import socket
@@ -457,6 +458,28 @@ async def test_F05_a_gzip_bomb_is_cut_at_the_limit() -> None:
     assert (error.reason, error.status) == ("too_large", 200)
     assert peak < 2 * limit
     assert ticks > limit // 2**20
+
+
+@pytest.mark.parametrize("body", [b'{"code": 0, "data": "' + b"x" * 2**21, b" " * 2**22], ids=["decode", "too_large"])
+async def test_F05_an_error_does_not_keep_its_response(body: bytes) -> None:
+    """A poll collects the errors of many calls. That costs no memory, however large the answers were."""
+    packed = gzip.compress(body)
+    async with (
+        Upstream(reply(packed, Content_Encoding="gzip")) as upstream,
+        client(max_response_bytes=3 * 2**20) as asking,
+    ):
+        errors = [await refusal(asking, upstream.url)]
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            errors += [await refusal(asking, upstream.url) for _ in range(8)]
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert len({error.reason for error in errors}) == 1
+    assert kept < 2**21, "not even one body"
 
 
 async def test_F05_the_limit_holds_for_what_is_received_too() -> None:
