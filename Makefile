@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 DEMO   := .venv-demo
 SOURCE := exporter tests bench scripts deploy mixin
 # Tests that run at once. They wait more than they compute.
-JOBS   ?= 3
+JOBS   ?= 4
 
 .PHONY: demo test coverage check format docs soak fuzz replicas-test bench image-test release pythons findings fresh clean
 
