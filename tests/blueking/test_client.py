@@ -479,7 +479,7 @@ async def test_F05_an_error_does_not_keep_its_response(body: bytes) -> None:
             tracemalloc.stop()
             gc.enable()
     assert len({error.reason for error in errors}) == 1
-    assert kept < 2**21, "not even one body"
+    assert kept < 2 * 2**21, "three bodies are more; the newest may still be on its way out"
 
 
 async def test_F05_the_limit_holds_for_what_is_received_too() -> None:
