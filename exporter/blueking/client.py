@@ -159,6 +159,8 @@ class Client:
                 try:
                     value = await self._try(call, operation, decoders, auth, deadline)
                 except ApiError as error:
+                    # Callers keep errors for a while: their tracebacks would keep the response, maybe megabytes.
+                    error.__traceback__ = error.__context__ = None
                     if before is not None and error.status is None and not self._time_for(error, deadline):
                         # BlueKing's own answer says more than "no time was left for a retry".
                         raise before from None
@@ -198,10 +200,17 @@ class Client:
             self._read_headers(call.api, headers)
 
         try:
-            return await self._answer(call, operation, decoders, auth, deadline, on_headers)
+            if deadline.remaining() <= 0:
+                raise ApiError("timeout", "no time was left in this poll")
+            async with self._gate.turn(call, deadline):
+                seconds = min(self.config.request_timeout, deadline.remaining())
+                # Secrets are read for each try, since their files may have changed.
+                reply = await self._exchange(call.api, self._request(operation, auth), seconds, on_headers)
+            codes = NODEMGR_CODES if call.system == "nodemgr" else CODES
+            if len(reply.body) <= LARGE:
+                return read(reply, decoders, codes)
+            return await asyncio.to_thread(read, reply, decoders, codes)
         except ApiError as error:
-            # Callers keep errors for a while: their tracebacks would keep the whole response, which may be megabytes.
-            error.__traceback__ = error.__context__ = None
             error.api = call.api
             error.request_id = error.request_id or request_ids(received)
             if error.status is not None:
@@ -212,26 +221,6 @@ class Client:
                 elif pause:
                     self._gate.pause_scope(call, pause, error.reason)
             raise
-
-    async def _answer(
-        self,
-        call: Call,
-        operation: Operation,
-        decoders: Sequence[ResponseDecoder[Any, T]],
-        auth: ScopeAuth,
-        deadline: Deadline,
-        on_headers: Callable[[Mapping[str, str]], None],
-    ) -> T:
-        if deadline.remaining() <= 0:
-            raise ApiError("timeout", "no time was left in this poll")
-        async with self._gate.turn(call, deadline):
-            seconds = min(self.config.request_timeout, deadline.remaining())
-            # Secrets are read for each try, since their files may have changed.
-            reply = await self._exchange(call.api, self._request(operation, auth), seconds, on_headers)
-        codes = NODEMGR_CODES if call.system == "nodemgr" else CODES
-        if len(reply.body) <= LARGE:
-            return read(reply, decoders, codes)
-        return await asyncio.to_thread(read, reply, decoders, codes)
 
     def _time_for(self, error: ApiError, deadline: Deadline) -> bool:
         """Whether another try, after the requested pause, fits into the deadline."""
