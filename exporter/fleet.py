@@ -273,9 +273,9 @@ class Fleet:
                 kept = {key: same[key.scope] for key in self.enabled if key.scope in same}
             await asyncio.sleep(0)
             new = {one.scope: one for key, one in kept.items() if key not in self.pollers and assigned(key)}
+            unchanged_scopes = {key.scope for key in kept}
             if not unchanged:
-                complete = {key.scope for key in kept}
-                new |= {one.scope: one for one in config.scopes if one.scope not in complete}
+                new |= {one.scope: one for one in config.scopes if one.scope not in unchanged_scopes}
             built = collectors(new.values(), client, services.clock)
             collector_of = {Key(one.name, one.scope): one for one in built}
             enabled = kept if unchanged else {**kept, **{key: new[key.scope] for key in collector_of}}
@@ -318,7 +318,6 @@ class Fleet:
             await poller.show_stored(stored.pop(poller.key, None))
             if number % MANY == MANY - 1:
                 await asyncio.sleep(0)  # thousands of them must not hold up a scrape
-        unchanged_scopes = {key.scope for key in kept}
         self._complete, self._assigned, self.enabled, self._settings = config, assigned, enabled, settings
         self._starting = deque(poller for poller in self.pollers.values() if not poller.started)
         self._start_some()

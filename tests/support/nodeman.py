@@ -192,6 +192,17 @@ async def changed(url: str, change: Change) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
+async def listening(one: Daemon, change: Change | None) -> AsyncIterator[str]:
+    """The URL of the platform of `one`, with `change` between them. At the end the exporter is stopped."""
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(SimulatorServer(one.platform))
+        try:
+            yield await stack.enter_async_context(changed(server.url, change)) if change else server.url
+        finally:
+            await one.stop()
+
+
+@contextlib.asynccontextmanager
 async def watched(
     directory: Path,
     *,
@@ -205,11 +216,6 @@ async def watched(
     `change`: what happens to every answer on its way.
     """
     one = Nodeman(directory, scopes=scopes, tick=1.0, seed=seed)
-    async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(SimulatorServer(one.platform))
-        url = await stack.enter_async_context(changed(server.url, change)) if change else server.url
+    async with listening(one, change) as url:
         one.configure(url, **configuration)
-        try:
-            yield one
-        finally:
-            await one.stop()
+        yield one

@@ -13,9 +13,8 @@ import yaml
 from exporter.model import Scope
 from exporter.simulator import nodemgr_api
 from exporter.simulator.nodemgr_world import NodemgrWorld, Part, Target, Truth, Workflow
-from exporter.simulator.server import SimulatorServer
 from tests.support.daemon import BIZ, Daemon, Metrics
-from tests.support.nodeman import Change, changed
+from tests.support.nodeman import Change, listening
 
 HOSTS = [Target(2, f"10.2.0.{number}", number) for number in range(1, 21)]
 FOREIGN = [Target(3, f"10.3.0.{number}", 300 + number) for number in range(1, 6)]
@@ -135,11 +134,6 @@ async def watched(
     `change`: what happens to every answer on its way.
     """
     one = Nodemgr(directory, scopes=scopes, tick=1.0, seed=seed)
-    async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(SimulatorServer(one.platform))
-        url = await stack.enter_async_context(changed(server.url, change)) if change else server.url
+    async with listening(one, change) as url:
         one.configure_v3(url, nodemgr, **top)
-        try:
-            yield one
-        finally:
-            await one.stop()
+        yield one

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import itertools
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import ClassVar, TypeVar
@@ -220,8 +219,7 @@ class JobCollector:
             # The call shows others between them that are known as well: does it cost less than one call each?
             times = [wanted[id].create_time for id in ids]
             begin, end = min(times), max(times)
-            executions = itertools.chain(state.executions.values(), state.resumable_executions.values())
-            among = sum(known.status == status and begin <= known.create_time <= end for known in executions)
+            among = sum(known.status == status and begin <= known.create_time <= end for _, known in state.tracked())
             if status not in JOB_STATUSES or 1 + among // self._api.page_size >= len(ids):
                 continue
             try:
@@ -456,7 +454,7 @@ class JobCollector:
             await self._probe_status(state, deadline)
             if not _all_ids(state):
                 notes = ("there is no execution to read: whether view_history is granted cannot be told",)
-        tracked = [*state.executions.values(), *state.resumable_executions.values()]
+        tracked = [known for _, known in state.tracked()]
         failed = sum(known.outcome == "failure" for known in tracked)
         retried = any(known.may_run_again for known in tracked)
         day = 86400.0
@@ -491,7 +489,7 @@ class JobCollector:
     def failed_executions(self, state: JobState) -> list[FailedExecution]:
         failed = [
             FailedExecution(id, known.name, job_status_slug(known.status), seconds(known.end_time))
-            for id, known in itertools.chain(state.executions.items(), state.resumable_executions.items())
+            for id, known in state.tracked()
             if known.counted and known.outcome == "failure"
         ]
         return sorted(failed, key=lambda execution: (execution.end or 0.0, execution.id), reverse=True)

@@ -5,7 +5,8 @@ Times are ms since the epoch as the platform gives them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Literal
 
 import msgspec
@@ -144,6 +145,10 @@ class JobState(CollectorState, frozen=True, kw_only=True):
     checked_failing: int = msgspec.field(name="looked_holders")
     resumable_executions: dict[int, Tracked] = msgspec.field(default_factory=dict)
     ended_executions: dict[int, Ended] = msgspec.field(default_factory=dict)
+
+    def tracked(self) -> Iterator[tuple[int, Tracked]]:
+        """Every execution of which more than its end is kept, with its id."""
+        return itertools.chain(self.executions.items(), self.resumable_executions.items())
 
     def known(self, row: Execution) -> Tracked | None:
         """What is known of the execution of a row."""
