@@ -38,11 +38,9 @@ CHECK = 10.0
 FLUSH = 60.0
 """Seconds after which the polls that found nothing new are committed, at most."""
 QUEUED = 64
-"""Calls that are queued before fewer pollers are started, and pollers that are started at once."""
-START_EVERY = 0.05
-"""Seconds between two starts of pollers."""
-CALLS_OF_BASELINE = 9
-"""Calls of the first poll of a scope that has no state, where little happens; with a state it is one."""
+"""Calls that are queued before no more polls begin, and polls that begin at once."""
+BEGIN_EVERY = 0.05
+"""Seconds after which the queue is looked at again while more polls are due."""
 LOADED = 500
 """States that are read from the store at once."""
 SAVES = 100
@@ -127,9 +125,8 @@ class Fleet:
         self._complete: Config | None = None  # the configuration with the scopes that were found
         self._assigned: Assignment = lambda key: True
         self._group = asyncio.TaskGroup()
-        self._starting: deque[Poller] = deque()
-        self._start_timer: asyncio.TimerHandle | None = None
-        self._calls = 0.0  # that may be sent for more pollers although many are queued
+        self._due: deque[Poller] = deque()
+        self._begin_timer: asyncio.Handle | None = None
         self._lock = asyncio.Lock()
         self._settings: Settings | None = None
         self._stopped = False
@@ -144,7 +141,7 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stopped = True
-        self._starting.clear()
+        self._due.clear()
         for poller in self.pollers.values():
             poller.stop()
         try:
@@ -187,7 +184,7 @@ class Fleet:
         """Stop all polls for good, at the latest when an `apply` that is running has ended. The page stays as it is."""
         async with self._lock:
             self._stopped = True
-            self._starting.clear()
+            self._due.clear()
             await self._stop(self.pollers)
 
     def drop(self, key: Key) -> None:
@@ -319,29 +316,29 @@ class Fleet:
             if number % MANY == MANY - 1:
                 await asyncio.sleep(0)  # thousands of them must not hold up a scrape
         self._complete, self._assigned, self.enabled, self._settings = config, assigned, enabled, settings
-        self._starting = deque(poller for poller in self.pollers.values() if not poller.started)
-        self._start_some()
+        for poller in self.pollers.values():
+            if not poller.started:
+                poller.start(self._poll_due)
         await self._show_scopes(config, assigned, unchanged_scopes)
         self._take_share()
 
-    def _start_some(self) -> None:
-        """Start some pollers, fewer when many calls are queued, and more of them soon while others are left.
+    def _poll_due(self, poller: Poller) -> None:
+        self._due.append(poller)
+        if self._begin_timer is None:
+            self._begin_timer = asyncio.get_running_loop().call_soon(self._begin_polls)
 
-        A poll that waits for its turn takes ten times the memory of one that has not begun. But the polls of those that
-        have been started may fill the queue for ever, so others are started at least as fast as calls may be sent."""
-        if self._start_timer is not None:
-            self._start_timer.cancel()
-        if self.client is not None:
-            self._calls = min(self._calls, 0.0) + START_EVERY * self.client.config.requests_per_second
-            free = QUEUED if self.client.queued < QUEUED else 0
-            while self._starting and (free > 0 or self._calls > 0):
-                poller = self._starting.popleft()
-                if self.pollers.get(poller.key) is poller:
-                    self._calls -= CALLS_OF_BASELINE if poller.age is None else 1
-                    free -= 1
-                    poller.start(self._group)
-        if self._starting and not self._stopped:
-            self._start_timer = asyncio.get_running_loop().call_later(START_EVERY, self._start_some)
+    def _begin_polls(self) -> None:
+        """Begin polls in the order in which they became due, as long as few calls are queued.
+
+        A poll that waits for its turn takes ten times the memory of one that has not begun. And so every poller has had
+        its first poll before another one has its second, even when there are more polls than calls may be sent."""
+        self._begin_timer = None
+        room = QUEUED - self.client.queued if self.client is not None else 0
+        while self._due and room > 0:
+            self._due.popleft().begin(self._group)
+            room -= 1
+        if self._due:
+            self._begin_timer = asyncio.get_running_loop().call_later(BEGIN_EVERY, self._begin_polls)
 
     async def _stop(self, keys: Iterable[Key]) -> None:
         """Stop these polls, and commit what they have left uncommitted."""

@@ -102,8 +102,8 @@ class Poller:
     """
 
     __slots__ = (
-        "_again", "_begun", "_clock", "_commits_next", "_committing", "_full", "_loaded", "_page", "_page_timer",
-        "_refusals", "_settings", "_size", "_state", "_store", "_task", "_tasks", "_telemetry", "_timer",
+        "_again", "_begun", "_clock", "_commits_next", "_committing", "_due", "_full", "_is_due", "_loaded", "_page",
+        "_page_timer", "_refusals", "_settings", "_size", "_state", "_store", "_task", "_telemetry", "_timer",
         "_uncommitted_since", "_unknown", "attempted", "collector", "exposed", "key", "message", "next_poll",
         "reason", "report", "request_id",
     )  # fmt: skip
@@ -138,7 +138,8 @@ class Poller:
         self._full = False
         self._refusals = 0
         self._unknown: set[tuple[str, str]] | None = None
-        self._tasks: asyncio.TaskGroup | None = None
+        self._due: Callable[[Poller], None] | None = None
+        self._is_due = False
         self._begun = 0.0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -212,15 +213,21 @@ class Poller:
         if self._state is not None and stored is not None and self._size <= SMALL:
             self._state = stored.payload
 
-    def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Poll until `stop`: first at once, then at the offset into each interval that the key's hash gives. Polls run
-        in `tasks`."""
-        self._tasks, self._begun = tasks, self._clock.monotonic()
-        self._begin_poll()
+    def start(self, due: Callable[[Poller], None]) -> None:
+        """Poll until `stop`: first at once, then at the offset into each interval that the key's hash gives. `due` is
+        called whenever a poll is due; it calls `begin`, at once or later."""
+        self._due, self._begun = due, self._clock.monotonic()
+        self._report_due()
+
+    def begin(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin the poll that is due, in `tasks`. Nothing happens if none is: it may have been stopped."""
+        if self._is_due:
+            self._is_due = False
+            self._task = tasks.create_task(self._poll_all(), name=f"poll {self.key}")
 
     def stop(self) -> asyncio.Task[None] | None:
         """Stop polling. Returns the task of a poll that is running, which is cancelled."""
-        self._tasks = None
+        self._due, self._is_due = None, False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -232,12 +239,13 @@ class Poller:
     @property
     def started(self) -> bool:
         """Whether it polls, or waits for the next poll."""
-        return self._tasks is not None
+        return self._due is not None
 
-    def _begin_poll(self) -> None:
+    def _report_due(self) -> None:
         self._timer = None
-        if self._tasks is not None:
-            self._task = self._tasks.create_task(self._poll_all(), name=f"poll {self.key}")
+        if self._due is not None:
+            self._is_due = True
+            self._due(self)
 
     async def _poll_all(self) -> None:
         """Poll until there is no more history to read, and set the timer for the next poll."""
@@ -252,10 +260,10 @@ class Poller:
         elapsed = (self._clock.monotonic() - self._begun) / interval
         self.next_poll = self._begun + (math.floor(elapsed - phase) + self._distance() + phase) * interval
         if self._again:
-            self._begin_poll()
-        elif self._tasks is not None:
+            self._report_due()
+        elif self._due is not None:
             wait = self.next_poll - self._clock.monotonic()
-            self._timer = asyncio.get_running_loop().call_later(wait, self._begin_poll)
+            self._timer = asyncio.get_running_loop().call_later(wait, self._report_due)
 
     @property
     def circuit_open(self) -> bool:
@@ -275,7 +283,7 @@ class Poller:
             self._again = True
             if self._timer is not None:
                 self._timer.cancel()
-                self._begin_poll()
+                self._report_due()
 
     async def poll(self) -> bool:
         """Poll once. Returns whether there is more history to read at once; False after a poll that failed."""

@@ -139,7 +139,7 @@ async def _poll(pollers: Sequence[VerifiedPoller], seconds: float) -> None:
     async with asyncio.TaskGroup() as tasks:
         try:
             for poller in pollers:
-                poller.start(tasks)
+                poller.start(lambda one: one.begin(tasks))
             while not all(poller.attempted for poller in pollers):  # noqa: ASYNC110 (no event for this alone)
                 await asyncio.sleep(0.05)
             await asyncio.sleep(seconds)

@@ -96,7 +96,7 @@ class Watched:
 
     async def __aenter__(self) -> Watched:
         self._tasks = await asyncio.TaskGroup().__aenter__()
-        self.poller.start(self._tasks)
+        self.poller.start(lambda one: one.begin(self._tasks))
         return self
 
     async def __aexit__(self, *_: object) -> None:
