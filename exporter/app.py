@@ -118,12 +118,9 @@ class App:
     async def _start_pollers(self) -> None:
         await self.discoverer.load()
         config = self.configuration.loaded.config
-        gc.disable()  # nothing but objects that stay is made here
-        try:
-            await self.fleet.apply(config, found=self.discoverer.scopes, assigned=self.sharing.assigned)
-            gc.freeze()  # walking over thousands of pollers would make every full collection slow
-        finally:
-            gc.enable()
+        await self.fleet.apply(config, found=self.discoverer.scopes, assigned=self.sharing.assigned)
+        gc.freeze()  # walking over thousands of pollers would make every full collection slow
+        gc.enable()
         gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
     def _web_server(self) -> WebServer:

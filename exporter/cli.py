@@ -263,14 +263,12 @@ def execute(arguments: list[str], environ: Environ) -> int:
 def _run(given: Given) -> int:
     import gc
 
-    # Imported objects live as long as the process: scanning them would delay the start and every full collection.
+    # A start makes objects that live as long as the process: scanning them would delay it. The daemon enables this.
     gc.disable()
     from exporter.app import run
     from exporter.reload import Options
 
     loaded = _load(given)
-    gc.freeze()
-    gc.enable()
     _configure_log(loaded)
     options = Options(
         given["config.file"], given.overrides(), _shard(given), systemd_socket=bool(given["web.systemd-socket"])

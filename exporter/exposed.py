@@ -141,7 +141,7 @@ def show_scope(page: Page, one: ScopeConfig, config: Config) -> None:
     tenant_id = one.auth.tenant_id or config.blueking.auth.tenant_id
     family = _SCOPE_INFO_WITH_TENANT if tenant_id else SCOPE_INFO
     labels: Labels = (one.name, tenant_id) if tenant_id else (one.name,)
-    page.put(scope_key(one), {family.name: render_gauge(family, scope_prefix(one.scope), {labels: 1.0})})
+    page.put(scope_key(one), {family.name: render_value(family, scope_prefix(one.scope), 1.0, labels)})
 
 
 def scope_key(one: ScopeConfig) -> Key:
@@ -176,7 +176,8 @@ class PollReport(msgspec.Struct, frozen=True):
 
 
 _OWN_GAUGES = tuple(family for family in COLLECTOR_FAMILIES if family.kind == "gauge")
-_OWN_COUNTERS = tuple(family for family in COLLECTOR_FAMILIES if family.name in (GAP, TRUNCATED))
+_COUNTED = {family.name: family for family in page_families() if family.kind != "gauge"}
+"""The families that states count, by name."""
 _ERRORS = next(family for family in COLLECTOR_FAMILIES if family.name == ERRORS)
 
 
@@ -231,9 +232,10 @@ class Exposed:
         """Tell that a poll has led from some counts to others, which are still to be shown."""
         if self._changed is not None and after is not before:
             self._changed |= {
-                family.name
-                for family in (*_OWN_COUNTERS, *self._collector.families)
-                if family.kind != "gauge" and _series(before, family) is not _series(after, family)
+                name
+                for new, old in ((after.counters, before.counters), (after.histograms, before.histograms))
+                for name, series in new.items()
+                if old.get(name) is not series
             }
 
     @property
@@ -318,10 +320,10 @@ class Exposed:
     def _changed_counts(self, counts: Counts, changed: Container[str] | None) -> dict[str, Chunk]:
         """The counters and histograms that have changed, None: all of them."""
         return {
-            family.name: self._rendered(family, prefix, counts)
-            for prefix, families in ((self._own_prefix, _OWN_COUNTERS), (self._prefix, self._collector.families))
-            for family in families
-            if family.kind != "gauge" and (changed is None or family.name in changed)
+            name: self._rendered(family, self._own_prefix if family.per_collector else self._prefix, counts)
+            for families in (counts.counters, counts.histograms)
+            for name in families
+            if (changed is None or name in changed) and (family := _COUNTED.get(name))
         }
 
     def _rendered(self, family: Family, prefix: str, counts: Counts) -> Chunk:
@@ -329,21 +331,20 @@ class Exposed:
 
     def _next_due(self, errors: Counts, state: CollectorState | None) -> float:
         """The end of the next birth hold."""
-        return min(
-            (
-                one.shown
-                for counts in (errors, state.counts if state else Counts())
-                for families in (counts.counters, counts.histograms)
-                for series in families.values()
-                for one in series.values()
-                if one.shown > self._now
-            ),
-            default=math.inf,
-        )
+        now = self._now
+        ends = [
+            one.shown
+            for counts in (errors, state.counts if state else Counts())
+            for families in (counts.counters, counts.histograms)
+            for series in families.values()
+            for one in series.values()
+            if one.shown > now
+        ]
+        return min(ends, default=math.inf)
 
     def _changed_samples(self, samples: Mapping[str, Mapping[Labels, float]]) -> Mapping[str, Chunk | None]:
         """The gauges of which a sample or the order of the samples has changed."""
-        if samples is self._samples:
+        if samples is self._samples or not (samples or self._samples):
             return {}
         changes: dict[str, Chunk | None] = dict.fromkeys(self._samples.keys() - samples.keys())
         for family in self._collector.families:
@@ -351,7 +352,3 @@ class Exposed:
             if values is not None and (shown is None or values != shown or not all(map(eq, values, shown))):
                 changes[family.name] = render_gauge(family, self._prefix, values)
         return changes
-
-
-def _series(counts: Counts, family: Family) -> object:
-    return (counts.counters if family.kind == "counter" else counts.histograms).get(family.name)

@@ -213,7 +213,7 @@ def _scopes(reader: Reader, path: str, node: Node | None, defaults: Collectors) 
         entry = reader.struct(child, ScopeEntry, at, base)
         if entry is None:
             continue
-        if reader.written(f"{at}.collectors.job.watch"):
+        if find(child, "collectors.job.watch")[1]:
             entry = msgspec.structs.replace(entry, collectors=fill_watch(reader, entry.collectors, f"{at}.collectors"))
         scopes.append(Where(reader, at, entry))
     return scopes

@@ -78,16 +78,14 @@ class Counts(msgspec.Struct, frozen=True, gc=False):
 class Chunk(Protocol):
     """The series of one family and one owner as sample lines, each ended by a newline, without HELP and TYPE.
 
-    `series` counts distinct series (a histogram's buckets, sum and count each count, `_created` does not). The sizes
-    are those of `text` and `openmetrics` in bytes.
+    `series` counts distinct series (a histogram's buckets, sum and count each count, `_created` does not). `sizes` are
+    those of `text` and `openmetrics` in bytes.
     """
 
     @property
     def series(self) -> int: ...
     @property
-    def size(self) -> int: ...
-    @property
-    def openmetrics_size(self) -> int: ...
+    def sizes(self) -> tuple[int, int]: ...
     @property
     def text(self) -> bytes:
         """In Prometheus text 0.0.4."""
@@ -104,12 +102,8 @@ class GaugeChunk(msgspec.Struct, frozen=True, gc=False):
     series: int
 
     @property
-    def size(self) -> int:
-        return len(self.text)
-
-    @property
-    def openmetrics_size(self) -> int:
-        return len(self.text)
+    def sizes(self) -> tuple[int, int]:
+        return len(self.text), len(self.text)
 
     @property
     def openmetrics(self) -> bytes:

@@ -159,8 +159,6 @@ class Page:
         self._on_cut = on_cut
         self._owners: dict[Key | None, _Owner] = {}
         self._reserved: dict[Key, int] = {}
-        self._lasting = 0
-        """Series that are never cut."""
         self._snapshots: dict[Format, Snapshot] = {}
         self._settled = True
 
@@ -176,18 +174,20 @@ class Page:
 
         Raises ValueError as `put` does.
         """
-        owner = self._owners.get(key) or _Owner()
-        for name, chunk in chunks.items():
-            if chunk is not None and not self._shelf(name).has(owner):
-                self._shelves[name].claim(key)
-        self._owners[key] = owner
+        try:
+            shelves = [self._shelves[name] for name in chunks]
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]} is not a family of this page") from None
+        collector = key.collector if key else ""
+        for shelf in shelves:
+            if collector != shelf.collector:
+                shelf.claim(collector)
+        owner = self._owners.get(key)
+        if owner is None:
+            owner = self._owners[key] = _Owner()
         changed = False
-        for name, chunk in chunks.items():
-            shelf = self._shelves[name]
-            before = shelf.series
+        for shelf, chunk in zip(shelves, chunks.values(), strict=True):
             changed |= shelf.put(owner, chunk or NO_SERIES)
-            if not shelf.family.detail:
-                self._lasting += shelf.series - before
         if changed:
             self._snapshots.clear()
             self._settled = False
@@ -204,10 +204,10 @@ class Page:
         owner = self._owners.get(key)
         return sum(shelf.chunk(owner).series for shelf in self._shelves.values()) if owner else 0
 
-    def _shelf(self, name: str) -> _Shelf:
-        if name not in self._shelves:
-            raise ValueError(f"{name} is not a family of this page")
-        return self._shelves[name]
+    @property
+    def _lasting(self) -> int:
+        """Series that are never cut."""
+        return sum(shelf.series for shelf in self._shelves.values() if not shelf.family.detail)
 
     def _shown(self, key: Key | None) -> list[str]:
         """The families that this owner shows."""
@@ -312,21 +312,24 @@ class _Group:
 
     def add(self, owner: _Owner, chunk: Chunk) -> None:
         """Set the chunk of an owner that has none here. Pieces made before are discarded."""
-        self.size += chunk.size
-        self.openmetrics_size += chunk.openmetrics_size
         self.chunks[owner] = chunk
-        self.pieces.clear()
+        self._grow(chunk, 1)
 
     def replace(self, owner: _Owner, chunk: Chunk) -> None:
-        """Set the chunk of an owner that has one here, `NO_SERIES` to remove it."""
-        old = self.chunks[owner]
-        self.size += chunk.size - old.size
-        self.openmetrics_size += chunk.openmetrics_size - old.openmetrics_size
+        """Set the chunk of an owner that has one here."""
+        self._grow(self.chunks[owner], -1)
+        self.chunks[owner] = chunk
+        self._grow(chunk, 1)
+
+    def remove(self, owner: _Owner) -> None:
+        """Take the chunk of an owner away."""
+        self._grow(self.chunks.pop(owner), -1)
+
+    def _grow(self, chunk: Chunk, sign: int) -> None:
+        size, openmetrics_size = chunk.sizes
+        self.size += sign * size
+        self.openmetrics_size += sign * openmetrics_size
         self.pieces.clear()
-        if chunk.series:
-            self.chunks[owner] = chunk
-        else:
-            del self.chunks[owner]
 
     def piece(self, form: Format, limit: int | None) -> Piece:
         piece = self.pieces.get(form)
@@ -334,7 +337,7 @@ class _Group:
             chunks = tuple(self.chunks.values())
             if limit is not None:
                 chunks = tuple(GaugeChunk(_first(chunk.text, limit), min(chunk.series, limit)) for chunk in chunks)
-                piece = Piece(chunks, sum(chunk.size for chunk in chunks))
+                piece = Piece(chunks, sum(len(chunk.text) for chunk in chunks))
             elif form.openmetrics:
                 piece = Piece(chunks, self.openmetrics_size, _OPENMETRICS)
             else:
@@ -362,12 +365,14 @@ class _Shelf:
         self.family = family
         self.series = 0
         self.sizes: Counter[int] = Counter()
+        """How many chunks there are of so many series; only of a detail family, which may be cut."""
         self._limit: int | None = None
         self._dropped: dict[_Owner, frozenset[int]] = {}
         self._cut_dirty: set[_Owner] = set()
         self._groups: list[_Group] = []
         self._group_of: dict[_Owner, _Group] = {}
-        self._collector: str | None = None
+        self.collector: str | None = None
+        """The newest one that has shown this family, `""` for series of no collector."""
         self._headers = {
             form: _piece_of(header(family.name, family.kind, family.help, form.openmetrics).encode()) for form in Format
         }
@@ -376,15 +381,11 @@ class _Shelf:
     def shown(self) -> int:
         return self.series - sum(map(len, self._dropped.values()))
 
-    def claim(self, key: Key | None) -> None:
-        """Without a label `collector`, two collectors would write the same series of one scope."""
-        if self.family.per_collector or "collector" in self.family.labels:
-            return
-        collector = key.collector if key else ""
-        if self._collector is None:
-            self._collector = collector
-        elif self._collector != collector:
-            raise ValueError(f"{self.family.name} of {key} repeats the series of collector {self._collector!r}")
+    def claim(self, collector: str) -> None:
+        """Let a collector show this family. Without a label `collector`, two would write the same series of a scope."""
+        if not self.family.per_collector and "collector" not in self.family.labels and self.collector is not None:
+            raise ValueError(f"{self.family.name} of {collector!r} repeats the series of collector {self.collector!r}")
+        self.collector = collector
 
     def has(self, owner: _Owner) -> bool:
         """Whether the owner shows series of this family."""
@@ -397,27 +398,41 @@ class _Shelf:
 
     def put(self, owner: _Owner, chunk: Chunk) -> bool:
         """Show this chunk; one without series is no chunk. Whether it is another one than before."""
-        old, group = self.chunk(owner), self._group_of.get(owner)
-        if chunk == old or not (chunk.series or old.series):
+        group = self._group_of.get(owner)
+        old = NO_SERIES if group is None else group.chunks[owner]
+        series, before = chunk.series, old.series
+        if chunk == old or not (series or before):
             return False
-        if chunk.series != old.series:
-            self._count(old, -1)
-            self._count(chunk, 1)
-        # If a group becomes too large for a piece, the chunk that grew moves to the group for new chunks.
-        stays = group and chunk.series and (len(group.chunks) == 1 or group.size + chunk.size - old.size <= 2 * PIECE)
-        if group and stays:
+        if group is None:
+            self._add(owner, chunk)
+        elif series:
             group.replace(owner, chunk)
-        elif group:
-            group.replace(owner, NO_SERIES)
-            del self._group_of[owner]
-            if not group.chunks:
-                self._groups.remove(group)
-        if chunk.series and not stays:
-            group = self._group_of[owner] = self._room()
-            group.add(owner, chunk)
+            if group.size > 2 * PIECE and len(group.chunks) > 1:
+                # It is too large for a piece: the chunk that grew moves to the group for new chunks.
+                self._remove(owner, group)
+                self._add(owner, chunk)
+        else:
+            self._remove(owner, group)
+        self.series += series - before
         if self.family.detail:
+            if before:
+                self.sizes[before] -= 1
+            if series:
+                self.sizes[series] += 1
             self._cut_dirty.add(owner)
         return True
+
+    def _add(self, owner: _Owner, chunk: Chunk) -> None:
+        if not self._groups or self._groups[-1].size >= PIECE:
+            self._groups.append(_Group())
+        group = self._group_of[owner] = self._groups[-1]
+        group.add(owner, chunk)
+
+    def _remove(self, owner: _Owner, group: _Group) -> None:
+        group.remove(owner)
+        del self._group_of[owner]
+        if not group.chunks:
+            self._groups.remove(group)
 
     def pieces(self, form: Format) -> list[Piece]:
         """Header and lines; nothing when there are no lines."""
@@ -446,13 +461,3 @@ class _Shelf:
         self._limit = limit
         self._cut_dirty = set()
         return entered
-
-    def _count(self, chunk: Chunk, sign: int) -> None:
-        if chunk.series:
-            self.series += sign * chunk.series
-            self.sizes[chunk.series] += sign
-
-    def _room(self) -> _Group:
-        if not self._groups or self._groups[-1].size >= PIECE:
-            self._groups.append(_Group())
-        return self._groups[-1]

@@ -20,7 +20,17 @@ from sys import intern
 import msgspec
 
 from exporter.metrics.counts import held
-from exporter.metrics.family import NO_SERIES, Chunk, Counts, Exemplar, Family, GaugeChunk, Labels
+from exporter.metrics.family import (
+    NO_SERIES,
+    Chunk,
+    Count,
+    Counts,
+    Distribution,
+    Exemplar,
+    Family,
+    GaugeChunk,
+    Labels,
+)
 from exporter.model import Scope
 
 _json_lines = msgspec.json.Encoder().encode_lines
@@ -48,9 +58,11 @@ def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -
     return GaugeChunk(text, len(samples))
 
 
-def render_value(family: Family, prefix: str, value: float) -> GaugeChunk:
-    """The line of a gauge without labels of its own; see `render_gauge`."""
-    return GaugeChunk(f"{family.name}{_braced(prefix)} {number(value)}\n".encode(), 1)
+def render_value(family: Family, prefix: str, value: float, labels: Labels = ()) -> GaugeChunk:
+    """The only line of a gauge; see `render_gauge`."""
+    if labels:
+        prefix = _join(prefix, label_text(family.labels, labels))
+    return GaugeChunk(encode((f"{family.name}{_braced(prefix)} {number(value)}\n",)), 1)
 
 
 def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold: float) -> Chunk:
@@ -58,37 +70,36 @@ def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold:
 
     Exemplars of what is exposed as 0 are not shown; `_created` is the true birth.
     """
-    if not (counts.counters if family.kind == "counter" else counts.histograms).get(family.name):
-        return NO_SERIES
+    series: Mapping[Labels, Count] | Mapping[Labels, Distribution]
     values: list[str] = []
     exemplars: list[str] = []
-    births: list[str] = []
-    bounds: tuple[float, ...] = ()
-    layouts: list[tuple[Labels, tuple[float, ...]]] = []
+    bounds: tuple[tuple[float, ...], ...] = ()
     if family.kind == "counter":
-        for labels, count in counts.counters[family.name].items():
-            hidden = held(count.shown, now, hold)
+        counters = series = counts.counters.get(family.name, {})
+        for count in counters.values():
+            hidden = count.shown > now and held(count.shown, now, hold)
             values.append("0\n" if hidden or not count.value else f"{number(count.value)}\n")
             exemplars.append("\n" if hidden or count.exemplar is None else _exemplar(count.exemplar))
-            births.append(_birth(count.born))
-            layouts.append((labels, bounds))
     else:
-        for labels, one in counts.histograms[family.name].items():
+        histograms = series = counts.histograms.get(family.name, {})
+        bounds = tuple([one.bounds for one in histograms.values()])
+        for one in histograms.values():
             hidden = held(one.shown, now, hold)
             for count_, exemplar in zip(accumulate(one.counts), one.exemplars, strict=True):
                 values.append("0\n" if hidden else f"{count_}\n")
                 exemplars.append("\n" if hidden or exemplar is None else _exemplar(exemplar))
             values += ("0\n", "0\n") if hidden else (f"{number(one.sum)}\n", f"{sum(one.counts)}\n")
             exemplars += ("\n", "\n")
-            births.append(_birth(one.born))
-            layouts.append((labels, one.bounds))
+    if not series:
+        return NO_SERIES
+    births = [one.born for one in series.values()]
     # Most scopes have the same values, and the series of a scope the same birth: each text exists once.
     return CountsChunk(
-        _layout(family.name, family.kind, family.labels, bool(prefix), tuple(layouts)),
+        _layout(family.name, family.kind, family.labels, bool(prefix), tuple(series), bounds),
         prefix,
         intern("".join(values)),
-        intern("".join(births)) if len({*births}) > 1 else births[0],
-        "".join(exemplars) if len({*exemplars}) > 1 or exemplars[0] != "\n" else "",
+        _birth(births[0]) if births.count(births[0]) == len(births) else intern("".join(map(_birth, births))),
+        "".join(exemplars) if exemplars.count("\n") < len(exemplars) else "",
     )
 
 
@@ -117,17 +128,15 @@ class CountsChunk(msgspec.Struct, frozen=True, gc=False):
         return self.layout.lines
 
     @property
-    def size(self) -> int:
-        return self.layout.size + self.layout.lines * _bytes(self.prefix) + len(self.values)
-
-    @property
-    def openmetrics_size(self) -> int:
-        layout, births = self.layout, len(self.births)
+    def sizes(self) -> tuple[int, int]:
+        layout, prefix, values, births = self.layout, _bytes(self.prefix), len(self.values), len(self.births)
         if self.births.count("\n") == 1:
             births *= layout.births
         exemplars = len(self.exemplars) - layout.lines if self.exemplars else 0
-        prefixes = (layout.lines + layout.births) * _bytes(self.prefix)
-        return layout.openmetrics_size + prefixes + len(self.values) + births + exemplars
+        return (
+            layout.size + layout.lines * prefix + values,
+            layout.openmetrics_size + (layout.lines + layout.births) * prefix + values + births + exemplars,
+        )
 
     @property
     def text(self) -> bytes:
@@ -189,9 +198,10 @@ def _layout(
     kind: str,
     label_names: tuple[str, ...],
     owned: bool,
-    series: tuple[tuple[Labels, tuple[float, ...]], ...],
+    series: tuple[Labels, ...],
+    bounds: tuple[tuple[float, ...], ...],
 ) -> _Layout:
-    """`owned`: there are labels of an owner. `series`: labels and, of histograms, upper bounds."""
+    """`owned`: there are labels of an owner. `series`: their labels. `bounds`: of each, if they are histograms."""
 
     def line(sample: str, labels: str) -> tuple[str, str]:
         before, after = (f"{sample}{{", "} ") if labels or owned else (sample, " ")
@@ -200,13 +210,13 @@ def _layout(
 
     created_name = f"{name.removesuffix('_total')}_created"
     lines, created = [], []
-    for values, bounds in series:
+    for number_of, values in enumerate(series):
         own = label_text(label_names, values)
         created.append(line(created_name, own))
         if kind == "counter":
             lines.append([line(name, own)])
             continue
-        les = (*(repr(float(bound)) for bound in bounds), "+Inf")
+        les = (*(repr(float(bound)) for bound in bounds[number_of]), "+Inf")
         buckets = [line(f"{name}_bucket", _join(own, f'le="{le}"')) for le in les]
         lines.append([*buckets, line(f"{name}_sum", own), line(f"{name}_count", own)])
     return _Layout(lines, created)

@@ -172,7 +172,7 @@ def test_counters_that_say_the_same_in_two_scopes_exist_once() -> None:
     assert one.layout is other.layout
     assert one.values is other.values
     assert (one.births, other.births, one.exemplars) == ("5\n", "6.5\n", "")
-    assert sum(map(sys.getsizeof, (one, one.births))) < 200 < one.size
+    assert sum(map(sys.getsizeof, (one, one.births))) < 200 < one.sizes[0]
 
 
 def test_rendering_keeps_nothing() -> None:
@@ -210,4 +210,4 @@ def test_F50_any_counts_read_back_identical(
         counted = sum(v for name, _, v in parsed if name == f"{HISTOGRAM.name}_count")
         assert counted == len(observations) * len(increments)
         assert chunk.series == len([name for name, _, _ in parsed if not name.endswith("_created")])
-        assert (chunk.size, chunk.openmetrics_size) == (len(chunk.text), len(chunk.openmetrics))
+        assert chunk.sizes == (len(chunk.text), len(chunk.openmetrics))
