@@ -10,7 +10,7 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from types import TracebackType
@@ -192,11 +192,12 @@ class Client:
         deadline: Deadline,
     ) -> T:
         """Try once. If it fails and BlueKing asks for a pause, that pause begins."""
+        code = "none"
         received: Mapping[str, str] = {}
 
-        def on_headers(headers: Mapping[str, str]) -> None:
-            nonlocal received
-            received = headers
+        def on_headers(status: int, headers: Mapping[str, str]) -> None:
+            nonlocal code, received
+            code, received = str(status), headers
             self._read_headers(call.api, headers)
 
         try:
@@ -205,7 +206,14 @@ class Client:
             async with self._gate.turn(call, deadline):
                 seconds = min(self.config.request_timeout, deadline.remaining())
                 # Secrets are read for each try, since their files may have changed.
-                reply = await self._exchange(call.api, self._request(operation, auth), seconds, on_headers)
+                request = self._request(operation, auth)
+                began = self._clock.monotonic()
+                self._observer.inflight(1)
+                try:
+                    reply = await self._transport.send(request, seconds, on_headers)
+                finally:
+                    self._observer.inflight(-1)
+                    self._observer.api_request(call.api, code, self._clock.monotonic() - began)
             codes = NODEMGR_CODES if call.system == "nodemgr" else CODES
             if len(reply.body) <= LARGE:
                 return read(reply, decoders, codes)
@@ -225,25 +233,6 @@ class Client:
     def _time_for(self, error: ApiError, deadline: Deadline) -> bool:
         """Whether another try, after the requested pause, fits into the deadline."""
         return deadline.remaining() > (error.retry_after or 0.0)
-
-    async def _exchange(
-        self, api: str, request: Request, seconds: float, on_headers: Callable[[Mapping[str, str]], None]
-    ) -> Reply:
-        """Send one request, read its whole response, and report it to the observer."""
-        code = "none"
-
-        def on_response(status: int, headers: Mapping[str, str]) -> None:
-            nonlocal code
-            code = str(status)
-            on_headers(headers)
-
-        began = self._clock.monotonic()
-        self._observer.inflight(1)
-        try:
-            return await self._transport.send(request, seconds, on_response)
-        finally:
-            self._observer.inflight(-1)
-            self._observer.api_request(api, code, self._clock.monotonic() - began)
 
     def _request(self, operation: Operation, auth: ScopeAuth) -> Request:
         headers, members = self._credentials(operation.identity, auth)
@@ -345,13 +334,15 @@ class ScopeClient:
         self._scope = scope
         self._auth = auth
 
-    async def call(self, operation: Operation, decoders: Sequence[ResponseDecoder[Any, T]], *, deadline: Deadline) -> T:
+    def call(
+        self, operation: Operation, decoders: Sequence[ResponseDecoder[Any, T]], *, deadline: Deadline
+    ) -> Awaitable[T]:
         """The data of the response, read by the first of `decoders` that fits.
 
         Failures that may pass are tried again inside `deadline` and the budget, `TRIES` times at most in all. Raises
         ApiError only.
         """
-        return await self._client.call(operation, decoders, scope=self._scope, auth=self._auth, deadline=deadline)
+        return self._client.call(operation, decoders, scope=self._scope, auth=self._auth, deadline=deadline)
 
 
 def _json(members: Mapping[str, str]) -> str:

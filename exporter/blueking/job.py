@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -274,12 +274,12 @@ class JobApi:
             raise _other_id(answer.id, job_instance_id, "get_job_instance_status")
         return answer
 
-    async def _ask(
+    def _ask(
         self, api: str, params: dict[str, object], decoders: Sequence[ResponseDecoder[Any, T]], deadline: Deadline
-    ) -> T:
+    ) -> Awaitable[T]:
         method: Literal["GET", "POST"] = "POST" if self._identity == "esb" else "GET"
         operation = Operation(api, "job", self._identity, method, self._url.format(api=api), params)
-        return await self._client.call(operation, decoders, deadline=deadline)
+        return self._client.call(operation, decoders, deadline=deadline)
 
 
 def _check_scope(given: Execution | ExecutionStatus, asked: Scope, api: str) -> None:

@@ -12,7 +12,7 @@ What the answers contain stands in nodeman_jobs.py and nodeman_subscriptions.py.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from exporter.blueking.client import Deadline, Identity, Operation, ScopeClient
@@ -140,16 +140,16 @@ class NodemanApi:
                 raise ApiError("decode", "task_result gives instances that were not asked for", api="task_result")
         return answer
 
-    async def _ask(
+    def _ask(
         self,
         api: str,
         path: str,
         params: dict[str, object],
         decoders: Sequence[ResponseDecoder[Any, T]],
         deadline: Deadline,
-    ) -> T:
+    ) -> Awaitable[T]:
         operation = Operation(api, "nodeman", self._identity, "POST", self._url + path, params)
-        return await self._client.call(operation, decoders, deadline=deadline)
+        return self._client.call(operation, decoders, deadline=deadline)
 
 
 def _upper(statuses: Sequence[str]) -> list[str] | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from msgspec import Meta, Struct
@@ -150,16 +150,16 @@ class NodemgrApi:
         api = f"{domain}_operation_list"
         return await self._ask(api, f"/{domain}/workflow/operation/list", params, OPERATIONS, deadline)
 
-    async def _ask(
+    def _ask(
         self,
         api: str,
         path: str,
         params: dict[str, object],
         decoders: Sequence[ResponseDecoder[Any, T]],
         deadline: Deadline,
-    ) -> T:
+    ) -> Awaitable[T]:
         operation = Operation(api, "nodemgr", "app", "POST", self._url + path, params)
-        return await self._client.call(operation, decoders, deadline=deadline)
+        return self._client.call(operation, decoders, deadline=deadline)
 
 
 def _page(offset: int, limit: int) -> dict[str, int]:

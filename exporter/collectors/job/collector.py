@@ -385,10 +385,12 @@ class JobCollector:
         at_most: int | None = None,
     ) -> Window:
         """[begin, end] completely, in as many windows as the dialect wants."""
-        read = Window({}, end)
+        read: Window | None = None
         for first, last in self._windows(begin, end):
             history = self._history(deadline, status)
-            read = read.with_newer(await read_window(history, first, last, keep=keep, at_most=at_most))
+            window = await read_window(history, first, last, keep=keep, at_most=at_most)
+            read = read.with_newer(window) if read else window
+        assert read is not None, "there is a window, however short"
         return read
 
     def _windows(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
@@ -524,8 +526,10 @@ class _News:
         self._now = now
 
     def __call__(self, rows: Sequence[Execution]) -> Mapping[int, Execution]:
+        if not rows:
+            return {}
         for place in (self._state.executions, self._state.resumable_executions):
-            if place and rows:
+            if place:
                 self.seen |= place.keys() & {row.id for row in rows}
         found, odd = news(self._state, rows, self._now())
         self.odd |= odd
