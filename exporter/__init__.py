@@ -23,7 +23,8 @@ Where things are, from the outside in:
     telemetry    the metrics of the process
     log          one event, one line, no secret                 systemd    READY, watchdog, socket activation
     model        scopes, statuses and slugs of BlueKing         errors     all errors, as a tree
-    clock        this machine's time and the platform's         simulator  a simulated BlueKing platform
+    clock        this machine's time and the platform's         timers     timers of thousands of pollers
+    simulator    a simulated BlueKing platform
 """
 
 __version__ = "0.1.0"

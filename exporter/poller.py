@@ -36,6 +36,7 @@ from exporter.metrics.page import Page
 from exporter.model import Key
 from exporter.state.base import Store, Stored
 from exporter.telemetry import Telemetry
+from exporter.timers import Timer, Timers
 
 T = TypeVar("T")
 
@@ -78,6 +79,7 @@ class Services(msgspec.Struct, frozen=True):
     page: Page
     telemetry: Telemetry
     clock: Clock
+    timers: Timers = msgspec.field(default_factory=Timers)
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -102,10 +104,10 @@ class Poller:
     """
 
     __slots__ = (
-        "_again", "_begun", "_clock", "_commits_next", "_committing", "_due", "_full", "_is_due", "_loaded", "_page",
-        "_page_timer", "_refusals", "_settings", "_size", "_state", "_store", "_task", "_telemetry", "_timer",
-        "_uncommitted_since", "_unknown", "attempted", "collector", "exposed", "key", "message", "next_poll",
-        "reason", "report", "request_id",
+        "_again", "_begun", "_clock", "_commits_next", "_committing", "_due", "_full", "_is_due", "_loaded",
+        "_page", "_page_timer", "_refusals", "_settings", "_size", "_state", "_store", "_task", "_telemetry",
+        "_timer", "_timers", "_uncommitted_since", "_unknown", "attempted", "collector", "exposed", "key",
+        "message", "next_poll", "reason", "report", "request_id",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, settings: Settings, services: Services) -> None:
@@ -142,8 +144,9 @@ class Poller:
         self._is_due = False
         self._begun = 0.0
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._page_timer: asyncio.TimerHandle | None = None
+        self._timers = services.timers
+        self._timer: Timer | None = None
+        self._page_timer: Timer | None = None
         self._again = False
 
     @property
@@ -229,7 +232,7 @@ class Poller:
         """Stop polling. Returns the task of a poll that is running, which is cancelled."""
         self._due, self._is_due = None, False
         if self._timer is not None:
-            self._timer.cancel()
+            self._timers.cancel(self._timer)
             self._timer = None
         self._cancel_page_timer()
         if self._task is not None:
@@ -262,8 +265,7 @@ class Poller:
         if self._again:
             self._report_due()
         elif self._due is not None:
-            wait = self.next_poll - self._clock.monotonic()
-            self._timer = asyncio.get_running_loop().call_later(wait, self._report_due)
+            self._timer = self._timers.after(self.next_poll - self._clock.monotonic(), self._report_due)
 
     @property
     def circuit_open(self) -> bool:
@@ -282,7 +284,7 @@ class Poller:
             self._refusals = 0
             self._again = True
             if self._timer is not None:
-                self._timer.cancel()
+                self._timers.cancel(self._timer)
                 self._report_due()
 
     async def poll(self) -> bool:
@@ -405,12 +407,11 @@ class Poller:
 
     def _set_page_timer(self) -> None:
         """Show again when time alone has changed something, unless the timer that is set ends before."""
-        loop = asyncio.get_running_loop()
         # A timer that fires too early finds nothing changed and is set again, so it fires a little late.
-        due = loop.time() + self.exposed.wait + 0.01
-        if due < (self._page_timer.when() if self._page_timer else math.inf):
+        due = asyncio.get_running_loop().time() + self.exposed.wait + 0.01
+        if self._page_timer is None or due < self._page_timer.when:
             self._cancel_page_timer()
-            self._page_timer = loop.call_at(due, self._show_again)
+            self._page_timer = self._timers.at(due, self._show_again)
 
     def _show_again(self) -> None:
         self._page_timer = None
@@ -421,7 +422,7 @@ class Poller:
 
     def _cancel_page_timer(self) -> None:
         if self._page_timer is not None:
-            self._page_timer.cancel()
+            self._timers.cancel(self._page_timer)
             self._page_timer = None
 
     def close(self) -> None:

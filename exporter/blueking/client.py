@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 import msgspec
 from yarl import URL
 
-from exporter.blueking.envelope import CODES, NODEMGR_CODES, Reply, ResponseDecoder, read, request_ids
+from exporter.blueking.envelope import CODES, NODEMGR_CODES, ResponseDecoder, read, request_ids
 from exporter.blueking.pacing import Call, Deadline, Gate, RetryBudget
 from exporter.blueking.transport import HttpTransport, Request, Transport
 from exporter.clock import TOLERANCE, Clock
