@@ -35,7 +35,7 @@ from exporter.collectors.base import (
 from exporter.collectors.calls import Attempts, gather_bounded
 from exporter.collectors.failing_hosts import FailingHosts, Run
 from exporter.collectors.job.fold import Fold, host_results
-from exporter.collectors.job.history import SLICE_ROWS, Keep, TooMany, Window, by_id, read_slice, read_window
+from exporter.collectors.job.history import MOST_ROWS, SLICE_ROWS, Keep, TooMany, Window, by_id, read_slice, read_window
 from exporter.collectors.job.metrics import FAILURE_LABELS, FAMILIES, JobView
 from exporter.collectors.job.state import (
     RESUMABLE,
@@ -69,8 +69,6 @@ CHECKS = 100
 CONCURRENCY = 4
 """Calls of one poll that run at once: fewer than the process may have, so that a slow scope leaves room for others."""
 
-MOST_ROWS = 4 * SLICE_ROWS
-"""New rows that a poll which is behind reads before it goes on in slices."""
 PROBED = 3
 """Executions that `probe` tries to read before it calls the status API refused."""
 
@@ -146,7 +144,9 @@ class JobCollector:
         begin = floor if gap else min(state.begin, now - ms(self.config.lookback))
         end = max(now, begin)
         page_news = _News(state, self._now)
-        first, window = await self._read_news(begin, end, max(watermark, begin), deadline, page_news)
+        # A slice commits the whole state, so slices grow with it: else commits would be most of the work.
+        rows = max(SLICE_ROWS, min(len(state.ended_executions) // 4, MOST_ROWS))
+        first, window = await self._read_news(begin, end, max(watermark, begin), rows, deadline, page_news)
         more = window.end < end
         now = self._now()
         # With a clock ahead of the platform's the window reached into the future, of which nothing is known yet; with
@@ -154,7 +154,7 @@ class JobCollector:
         end = min(max(window.end, watermark), now)
         if first <= begin:
             begin = max(begin, state.begin, min(end, now - ms(self.config.lookback)))
-        self._span = end - watermark if more else None
+        self._span = (end - watermark) * rows // max(1, len(window.rows)) if more else None
         records = JobRecords(
             *(begin, end, now, window.rows, _values(page_news.odd, window.rows)),
             *(gap, window.unreadable, window.without_id),
@@ -357,22 +357,26 @@ class JobCollector:
         return await self._api.status(self.scope, id, host_results=False, deadline=deadline), incomplete
 
     async def _read_news(
-        self, begin: int, end: int, unread: int, deadline: Deadline, news: _News
+        self, begin: int, end: int, unread: int, rows: int, deadline: Deadline, news: _News
     ) -> tuple[int, Window]:
-        """[begin, end], or the oldest part of [unread, end] where too much would come at once; with its begin."""
-        span, behind, first = self._span, end - unread, unread
-        if span is None and behind > ms(self.config.lookback):
-            first = begin
-        elif span is None:
+        """[begin, end], or the oldest part of [unread, end] where more than about `rows` would come at once; with its
+        begin."""
+        span, behind = self._span, end - unread
+        far_behind = behind > ms(self.config.lookback)
+        if span is None and not far_behind:
             # A scope that is never behind reads every window whole, however many rows it has.
-            at_most = MOST_ROWS if behind > 2 * ms(self.interval) else None
+            at_most = 2 * rows if behind > 2 * ms(self.interval) else None
             with contextlib.suppress(TooMany):
                 return begin, await self._read(begin, end, deadline, keep=news, at_most=at_most)
-            span = behind * SLICE_ROWS // (2 * MOST_ROWS)
+        first = begin if far_behind else unread
         # A slice does not overlap with the one before it: the poll after the last one reads everything from `begin` on.
         _, last = next(self._windows(first, end))
         floor = min(last, unread + 1000)
-        return first, await read_slice(self._history(deadline), first, last, floor, span, news)
+        if span is not None:
+            last = min(last, max(floor, unread + span))
+        # If the platform takes too long for this slice, the next poll reads a shorter one.
+        self._span = (last - unread) // 2
+        return first, await read_slice(self._history(deadline), first, last, floor, rows, news)
 
     async def _read(
         self,

@@ -513,7 +513,8 @@ class Fold:
                 self.ended[id] = short
             else:
                 new[_only_may_run_again(kept)][id] = kept
-        gone = [id for id, known in ended.items() if known.create_time < begin]
+        moved = self.state is not None and begin > self.state.begin
+        gone = [id for id, known in ended.items() if known.create_time < begin] if moved else []
         return (
             _replaced(places[0], new[0], changed),
             _replaced(places[1], new[1], changed),

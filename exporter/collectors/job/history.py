@@ -18,8 +18,10 @@ from exporter.errors import ApiError
 
 MILLISECOND_ROUNDS = 32
 """Readings of an overfull millisecond: each comes in another order, so what one misses the next finds."""
-SLICE_ROWS = 2_000
+SLICE_ROWS = 4_000
 """Rows that one poll reads of a long history: few enough to be read and examined within a poll's deadline."""
+MOST_ROWS = 4 * SLICE_ROWS
+"""Rows that one poll reads of a long history where the state is large: few enough to be kept in memory."""
 START_LIMIT_CODE = "1241010"
 """JOB v3: `start` is past the limit that the operator of the platform set."""
 
@@ -64,28 +66,26 @@ class Window(msgspec.Struct, frozen=True):
 
 
 class TooMany(Exception):
-    """The window holds more rows than were asked for."""
+    """The window holds more rows than were asked for: about `rows`, judging by the newest of them."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.rows = rows
 
 
 async def read_window(
-    history: History,
-    begin: int,
-    end: int,
-    *,
-    first: ExecutionPage | None = None,
-    at_most: int | None = None,
-    keep: Keep = by_id,
+    history: History, begin: int, end: int, *, at_most: int | None = None, keep: Keep = by_id
 ) -> Window:
-    """Every row of [begin, end]; `first` is its first page where that has been asked for already.
+    """Every row of [begin, end].
 
-    Raises `ApiError`, and `TooMany` once more than `at_most` rows are to be kept.
+    Raises `ApiError`, and `TooMany` as soon as more than `at_most` rows to be kept are to be expected.
     """
     rows: dict[int, Execution] = {}
     unreadable: set[int] = set()
     without_id: set[int] = set()
     top = end
     while top > begin:
-        page, first = first or await history.ask(begin, top, 0), None
+        page = await history.ask(begin, top, 0)
         rows |= keep([row for row in page.rows if row.create_time >= begin])
         without_id.update(at for at in page.unreadable if at >= begin)
         if _is_last(page, page.size, history):
@@ -100,8 +100,10 @@ async def read_window(
             if not await _read_millisecond(history, oldest, rows, keep):
                 unreadable.add(oldest)
             top = oldest - 1
-        if at_most is not None and len(rows) > at_most:
-            raise TooMany
+        if at_most is not None:
+            expected = len(rows) * (end - begin) // max(1, end - top)
+            if expected > at_most:
+                raise TooMany(expected)
     else:
         # Not [begin, begin], to which v3 would add the next millisecond, maybe a page full of it.
         if top == begin and not await _read_millisecond(history, begin, rows, keep):
@@ -109,28 +111,14 @@ async def read_window(
     return Window(rows, end, frozenset(unreadable | without_id), frozenset(without_id))
 
 
-async def read_slice(
-    history: History, begin: int, end: int, floor: int, span: int | None, keep: Keep = by_id
-) -> Window:
-    """The oldest part of [begin, end] that holds about `SLICE_ROWS` rows; all of it when it holds less.
-
-    It ends at `floor` or later. `span` (ms): how long the slice before this one was, as a first guess.
-    """
-    if span is not None:
-        end = min(end, max(floor, begin + 2 * span))
+async def read_slice(history: History, begin: int, end: int, floor: int, rows: int, keep: Keep = by_id) -> Window:
+    """The oldest part of [begin, end] that holds about so many rows, at most twice as many; all of it when it holds
+    less. It ends at `floor` or later, however many rows that are."""
     while True:
-        page = await history.ask(begin, end, 0)
-        if _is_last(page, page.size, history):
-            return await read_window(history, begin, end, first=page, keep=keep)
-        newest = end - min(page.times, default=end) + 1
-        share = SLICE_ROWS / max(1, page.size) * newest / (end - begin + 1)
-        if share >= 0.5 or end <= floor:
-            try:
-                at_most = None if end <= floor else 4 * SLICE_ROWS
-                return await read_window(history, begin, end, first=page, at_most=at_most, keep=keep)
-            except TooMany:
-                share = 0.25
-        end = max(floor, begin + int((end - begin) * share))
+        try:
+            return await read_window(history, begin, end, at_most=2 * rows if end > floor else None, keep=keep)
+        except TooMany as error:
+            end = max(floor, begin + (end - begin) * rows // error.rows)
 
 
 def _is_last(page: ExecutionPage, read: int, history: History) -> bool:

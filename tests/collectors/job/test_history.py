@@ -236,22 +236,35 @@ async def test_F16_rows_of_another_time_are_not_taken() -> None:
     assert {row.create_time for row in (await listing.window(15, 100)).rows.values()} == {20}
 
 
-async def test_a_window_stops_at_the_rows_it_may_have() -> None:
-    """A slice that turns out too dense is given up early instead of being read to its end."""
-    listing = Listing(list(range(5000)))
+@pytest.mark.parametrize("count", [5_000, 100_000])
+async def test_a_window_stops_at_the_rows_it_may_have(count: int) -> None:
+    """A window that is too dense is given up as soon as that shows: at its first page if it is even."""
+    listing = Listing(list(range(count)))
+    with pytest.raises(TooMany) as too_many:
+        await read_window(listing, 0, count, at_most=1000)
+    assert len(listing.calls) == 1
+    assert too_many.value.rows == pytest.approx(count, rel=0.02)
+
+
+async def test_a_window_stops_when_the_older_part_proves_too_dense() -> None:
+    """The newest page says nothing about what lies before it: no more is read in vain than was to be kept."""
+    listing = Listing([*range(5_000), *range(50_000, 100_000, 250)])
     with pytest.raises(TooMany):
-        await read_window(listing, 0, 5000, at_most=1000)
-    assert len(listing.calls) <= 7
+        await read_window(listing, 0, 100_000, at_most=1000)
+    assert len(listing.calls) <= 1 + 1000 / V4 + 1
 
 
 async def slices(listing: Listing, begin: int, end: int, lookback: int = 0) -> list[tuple[int, Window]]:
-    """A history read as the collector does: each slice begins where the one before it ended."""
+    """A history read as the collector does: each slice begins where the one before it ended, and is as long as that one
+    would have been with the wanted number of rows."""
     read: list[tuple[int, Window]] = []
-    watermark, span = begin, None
+    watermark, last = begin, end
     while not read or read[-1][1].end < end:
-        window = await read_slice(listing, begin - lookback, end, min(end, watermark + 1000), span)
+        window = await read_slice(listing, begin - lookback, last, min(end, watermark + 1000), SLICE_ROWS)
         read.append((begin, window))
-        span, watermark, begin, lookback = window.end - watermark, window.end, window.end, 0
+        span = (window.end - watermark) * SLICE_ROWS // max(1, len(window.rows))
+        watermark = begin = window.end
+        lookback, last = 0, min(end, watermark + max(span, 1000))
         assert len(read) < 500, "no progress"
     return read
 
@@ -280,7 +293,7 @@ async def test_4_1_3_a_long_history_comes_in_slices_oldest_first(
     assert set().union(*(window.rows for _, window in read)) == listing.ids
     for begin, window in read:
         assert window.rows.keys() >= within(listing, begin, window.end)
-        assert len(window.rows) <= 4 * SLICE_ROWS + page_size
+        assert len(window.rows) <= 2 * SLICE_ROWS + page_size
     # Each slice costs a few pages for finding out how dense it is, more when the newest page says nothing about that.
     pages = 20_000 / page_size
     assert len(listing.calls) <= (1.1 if history is uniform else 2) * pages + 4 * len(read) + 4

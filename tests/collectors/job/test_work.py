@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -17,8 +18,10 @@ from exporter.clock import Clock
 from exporter.collectors.base import Observed
 from exporter.collectors.job.collector import JobCollector
 from exporter.collectors.job.fold import CREATED, DURATION, FINISHED
-from exporter.collectors.job.state import JobState, Tracked, news
+from exporter.collectors.job.history import SLICE_ROWS
+from exporter.collectors.job.state import JobRecords, JobState, Tracked, news
 from exporter.config.schema import JobConfig, Watch
+from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Counts
 from exporter.model import Scope
@@ -69,6 +72,29 @@ class CountedDict(dict[int, Tracked]):
         return self._walked(super().items)
 
 
+class PagedLists:
+    """A platform that lists these rows as v4 does, 200 at a time; `seconds` pass with each call."""
+
+    page_size, max_offset, max_window, web_url = 200, 10_000, None, ""
+
+    def __init__(self, now: list[float], seconds: float = 0.0) -> None:
+        self.now, self.seconds = now, seconds
+        self.rows: list[Execution] = []
+        self.calls = 0
+
+    async def list(
+        self, scope: Scope, begin: int, end: int, *, deadline: Deadline, status: int | None = None, offset: int = 0,
+        length: int = 200, **ignored: object,
+    ) -> ExecutionPage:  # fmt: skip
+        self.calls += 1
+        self.now[0] += self.seconds
+        if deadline.remaining() < 0:
+            raise ApiError("timeout", "the platform is slow")
+        last, first = (bisect(self.rows, at, key=lambda row: row.create_time) for at in (end, begin - 1))
+        shown = [] if status is not None else self.rows[max(first, last - offset - length) : max(first, last - offset)]
+        return ExecutionPage(tuple(reversed(shown)), None)
+
+
 class Lists:
     """The list call of a platform that has one page for every window; `looks`: the ids and statuses asked for."""
 
@@ -88,7 +114,7 @@ class Lists:
         return ExecutionPage(self.rows, None)
 
 
-def collector(api: Lists, now: list[float], **config: Any) -> JobCollector:
+def collector(api: Lists | PagedLists, now: list[float], **config: Any) -> JobCollector:
     built: Any = JobCollector
     job: JobCollector = built(SCOPE, JobConfig(**config), api, Clock(wall=lambda: now[0], monotonic=lambda: now[0]))
     return job
@@ -105,8 +131,8 @@ def rows(count: int, *, status: int = 3, age: int = 0) -> tuple[Execution, ...]:
     )  # fmt: skip
 
 
-async def poll(job: JobCollector, state: JobState | None) -> Observed[JobState]:
-    clock = Clock(wall=lambda: NOW / 1000, monotonic=lambda: 0.0)
+async def poll(job: JobCollector, state: JobState | None, now: list[float] | None = None) -> Observed[JobState]:
+    clock = Clock(wall=lambda: NOW / 1000, monotonic=lambda: now[0] if now else 0.0)
     records = await job.fetch(state, Deadline(60.0, clock))
     tally = Tally(state.counts if state else Counts(), NOW / 1000, 0.0, job.families)
     return job.observe(state, records, tally)
@@ -204,3 +230,76 @@ async def test_watched_names_are_matched_for_new_rows_only() -> None:
         again = (await poll(job, state)).state
     assert again.watched == state.watched
     assert calls.python < 150
+
+
+async def caught_up(count: int, minutes: float, seconds: float = 0.0) -> tuple[PagedLists, list[JobState], int]:
+    """A catch-up with so many executions that ended well: the platform, the states that were committed, and how many
+    polls failed."""
+    now = [NOW / 1000 - minutes * 60]
+    api = PagedLists(now, seconds)
+    job = collector(api, now)
+    state = (await poll(job, None, now)).state
+    begin, api.calls = round(now[0] * 1000), 0
+    api.rows = [
+        Execution(
+            scope_type="biz", scope_id="2", id=1000 + number, plan_id=1, raw_name=NAME, launch_mode=1, status=3,
+            start_time=created, end_time=created + 1, create_time=created, task_type=1,
+        )
+        for number in range(count)
+        for created in [begin + 1000 + round(number * (minutes * 60_000 - 2000) / count)]
+    ]  # fmt: skip
+    now[0] = NOW / 1000
+    states, failed, more = [state], 0, True
+    while more:
+        try:
+            observed = await poll(job, states[-1], now)
+        except ApiError:
+            failed += 1
+            assert failed < 50, "no progress"
+            continue
+        states.append(observed.state)
+        more = observed.more
+    for family in (CREATED, FINISHED):
+        assert sum(one.value for one in states[-1].counts.counters[family].values()) == count
+    return api, states[1:], failed
+
+
+@pytest.mark.parametrize("minutes", [9, 360])
+async def test_a_catch_up_asks_for_little_more_than_its_pages(minutes: int) -> None:
+    """The last page of each slice is not full, and two pages share a row; the first call shows how dense it is."""
+    api, states, _ = await caught_up(60_000, minutes)
+    assert api.calls <= 1.08 * 60_000 / 200
+    assert len(states) <= 60_000 / SLICE_ROWS + 2
+
+
+async def test_the_commits_of_a_flood_are_a_few_times_its_state() -> None:
+    """All that was created within `lookback` is kept, and each slice commits all of it: so slices grow with it."""
+    committed = {}
+    for count in (50_000, 100_000):
+        _, states, _ = await caught_up(count, 9)
+        sizes = [len(msgspec.msgpack.encode(state)) for state in states]
+        committed[count] = sum(sizes) / sizes[-1]
+    assert committed[100_000] < 8
+    assert committed[100_000] < 1.5 * committed[50_000]
+
+
+async def test_only_a_poll_that_moves_begin_looks_for_what_is_to_be_forgotten() -> None:
+    """The slices of a flood leave `begin` where it is, and do not walk through what is kept."""
+    now = [NOW / 1000]
+    job = collector(Lists(), now)
+    state = (await poll(job, None)).state
+
+    def walks(begin: int) -> int:
+        kept = CountedDict()
+        records = JobRecords(begin, NOW, NOW, {row.id: row for row in rows(1)}, more=True)
+        job.observe(msgspec.structs.replace(state, ended_executions=kept), records, Tally(Counts(), 0.0, 0.0))
+        return kept.walks
+
+    assert walks(state.begin + 1) == walks(state.begin) + 1
+
+
+async def test_4_1_3_a_slow_platform_is_read_in_shorter_slices() -> None:
+    """At five seconds a page a poll of a minute reads 12 pages, not a usual slice: the next one asks for less."""
+    api, _, failed = await caught_up(12_000, 360, seconds=5.0)
+    assert failed
+    assert api.calls <= 3 * 12_000 / 200
