@@ -119,14 +119,16 @@ def polled(address: str, count: int) -> bool:
 def with_states(build: Build, platform: str, count: int) -> Iterator[tuple[dict[str, Any], Path]]:
     """A configuration of so many scopes, and a folder with the states of all of them."""
     with scratch() as folder:
-        state = {"state": {"url": f"sqlite:{folder}/state.db"}}
-        with daemon({**config(platform, 1, "1s"), **state}, folder, build=build) as (_, address, _log):
+        store = {"state": {"url": f"sqlite:{folder}/state.db"}}
+        with daemon({**config(platform, 1, "1s"), **store}, folder, build=build) as (_, address, _log):
             eventually(lambda: polled(address, 1))
         first, *others = scopes(count)
         with contextlib.closing(sqlite3.connect(folder / "state.db")) as db, db:
-            copy = "SELECT collector, bk_scope_type, ?, payload, updated FROM state WHERE bk_scope_id = ?"
-            db.executemany(f"INSERT INTO state {copy}", [(one.bk_scope_id, first.bk_scope_id) for one in others])
-        yield {**config(platform, count, f"{INTERVAL:g}s"), **state}, folder
+            select = "SELECT collector, bk_scope_type, payload, updated FROM state WHERE bk_scope_id = ?"
+            (state,) = db.execute(select, (first.bk_scope_id,))
+            insert = "INSERT INTO state (collector, bk_scope_type, payload, updated, bk_scope_id) VALUES (?, ?, ?, ?, ?)"
+            db.executemany(insert, [(*state, one.bk_scope_id) for one in others])
+        yield {**config(platform, count, f"{INTERVAL:g}s"), **store}, folder
 
 
 def watch(address: str, pid: int, seconds: float) -> Figures:
