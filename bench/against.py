@@ -126,7 +126,9 @@ def with_states(build: Build, platform: str, count: int) -> Iterator[tuple[dict[
         with contextlib.closing(sqlite3.connect(folder / "state.db")) as db, db:
             select = "SELECT collector, bk_scope_type, payload, updated FROM state WHERE bk_scope_id = ?"
             (state,) = db.execute(select, (first.bk_scope_id,))
-            insert = "INSERT INTO state (collector, bk_scope_type, payload, updated, bk_scope_id) VALUES (?, ?, ?, ?, ?)"
+            insert = (
+                "INSERT INTO state (collector, bk_scope_type, payload, updated, bk_scope_id) VALUES (?, ?, ?, ?, ?)"
+            )
             db.executemany(insert, [(*state, one.bk_scope_id) for one in others])
         yield {**config(platform, count, f"{INTERVAL:g}s"), **store}, folder
 

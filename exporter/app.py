@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     # redis-py is an extra.
     from exporter.state.redis import RedisStore
 
-YOUNG = 10_000
-"""Objects that are made before the garbage collector looks for cycles. What a poll needs is freed without it, and with
-the usual 700 it would take a twentieth of the CPU."""
+COLLECT = (10_000, 2, 50)
+"""Thresholds of the garbage collector. What a poll needs is freed without it, and with the usual 700 it would take a
+twentieth of the CPU. With the usual 10 for the second generation it would stop the event loop for some 90 ms while
+thousands of scopes have their first poll."""
 STOP_WITHIN = 4.5
 """Seconds from the request to stop until the process ends, even while a thread hangs in the resolver or on a disk."""
 
@@ -121,7 +122,7 @@ class App:
         await self.fleet.apply(config, found=self.discoverer.scopes, assigned=self.sharing.assigned)
         gc.freeze()  # walking over thousands of pollers would make every full collection slow
         gc.enable()
-        gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
+        gc.set_threshold(*COLLECT)
 
     def _web_server(self) -> WebServer:
         process = self.process

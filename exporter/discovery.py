@@ -25,7 +25,7 @@ from exporter.config.schema import Config, Discovery, ScopeConfig
 from exporter.errors import ApiError, StateError
 from exporter.fleet import Fleet
 from exporter.model import Key, Scope, name_matches
-from exporter.poller import Services
+from exporter.poller import LINES, Services
 from exporter.state.base import Stored
 
 READ_SHARED = 5.0
@@ -202,7 +202,7 @@ class Discoverer:
             self._decode(await shared.read(STATE))
             if self._state != before:
                 await fleet.apply(found=self.scopes)
-                self._log_changes(before, self._state)
+                await self._log_changes(before, self._state)
         except StateError as error:
             log.get().debug("discovery_not_read", message=str(error))  # the heartbeats log it
 
@@ -226,7 +226,7 @@ class Discoverer:
             return False
         if not all(lists):
             log.get().warning("discovery_empty", message="CMDB lists nothing", consequence="no scope is retired")
-        self._log_changes(before, state)
+        await self._log_changes(before, state)
         return True
 
     async def save(self) -> None:
@@ -239,12 +239,14 @@ class Discoverer:
         self._services.telemetry.discovery_failed(reason)
         log.get().warning("discovery_failed", reason=reason, message=message, **fields)
 
-    def _log_changes(self, before: DiscoveryState, after: DiscoveryState) -> None:
+    async def _log_changes(self, before: DiscoveryState, after: DiscoveryState) -> None:
         old, new = ({one.scope: one.name for one in state.found} for state in (before, after))
-        for scope in sorted(new.keys() - old.keys()):
-            log.get().info("scope_found", scope=str(scope), name=new[scope])
-        for scope in sorted(old.keys() - new.keys()):
-            log.get().info("scope_retired", scope=str(scope), name=old[scope])
+        found = ((scope, "scope_found", new[scope]) for scope in sorted(new.keys() - old.keys()))
+        retired = ((scope, "scope_retired", old[scope]) for scope in sorted(old.keys() - new.keys()))
+        for number, (scope, event, name) in enumerate((*found, *retired), 1):
+            log.get().info(event, scope=str(scope), name=name)
+            if number % LINES == 0:
+                await asyncio.sleep(0)
 
 
 def _named(entries: Iterable[str], one: NamedScope | FoundScope) -> bool:

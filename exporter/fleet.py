@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ from exporter.exposed import scope_key, show_scope, show_status_codes
 from exporter.model import Key, Scope
 from exporter.poller import Poller, Services, Settings, flush
 from exporter.state.base import Stored
+
+T = TypeVar("T")
 
 CHECK = 10.0
 """Seconds between two looks at the state."""
@@ -176,6 +178,7 @@ class Fleet:
             complete = self._complete
             if complete is None or not same:
                 complete = msgspec.structs.replace(config, scopes=(*config.scopes, *found(config)))
+                await asyncio.sleep(0)  # thousands may have been found
             await self._apply(complete, assigned or self._assigned)
             self.config, self._found = config, found
             return True
@@ -273,17 +276,17 @@ class Fleet:
             unchanged_scopes = {key.scope for key in kept}
             if not unchanged:
                 new |= {one.scope: one for one in config.scopes if one.scope not in unchanged_scopes}
-            built = collectors(new.values(), client, services.clock)
-            collector_of = {Key(one.name, one.scope): one for one in built}
+            collector_of: dict[Key, Collector] = {}
+            for part in _parts([*new.values()], LOADED):
+                collector_of |= {Key(one.name, one.scope): one for one in collectors(part, client, services.clock)}
+                await asyncio.sleep(0)
             enabled = kept if unchanged else {**kept, **{key: new[key.scope] for key in collector_of}}
-            added = [
-                Poller(one, settings, services)
-                for key, one in collector_of.items()
-                if key not in self.pollers and assigned(key)
-            ]
+            missing = [one for key, one in collector_of.items() if key not in self.pollers and assigned(key)]
+            added: list[Poller] = []
             stored: dict[Key, Stored] = {}
-            for part in range(0, len(added), LOADED):
-                stored |= await services.store.load_many([poller.key for poller in added[part : part + LOADED]])
+            for few in _parts(missing, LOADED):
+                added += [Poller(one, settings, services) for one in few]
+                stored |= await services.store.load_many([Key(one.name, one.scope) for one in few])
             undo.pop_all()
 
         await asyncio.sleep(0)
@@ -316,9 +319,11 @@ class Fleet:
             if number % MANY == MANY - 1:
                 await asyncio.sleep(0)  # thousands of them must not hold up a scrape
         self._complete, self._assigned, self.enabled, self._settings = config, assigned, enabled, settings
-        for poller in self.pollers.values():
-            if not poller.started:
-                poller.start(self._poll_due)
+        for some in _parts([poller for poller in self.pollers.values() if not poller.started], SCOPES):
+            for poller in some:
+                if self.pollers.get(poller.key) is poller:
+                    poller.start(self._poll_due)
+            await asyncio.sleep(0)
         await self._show_scopes(config, assigned, unchanged_scopes)
         self._take_share()
 
@@ -351,8 +356,8 @@ class Fleet:
 
     async def _flush(self, pollers: Sequence[Poller]) -> bool:
         """Commit their polls that found nothing new. False, and the others are left as they are, when that fails."""
-        for part in range(0, len(pollers), SAVES):
-            if not await flush(self._services.store, pollers[part : part + SAVES]):
+        for part in _parts(pollers, SAVES):
+            if not await flush(self._services.store, part):
                 return False
         return True
 
@@ -371,6 +376,11 @@ class Fleet:
                 show_scope(page, one, config)
             if number % SCOPES == SCOPES - 1:
                 await asyncio.sleep(0)
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items, so many at once; between two parts the event loop may run."""
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
 def _same_scopes(old: Config | None, new: Config) -> dict[Scope, ScopeConfig]:

@@ -409,7 +409,7 @@ class Poller:
         """Show again when time alone has changed something, unless the timer that is set ends before."""
         # A timer that fires too early finds nothing changed and is set again, so it fires a little late.
         due = asyncio.get_running_loop().time() + self.exposed.wait + 0.01
-        if self._page_timer is None or due < self._page_timer.when:
+        if due < (self._page_timer.when if self._page_timer else math.inf):
             self._cancel_page_timer()
             self._page_timer = self._timers.at(due, self._show_again)
 
