@@ -86,15 +86,15 @@ async def read_window(
     top = end
     while top > begin:
         page = await history.ask(begin, top, 0)
-        rows |= keep([row for row in page.rows if row.create_time >= begin])
+        times = page.times
+        oldest, newest = min(times, default=top + 1), max(times, default=top + 1)
+        rows |= keep(page.rows if oldest >= begin else [row for row in page.rows if row.create_time >= begin])
         without_id.update(at for at in page.unreadable if at >= begin)
         if _is_last(page, page.size, history):
             break
-        times = page.times
-        oldest = min(times, default=top + 1)
-        if oldest > top or (oldest == top < max(times)):
+        if oldest > top or (oldest == top < newest):
             raise _nonsense(page)
-        if oldest < max(times):
+        if oldest < newest:
             top = oldest
         else:
             if not await _read_millisecond(history, oldest, rows, keep):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from bisect import bisect
 from collections.abc import Callable, Iterator
+from random import Random
 from types import FrameType
 from typing import Any
 
@@ -73,7 +75,8 @@ class CountedDict(dict[int, Tracked]):
 
 
 class PagedLists:
-    """A platform that lists these rows as v4 does, 200 at a time; `seconds` pass with each call."""
+    """A platform that lists these rows as v4 does, 200 at a time; `seconds` pass with each call. Rows with an id in
+    `late` are listed so many seconds after their creation. A call in `failing` fails."""
 
     page_size, max_offset, max_window, web_url = 200, 10_000, None, ""
 
@@ -81,6 +84,8 @@ class PagedLists:
         self.now, self.seconds = now, seconds
         self.rows: list[Execution] = []
         self.calls = 0
+        self.late: dict[int, float] = {}
+        self.failing: Callable[[], bool] = lambda: False
 
     async def list(
         self, scope: Scope, begin: int, end: int, *, deadline: Deadline, status: int | None = None, offset: int = 0,
@@ -88,10 +93,13 @@ class PagedLists:
     ) -> ExecutionPage:  # fmt: skip
         self.calls += 1
         self.now[0] += self.seconds
-        if deadline.remaining() < 0:
+        if deadline.remaining() < 0 or self.failing():
             raise ApiError("timeout", "the platform is slow")
-        last, first = (bisect(self.rows, at, key=lambda row: row.create_time) for at in (end, begin - 1))
-        shown = [] if status is not None else self.rows[max(first, last - offset - length) : max(first, last - offset)]
+        rows, now = self.rows, self.now[0]
+        if self.late:
+            rows = [row for row in rows if row.create_time / 1000 + self.late.get(row.id, 0.0) <= now]
+        last, first = (bisect(rows, at, key=lambda row: row.create_time) for at in (end, begin - 1))
+        shown = [] if status is not None else rows[max(first, last - offset - length) : max(first, last - offset)]
         return ExecutionPage(tuple(reversed(shown)), None)
 
 
@@ -232,6 +240,13 @@ async def test_watched_names_are_matched_for_new_rows_only() -> None:
     assert calls.python < 150
 
 
+def ended_well(id: int, created: int) -> Execution:
+    return Execution(
+        scope_type="biz", scope_id="2", id=id, plan_id=1, raw_name=NAME, launch_mode=1, status=3, start_time=created,
+        end_time=created + 1, create_time=created, task_type=1,
+    )  # fmt: skip
+
+
 async def caught_up(count: int, minutes: float, seconds: float = 0.0) -> tuple[PagedLists, list[JobState], int]:
     """A catch-up with so many executions that ended well: the platform, the states that were committed, and how many
     polls failed."""
@@ -241,13 +256,9 @@ async def caught_up(count: int, minutes: float, seconds: float = 0.0) -> tuple[P
     state = (await poll(job, None, now)).state
     begin, api.calls = round(now[0] * 1000), 0
     api.rows = [
-        Execution(
-            scope_type="biz", scope_id="2", id=1000 + number, plan_id=1, raw_name=NAME, launch_mode=1, status=3,
-            start_time=created, end_time=created + 1, create_time=created, task_type=1,
-        )
+        ended_well(1000 + number, begin + 1000 + round(number * (minutes * 60_000 - 2000) / count))
         for number in range(count)
-        for created in [begin + 1000 + round(number * (minutes * 60_000 - 2000) / count)]
-    ]  # fmt: skip
+    ]
     now[0] = NOW / 1000
     states, failed, more = [state], 0, True
     while more:
@@ -303,3 +314,45 @@ async def test_4_1_3_a_slow_platform_is_read_in_shorter_slices() -> None:
     api, _, failed = await caught_up(12_000, 360, seconds=5.0)
     assert failed
     assert api.calls <= 3 * 12_000 / 200
+
+
+@pytest.mark.parametrize("seed", [*range(6), 37, 38, 45, 49])
+async def test_4_1_3_a_catch_up_counts_every_execution_once(seed: int) -> None:
+    """However dense the history is, whichever calls fail, wherever the process ends or stands still, and although some
+    executions are listed minutes late."""
+    chance = Random(seed)
+    now = [NOW / 1000]
+    api = PagedLists(now, seconds=chance.choice([0.0, 0.05, 1.0]))
+    count, before, length = chance.choice([500, 9_000, 25_000]), 300_000, chance.choice([60_000, 540_000, 7_200_000])
+    bursts = [chance.randrange(before + length) for _ in range(4)]
+    times = [
+        NOW - before + chance.choice([chance.choice(bursts) + chance.randrange(20_000), chance.randrange(length)])
+        for _ in range(count)
+    ]
+    api.rows = [ended_well(1000 + number, at) for number, at in enumerate(sorted(times))]
+    api.late = {row.id: chance.uniform(0.0, 400.0) for row in chance.sample(api.rows, count // 5)}
+    job = collector(api, now)
+    api.seconds, seconds = 0.0, api.seconds
+    state = (await poll(job, None, now)).state
+    count -= len(state.executions) + len(state.resumable_executions) + len(state.ended_executions)
+    api.seconds, api.failing = seconds, lambda: chance.random() < 0.03
+    now[0] += (length + 20_000) / 1000
+    polls, end, more = 0, now[0] + 600, True
+    while more or now[0] < end:
+        polls += 1
+        assert polls < 1000, "no progress"
+        more = False
+        with contextlib.suppress(ApiError):
+            observed = await poll(job, state, now)
+            state, more = observed.state, observed.more
+        if chance.random() < 0.2:
+            job = collector(api, now)
+            state = msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=JobState)
+        now[0] += 900 if chance.random() < 0.05 else 0 if more else 30
+    api.seconds, api.failing, more = 0.0, lambda: False, True
+    while more:
+        observed = await poll(job, state, now)
+        state, more = observed.state, observed.more
+    state = (await poll(job, state, now)).state
+    for family in (CREATED, FINISHED):
+        assert sum(one.value for one in state.counts.counters[family].values()) == count
