@@ -292,7 +292,7 @@ class Poller:
         begun = self._clock.monotonic()
         self.next_poll = begun
         self._again = False
-        more = False
+        more, payload = False, None
         finished: Iterable[FinishedRun] = ()
         try:
             if not self._loaded:
@@ -322,11 +322,12 @@ class Poller:
         else:
             self._succeeded(observation)
             more, finished = observation.observed.more, observation.observed.finished
+            payload = observation.payload
         self._update(duration=self._clock.monotonic() - begun, circuit_open=self.circuit_open)
         self.attempted = True
         self.show()
         self._page.release(self.key)
-        self._encode()
+        self._encode(payload)
         await self._log_finished(finished)
         return more and self.success is True
 
@@ -370,6 +371,7 @@ class Poller:
             and not self._commits_next
             and not observed.more
             and self.collector.commits_later
+            and before.counts is observed.state.counts
             and before.equals_except_times(observed.state)
         )
 
@@ -384,10 +386,10 @@ class Poller:
         self._succeeded(observation)
         self.show()
 
-    def _encode(self) -> None:
-        """Keep a small state as bytes until it is needed again."""
+    def _encode(self, payload: bytes | None = None) -> None:
+        """Keep a small state as bytes until it is needed again; `payload`: those bytes where they are known."""
         if self._size <= SMALL and self._state is not None and not isinstance(self._state, bytes):
-            self._state = msgspec.msgpack.encode(self._state)
+            self._state = payload or msgspec.msgpack.encode(self._state)
 
     def _times(self, state: CollectorState) -> dict[str, Any]:
         """What the report says of a state."""

@@ -10,8 +10,7 @@ import math
 import sys
 from bisect import bisect_left
 from collections.abc import Container, Iterable, Mapping
-
-import msgspec
+from operator import add
 
 from exporter.metrics.bounds import OTHER, LabelBounds, platform_chosen
 from exporter.metrics.family import Count, Counts, Distribution, Exemplar, Family, Labels
@@ -26,37 +25,24 @@ def held(shown: float, now: float, hold: float) -> bool:
     return now < shown <= now + hold
 
 
-class _Sum(msgspec.Struct, gc=False):
-    """A counter series while it is added to; see `Count`."""
-
-    value: float
-    born: float
-    shown: float
-    exemplar: Exemplar | None = None
-
-
-class _Spread(msgspec.Struct, gc=False):
-    """A histogram series while it is added to; see `Distribution`."""
-
-    bounds: tuple[float, ...]
-    counts: list[int]
-    sum: float
-    born: float
-    shown: float
-    exemplars: list[Exemplar | None]
-
-
 class Observations:
-    """Finite values in the buckets of a histogram. `thousandths`: a thousand times their sum, which is exact if values
-    are whole milliseconds. `exemplars`, by bucket: time, id and value of the newest one."""
+    """What is added to one histogram series; see `Distribution`. `exemplars`: the newest ones, by bucket."""
 
-    __slots__ = ("bounds", "counts", "exemplars", "thousandths")
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
-        self.thousandths = 0
-        self.exemplars: dict[int, tuple[float, int, float]] = {}
+        self.sum = 0.0
+        self.exemplars: dict[int, Exemplar] = {}
+
+    def added_to(self, old: Distribution) -> Distribution:
+        """The series after these observations."""
+        exemplars = list(old.exemplars)
+        for bucket, exemplar in self.exemplars.items():
+            exemplars[bucket] = exemplar
+        counts = tuple(map(add, old.counts, self.counts))
+        return Distribution(self.bounds, counts, old.sum + self.sum, old.born, old.shown, tuple(exemplars))
 
 
 class Tally:
@@ -64,8 +50,7 @@ class Tally:
 
     `now`: unix seconds, the birth of series that are new; `hold`: seconds for which those are held. `families`: those
     that are added to, as far as they have platform-chosen labels; `room`: series that the page can still take; both
-    decide which labels a new series has (see `LabelBounds`). A poll may add thousands of events to a few series, so
-    records are made once, by `freeze`.
+    decide which labels a new series has (see `LabelBounds`).
     """
 
     def __init__(
@@ -80,13 +65,14 @@ class Tally:
         self.bounds = LabelBounds(counts.values or _values_of(counts, self._names), room)
         self._before = counts
         self._hold = hold
-        self._counters: dict[str, dict[Labels, _Sum]] = {}
-        self._histograms: dict[str, dict[Labels, _Spread]] = {}
+        self._counters: dict[str, dict[Labels, Count]] = {}
+        """The whole family, of those that are added to."""
+        self._histograms: dict[str, dict[Labels, Observations]] = {}
 
     def zero(self, family: str, labels: Labels = ()) -> None:
         """Let the counter exist at 0, never held. One that exists is left alone."""
         if not self.has(family, labels):
-            self._counters.setdefault(family, {})[labels] = _Sum(0, self.now, self.now)
+            self._added(family)[labels] = Count(0, self.now, self.now)
 
     def inc(self, family: str, labels: Labels = (), by: float = 1, exemplar: Exemplar | int | None = None) -> None:
         """Add to a counter. `exemplar`: the execution behind this event (its id stands for value `by` at `now`).
@@ -95,24 +81,13 @@ class Tally:
         """
         if not 0 <= by < math.inf:
             raise ValueError(f"{family}: a counter cannot grow by {by}")
-        added = self._counters.get(family)
-        if added is None:
-            added = self._counters[family] = {}
-        series = added.get(labels)
-        if series is None:
-            before = self._before.counters.get(family, {})
-            labels = self._bounded(family, labels, 1, added, before)
-            series = added.get(labels)
-            if series is None:
-                old = before.get(labels)
-                series = added[labels] = (
-                    _Sum(old.value, old.born, old.shown, old.exemplar)
-                    if old
-                    else _Sum(0, self.now, self.now + self._hold)
-                )
-        series.value += by
-        if exemplar is not None:
-            series.exemplar = self._exemplar(exemplar, by)
+        series = self._added(family)
+        old = series.get(labels)
+        if old is None:
+            labels = self._bounded(family, labels, 1, series)
+            old = series.get(labels) or Count(0, self.now, self.now + self._hold)
+        newest = old.exemplar if exemplar is None else self._exemplar(exemplar, by)
+        series[labels] = Count(old.value + by, old.born, old.shown, newest)
 
     def observe(
         self,
@@ -124,71 +99,60 @@ class Tally:
     ) -> None:
         """Add one observation to a histogram; `bounds`: ascending upper bounds without +Inf, in the unit of `value`.
 
-        Other bounds than before restart the series with a new birth. ValueError when `value` is not finite.
+        ValueError when `value` is not finite.
         """
         if not -math.inf < value < math.inf:
             raise ValueError(f"{family}: {value} cannot be observed")
-        series = self._spread(family, labels, bounds)
+        series = self.histogram(family, labels, bounds)
         bucket = bisect_left(bounds, value)
         series.counts[bucket] += 1
         series.sum += value
         if exemplar_id is not None:
             series.exemplars[bucket] = Exemplar(exemplar_id, value, self.now)
 
-    def observe_many(self, family: str, labels: Labels, many: Observations) -> None:
-        """Add observations that have been put into buckets; see `observe`."""
-        series = self._spread(family, labels, many.bounds)
-        series.sum += many.thousandths / 1000
-        for bucket, count in enumerate(many.counts):
-            series.counts[bucket] += count
-        for bucket, (_, id, value) in many.exemplars.items():
-            series.exemplars[bucket] = Exemplar(id, value, self.now)
-
-    def _spread(self, family: str, labels: Labels, bounds: tuple[float, ...]) -> _Spread:
-        """The histogram series with these labels, empty if it is new or had other bounds."""
-        added = self._histograms.get(family)
-        if added is None:
-            added = self._histograms[family] = {}
+    def histogram(self, family: str, labels: Labels, bounds: tuple[float, ...]) -> Observations:
+        """What is added to a histogram series, to add finite values to; the series exists from now on. Other bounds
+        than before restart it with a new birth."""
+        added = self._histograms.setdefault(family, {})
         series = added.get(labels)
-        if series is None or series.bounds != bounds:
-            before = self._before.histograms.get(family, {})
-            labels = self._bounded(family, labels, len(bounds) + 3, added, before)
+        if series is None:
+            labels = self._bounded(family, labels, len(bounds) + 3, added, self._before.histograms.get(family, {}))
             series = added.get(labels)
-            if series is None or series.bounds != bounds:
-                old = before.get(labels)
-                series = added[labels] = (
-                    _Spread(old.bounds, list(old.counts), old.sum, old.born, old.shown, list(old.exemplars))
-                    if old and old.bounds == bounds
-                    else self._empty(bounds)
-                )
+        if series is None or series.bounds != bounds:
+            series = added[labels] = Observations(bounds)
         return series
 
     def rebucket(self, family: str, bounds: tuple[float, ...]) -> None:
         """Restart, at 0 and with a new birth, the histograms of a family that have other bounds than these."""
         for labels, old in self._before.histograms.get(family, {}).items():
             if old.bounds != bounds:
-                self._histograms.setdefault(family, {}).setdefault(labels, self._empty(bounds))
+                self._histograms.setdefault(family, {}).setdefault(labels, Observations(bounds))
 
     def freeze(self) -> Counts:
-        """The old counts and the additions; the same object if nothing was added."""
+        """The old counts and the additions; the same object if nothing was added. Nothing is added after that."""
         values = self.bounds.values()
         if not self._counters and not self._histograms and values == self._before.values:
             return self._before
-        counters, histograms = dict(self._before.counters), dict(self._before.histograms)
-        for name, sums in self._counters.items():
-            counters[name] = counters.get(name, {}) | {
-                labels: Count(one.value, one.born, one.shown, one.exemplar) for labels, one in sums.items()
-            }
-        for name, spreads in self._histograms.items():
-            histograms[name] = histograms.get(name, {}) | {
-                labels: Distribution(one.bounds, tuple(one.counts), one.sum, one.born, one.shown, tuple(one.exemplars))
-                for labels, one in spreads.items()
-            }
+        counters, histograms = self._before.counters | self._counters, dict(self._before.histograms)
+        for name, added in self._histograms.items():
+            series = histograms[name] = dict(histograms.get(name, {}))
+            for labels, observed in added.items():
+                old = series.get(labels)
+                if old is None or old.bounds != observed.bounds:
+                    old = self._empty(observed.bounds)
+                series[labels] = observed.added_to(old)
         return Counts(counters, histograms, values)
 
     def has(self, family: str, labels: Labels) -> bool:
         """Whether this counter series exists."""
-        return labels in self._counters.get(family, ()) or labels in self._before.counters.get(family, ())
+        return labels in self._counters.get(family, self._before.counters.get(family, {}))
+
+    def _added(self, family: str) -> dict[Labels, Count]:
+        """The counter series of a family, to be added to."""
+        series = self._counters.get(family)
+        if series is None:
+            series = self._counters[family] = dict(self._before.counters.get(family, {}))
+        return series
 
     def _bounded(self, family: str, labels: Labels, series: int, *shown: Container[Labels]) -> Labels:
         """The labels of a series, `shown` being those that the family has."""
@@ -197,9 +161,9 @@ class Tally:
             return labels
         return self.bounds.admit(names, labels, series, *shown)
 
-    def _empty(self, bounds: tuple[float, ...]) -> _Spread:
+    def _empty(self, bounds: tuple[float, ...]) -> Distribution:
         size = len(bounds) + 1
-        return _Spread(bounds, [0] * size, 0, self.now, self.now + self._hold, [None] * size)
+        return Distribution(bounds, (0,) * size, 0, self.now, self.now + self._hold, (None,) * size)
 
     def _exemplar(self, exemplar: Exemplar | int, value: float) -> Exemplar:
         return Exemplar(exemplar, value, self.now) if isinstance(exemplar, int) else exemplar

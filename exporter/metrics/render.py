@@ -44,16 +44,13 @@ def scope_prefix(scope: Scope, collector: str | None = None) -> str:
 
 def render_gauge(family: Family, prefix: str, samples: Mapping[Labels, float]) -> GaugeChunk:
     """One line per sample, in the order of `samples`. A NaN is a value nobody knows: it gives no line."""
-    # All values in one go: a call and a line for each would cost twice as much. It has to be a list: of any other
-    # collection msgspec 0.22 never frees the iterator (findings/msgspec-encode-lines-iterator.sh).
-    values = _json_lines(list(samples.values())).decode()
-    # JSON knows no NaN and no infinity, and writes signs, exponents and very small numbers in its own way.
-    if "n" in values or "-" in values or "e" in values or "0.0000" in values:
+    values = _lines([*samples.values()])
+    if "nan" in values:
         samples = {labels: value for labels, value in samples.items() if value == value}
-        values = "".join([f"{number(value)}\n" for value in samples.values()])
+        values = _lines([*samples.values()])
     parts = [_head(family, family.name, prefix)] * (3 * len(samples))
     parts[1::3] = _tails(family.labels).row(family.name, samples)
-    parts[2::3] = values.replace(".0\n", "\n").splitlines(keepends=True)
+    parts[2::3] = values.splitlines(keepends=True)
     text = encode(parts)
     return GaugeChunk(text, len(samples))
 
@@ -70,36 +67,34 @@ def render_counts(family: Family, prefix: str, counts: Counts, now: float, hold:
 
     Exemplars of what is exposed as 0 are not shown; `_created` is the true birth.
     """
-    series: Mapping[Labels, Count] | Mapping[Labels, Distribution]
-    values: list[str] = []
-    exemplars: list[str] = []
-    bounds: tuple[tuple[float, ...], ...] = ()
+    values: list[float] = []
+    exemplars: list[Exemplar | None] = []
+    bounds: list[tuple[float, ...]] = []
+    series: Mapping[Labels, Count | Distribution]
     if family.kind == "counter":
-        counters = series = counts.counters.get(family.name, {})
+        series = counters = counts.counters.get(family.name, {})
         for count in counters.values():
             hidden = count.shown > now and held(count.shown, now, hold)
-            values.append("0\n" if hidden or not count.value else f"{number(count.value)}\n")
-            exemplars.append("\n" if hidden or count.exemplar is None else _exemplar(count.exemplar))
+            values.append(0 if hidden else count.value)
+            exemplars.append(None if hidden else count.exemplar)
     else:
-        histograms = series = counts.histograms.get(family.name, {})
-        bounds = tuple([one.bounds for one in histograms.values()])
+        series = histograms = counts.histograms.get(family.name, {})
         for one in histograms.values():
             hidden = held(one.shown, now, hold)
-            for count_, exemplar in zip(accumulate(one.counts), one.exemplars, strict=True):
-                values.append("0\n" if hidden else f"{count_}\n")
-                exemplars.append("\n" if hidden or exemplar is None else _exemplar(exemplar))
-            values += ("0\n", "0\n") if hidden else (f"{number(one.sum)}\n", f"{sum(one.counts)}\n")
-            exemplars += ("\n", "\n")
+            lines = [*accumulate(one.counts), one.sum, sum(one.counts)]
+            values += [0] * len(lines) if hidden else lines
+            exemplars += [None] * len(lines) if hidden else [*one.exemplars, None, None]
+            bounds.append(one.bounds)
     if not series:
         return NO_SERIES
     births = [one.born for one in series.values()]
     # Most scopes have the same values, and the series of a scope the same birth: each text exists once.
     return CountsChunk(
-        _layout(family.name, family.kind, family.labels, bool(prefix), tuple(series), bounds),
+        _layout(family.name, family.kind, family.labels, bool(prefix), tuple(series), tuple(bounds)),
         prefix,
-        intern("".join(values)),
+        intern(_lines(values)),
         _birth(births[0]) if births.count(births[0]) == len(births) else intern("".join(map(_birth, births))),
-        "".join(exemplars) if exemplars.count("\n") < len(exemplars) else "",
+        "".join(["\n" if one is None else _exemplar(one) for one in exemplars]) if any(exemplars) else "",
     )
 
 
@@ -240,6 +235,17 @@ def sample_names(family: str, kind: str) -> set[str]:
     if kind == "histogram":
         return {family, *(f"{family}_{suffix}" for suffix in ("bucket", "sum", "count", "created"))}
     return {family}
+
+
+def _lines(values: list[float]) -> str:
+    """Each number, as `number` writes it, on a line of its own."""
+    # All in one go: a call for each would cost twice as much. It has to be a list: of any other collection msgspec 0.22
+    # never frees the iterator (findings/msgspec-encode-lines-iterator.sh).
+    text = _json_lines(values).decode()
+    # JSON knows no NaN and no infinity, and writes signs, exponents and very small numbers in its own way.
+    if "n" in text or "-" in text or "e" in text or "0.0000" in text:
+        return "".join([f"{number(value)}\n" for value in values])
+    return text.replace(".0\n", "\n")
 
 
 def number(value: float) -> str:

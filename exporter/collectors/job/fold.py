@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from functools import lru_cache
 from typing import TypeVar
@@ -34,8 +34,8 @@ from exporter.collectors.job.state import (
 )
 from exporter.config.schema import JobConfig
 from exporter.metrics.bounds import MOST_VALUES, OTHER
-from exporter.metrics.counts import Observations, Tally
-from exporter.metrics.family import Labels
+from exporter.metrics.counts import Tally
+from exporter.metrics.family import Exemplar, Labels
 from exporter.model import (
     HOST_ALREADY_SUCCEEDED,
     HOST_SUCCESS,
@@ -73,8 +73,6 @@ _BORN_AT_ZERO: Mapping[str, Set[Labels]] = {
     CREATED: frozenset(_PAIRS),
     FINISHED: frozenset((*pair, status) for pair in _PAIRS for status in ("success", "failed")),
 }
-
-_NO_EXEMPLAR = (-1, 0, 0.0)
 
 STEP_RUNNING = frozenset({2, 10})
 """Step statuses that will change although the execution has ended: running, stopping. A step that waits or has not
@@ -158,7 +156,9 @@ class Fold:
     def _born_at_zero(self) -> None:
         counters = self.state.counts.counters if self.state else {}
         for family, born in _BORN_AT_ZERO.items():
-            for labels in born - counters.get(family, {}).keys():
+            known = counters.get(family, {}).keys()
+            # Nearly always all of them exist: nothing is made to find that out.
+            for labels in () if known >= born else born - known:
                 self.tally.zero(family, labels)
 
     def _count_unread(self) -> None:
@@ -192,61 +192,57 @@ class Fold:
 
         Returns the other rows. Nothing is made for a single row but what is kept of it.
         """
-        records, bounds, watch = self.records, self.config.duration_buckets, self.config.watch
+        records, tally, bounds = self.records, self.tally, self.config.duration_buckets
         places = (state.executions, state.resumable_executions, state.ended_executions, self.changed, records.examined)
         special = records.deferred | records.unexamined
         for ids in places:
             special |= records.rows.keys() & ids.keys()
-        begin, ended, finished = records.begin, self.ended, self.finished
+        alike: defaultdict[tuple[int, int, int], list[Execution]] = defaultdict(list)
+        for row in records.rows.values():
+            alike[row.task_type, row.launch_mode, row.status].append(row)
+        begin, ended, usual = records.begin, self.ended, list[Execution]()
         others: list[Execution] = []
-        counted: dict[tuple[int, int, int], int] = {}
-        waits = {task_type: Observations(bounds) for task_type in TASK_TYPES}
-        durations = {task_type: Observations(bounds) for task_type in TASK_TYPES}
-        newest_end = 0
-        # Of two executions that ended at once a watched job shows the last one.
-        rows = sorted(records.rows.values(), key=end_order) if watch else records.rows.values()
-        for row in rows:
-            id, created, start, end = row.id, row.create_time, row.start_time, row.end_time
-            status, task_type, launch_mode = row.status, row.task_type, row.launch_mode
-            if (
-                status not in _ENDED_WELL
-                or id in special
-                or start is None
-                or end is None
-                or not created <= start <= end
-                or task_type not in TASK_TYPES
-                or launch_mode not in LAUNCH_MODES
-            ):
-                others.append(row)
+        newest: defaultdict[int, dict[int, int]] = defaultdict(dict)
+        """The end of the execution that is the exemplar, by task type and bucket."""
+        for (task_type, launch_mode, status), rows in alike.items():
+            if status not in _ENDED_WELL or task_type not in TASK_TYPES or launch_mode not in LAUNCH_MODES:
+                others += rows
                 continue
-            key = task_type, launch_mode, status
-            counted[key] = counted.get(key, 0) + 1
-            seen = waits[task_type]
-            seen.counts[bisect_left(bounds, (start - created) / 1000)] += 1
-            seen.thousandths += start - created
-            seen, duration = durations[task_type], (end - start) / 1000
-            bucket = bisect_left(bounds, duration)
-            seen.counts[bucket] += 1
-            seen.thousandths += end - start
-            exemplar = end, id, duration
-            if exemplar > seen.exemplars.get(bucket, _NO_EXEMPLAR):
-                seen.exemplars[bucket] = exemplar
-            if end > newest_end:
-                newest_end = end
-            if created >= begin:
-                ended[id] = Ended(created, status, end)
-            if watch:
-                self._mark_watched(row, "success", end, first=True)
-            finished.append(row)
-        for (task_type, launch_mode, status), count in counted.items():
-            self.tally.inc(CREATED, _created_labels(task_type, launch_mode), by=count)
-            self.tally.inc(FINISHED, _finished_labels(task_type, launch_mode, status), by=count)
-        for family, observations in ((WAIT, waits), (DURATION, durations)):
-            for task_type, many in observations.items():
-                if any(many.counts):
-                    self.tally.observe_many(family, (task_type_slug(task_type),), many)
-        if counted:
-            self._mark_end("success", newest_end)
+            labels, ends = (task_type_slug(task_type),), newest[task_type]
+            count = waited = lasted = 0
+            for row in rows:
+                id, created, start, end = row.id, row.create_time, row.start_time, row.end_time
+                if id in special or start is None or end is None or not created <= start <= end:
+                    others.append(row)
+                    continue
+                if not count:
+                    waits, durations = tally.histogram(WAIT, labels, bounds), tally.histogram(DURATION, labels, bounds)
+                count += 1
+                waited += start - created
+                lasted += end - start
+                duration = (end - start) / 1000
+                bucket = bisect_left(bounds, duration)
+                durations.counts[bucket] += 1
+                waits.counts[bisect_left(bounds, (start - created) / 1000)] += 1
+                last = ends.get(bucket, -1)
+                if end > last or (end == last and id > durations.exemplars[bucket].job_instance_id):
+                    ends[bucket] = end
+                    durations.exemplars[bucket] = Exemplar(id, duration, tally.now)
+                if created >= begin:
+                    ended[id] = Ended(created, status, end)
+                usual.append(row)
+            if count:
+                # Sums of whole milliseconds are exact.
+                waits.sum += waited / 1000
+                durations.sum += lasted / 1000
+                tally.inc(CREATED, _created_labels(task_type, launch_mode), by=count)
+                tally.inc(FINISHED, _finished_labels(task_type, launch_mode, status), by=count)
+        if usual:
+            self._mark_end("success", max([end for ends in newest.values() for end in ends.values()]))
+        # Of two executions that ended at once a watched job shows the last one.
+        for row in sorted(usual, key=end_order) if self.config.watch else ():
+            self._mark_finished(row, first=True)
+        self.finished += usual
         return others
 
     def _count(self, row: Execution) -> None:
