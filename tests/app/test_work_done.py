@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
 
+import msgspec
 import pytest
 
 from exporter import log
@@ -22,6 +24,7 @@ from exporter.blueking.envelope import Reply, ResponseDecoder, read
 from exporter.blueking.job import LIST_V3, LIST_V4, STATUS
 from exporter.clock import Clock
 from exporter.collectors.base import MANY, fold
+from exporter.collectors.job.fold import CREATED, DURATION, FINISHED, WAIT
 from exporter.config.load import load
 from exporter.exposed import page_families
 from exporter.fleet import pollers
@@ -64,6 +67,26 @@ class CountingPage(Page):
     def change(self, key: Key | None, chunks: Mapping[str, Chunk | None]) -> None:
         self.rendered |= {name: chunk for name, chunk in chunks.items() if chunk is not None}
         super().change(key, chunks)
+
+
+class CallsOf:
+    """How often functions were called since `with`, by name: these functions of Python, and `msgpack.encode`."""
+
+    def __init__(self, *names: str) -> None:
+        self.names: Counter[str] = Counter(dict.fromkeys(names, 0))
+
+    def __enter__(self) -> CallsOf:
+        sys.setprofile(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _count(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name in self.names:
+            self.names[frame.f_code.co_name] += 1
+        elif event == "c_call" and argument is msgspec.msgpack.encode:
+            self.names["msgpack.encode"] += 1
 
 
 class Watched:
@@ -159,6 +182,25 @@ async def test_an_idle_poll_is_one_call_no_commit_and_a_few_lines(tmp_path: Path
         assert await flush(one.store, [one.poller])
         assert len(one.store.commits) == 1
         assert one.store.commits[0] < 4096
+
+
+async def test_a_new_execution_is_committed_once_and_renders_what_it_changes(tmp_path: Path) -> None:
+    """Of the counters and histograms the page gets the four that count it. The state is encoded once: the bytes that
+    are committed are those that are kept."""
+    async with watched(tmp_path) as one:
+        for plan in (1, 2):  # the first one brings series that are new
+            one.run(plan)
+            await one.poll(2)
+        one.forget()
+        one.run(3)
+        one.passed += INTERVAL
+        with CallsOf("render_counts") as calls:
+            await one.poller.poll()
+        assert len(one.store.commits) == 1
+        counted = {name for name in one.page.rendered if name.startswith("blueking_job_execution")}
+        assert counted == {CREATED, FINISHED, DURATION, WAIT}
+        assert calls.names["render_counts"] == 4
+        assert calls.names["msgpack.encode"] == 1
 
 
 async def test_polls_leave_nothing_behind(tmp_path: Path) -> None:
