@@ -10,7 +10,6 @@ final error, or after it has failed five polls, the poll goes on without its ans
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -69,6 +68,9 @@ CHECKS = 100
 CONCURRENCY = 4
 """Calls of one poll that run at once: fewer than the process may have, so that a slow scope leaves room for others."""
 
+MOST_GROWTH = 8
+"""How many times longer than the slice before it a slice may be. After a pause in which nothing was created, the rest
+of the history may be as dense as before."""
 PROBED = 3
 """Executions that `probe` tries to read before it calls the status API refused."""
 
@@ -154,7 +156,7 @@ class JobCollector:
         end = min(max(window.end, watermark), now)
         if first <= begin:
             begin = max(begin, state.begin, min(end, now - ms(self.config.lookback)))
-        self._span = (end - watermark) * rows // max(1, len(window.rows)) if more else None
+        self._span = (end - watermark) * rows // max(rows // MOST_GROWTH, len(window.rows)) if more else None
         records = JobRecords(
             *(begin, end, now, window.rows, _values(page_news.odd, window.rows)),
             *(gap, window.unreadable, window.without_id),
@@ -366,8 +368,10 @@ class JobCollector:
         if span is None and not far_behind:
             # A scope that is never behind reads every window whole, however many rows it has.
             at_most = 2 * rows if behind > 2 * ms(self.interval) else None
-            with contextlib.suppress(TooMany):
+            try:
                 return begin, await self._read(begin, end, deadline, keep=news, at_most=at_most)
+            except TooMany as error:
+                span = (end - begin) * rows // error.rows
         first = begin if far_behind else unread
         # A slice does not overlap with the one before it: the poll after the last one reads everything from `begin` on.
         _, last = next(self._windows(first, end))

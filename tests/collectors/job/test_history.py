@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from exporter.blueking.job import Execution, ExecutionPage
+from exporter.collectors.job.collector import MOST_GROWTH
 from exporter.collectors.job.history import SLICE_ROWS, TooMany, Window, read_slice, read_window
 from exporter.errors import ApiError
 
@@ -262,7 +263,7 @@ async def slices(listing: Listing, begin: int, end: int, lookback: int = 0) -> l
     while not read or read[-1][1].end < end:
         window = await read_slice(listing, begin - lookback, last, min(end, watermark + 1000), SLICE_ROWS)
         read.append((begin, window))
-        span = (window.end - watermark) * SLICE_ROWS // max(1, len(window.rows))
+        span = (window.end - watermark) * SLICE_ROWS // max(SLICE_ROWS // MOST_GROWTH, len(window.rows))
         watermark = begin = window.end
         lookback, last = 0, min(end, watermark + max(span, 1000))
         assert len(read) < 500, "no progress"

@@ -248,15 +248,15 @@ def ended_well(id: int, created: int) -> Execution:
 
 
 async def caught_up(count: int, minutes: float, seconds: float = 0.0) -> tuple[PagedLists, list[JobState], int]:
-    """A catch-up with so many executions that ended well: the platform, the states that were committed, and how many
-    polls failed."""
+    """A catch-up with so many executions that ended well, none of them within the first and the last minute: the
+    platform, the states that were committed, and how many polls failed."""
     now = [NOW / 1000 - minutes * 60]
     api = PagedLists(now, seconds)
     job = collector(api, now)
     state = (await poll(job, None, now)).state
     begin, api.calls = round(now[0] * 1000), 0
     api.rows = [
-        ended_well(1000 + number, begin + 1000 + round(number * (minutes * 60_000 - 2000) / count))
+        ended_well(1000 + number, begin + 60_000 + round(number * (minutes * 60_000 - 120_000) / count))
         for number in range(count)
     ]
     now[0] = NOW / 1000
