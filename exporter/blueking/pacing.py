@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from types import TracebackType
 
 import msgspec
@@ -69,17 +70,29 @@ def _pause_keys(call: Call) -> tuple[PauseKey, PauseKey]:
 
 
 class _Waiter:
-    """A call that has not started: it is in the queue, or a pause keeps it out of the queue."""
+    """A call that has not started. The clock of its deadline stands still, except while a pause holds the call.
 
-    def __init__(self, call: Call, deadline: Deadline, arrived: float) -> None:
+    `number`: in order of arrival. `place`: where it waits, None when it does not wait any more.
+    """
+
+    __slots__ = ("arrived", "call", "deadline", "number", "paused", "place", "started", "turn")
+
+    def __init__(self, call: Call, deadline: Deadline, arrived: float, number: int) -> None:
         self.call = call
         self.deadline = deadline
         self.arrived = arrived
+        self.number = number
         self.turn: asyncio.Future[ApiError | None] = asyncio.get_running_loop().create_future()
-        self.paused = False
+        self.place: _Waiters | None = None
+        self.paused = self.started = False
         deadline.stop()
 
-    def set_paused(self, paused: bool) -> None:
+    def wait(self, place: _Waiters, *, paused: bool = False) -> None:
+        """Wait there from now on."""
+        if self.place is not None:
+            del self.place[self]
+        self.place = place
+        place[self] = None
         if paused and not self.paused:
             self.deadline.resume()
         elif self.paused and not paused:
@@ -87,8 +100,16 @@ class _Waiter:
         self.paused = paused
 
     def leave(self) -> None:
-        if not self.paused:
-            self.deadline.resume()
+        """Wait no longer."""
+        if self.place is not None:
+            del self.place[self]
+            self.place = None
+            if not self.paused:
+                self.deadline.resume()
+
+
+_Waiters = OrderedDict[_Waiter, None]
+"""Calls that wait, the first one first; a dict finds its first slowly."""
 
 
 class _Slow:
@@ -111,15 +132,16 @@ class _Slow:
         self._in_flight[call.api, call.scope] += 1
         self._slow_in_flight += self._is_slow(call)
 
-    def end(self, call: Call, timed_out: bool | None) -> None:
-        """`timed_out` None: the call was cancelled."""
-        self._slow_in_flight -= self._is_slow(call)
+    def end(self, call: Call, timed_out: bool | None) -> bool:
+        """Whether a slow call may start now that could not. `timed_out` None: the call was cancelled."""
+        was_slow = self._is_slow(call)
+        self._slow_in_flight -= was_slow
         self._in_flight[call.api, call.scope] -= 1
         others = self._in_flight[call.api, call.scope]
         if not others:
             del self._in_flight[call.api, call.scope]
-        if timed_out is None or timed_out == self._is_slow(call):
-            return
+        if timed_out is None or timed_out == was_slow:
+            return was_slow
         apis = self._apis.setdefault(call.scope, set())
         if timed_out:
             apis.add(call.api)
@@ -129,6 +151,7 @@ class _Slow:
             self._slow_in_flight -= others
         if not apis:
             del self._apis[call.scope]
+        return was_slow
 
     def _is_slow(self, call: Call) -> bool:
         return call.api in self._apis.get(call.scope, ())
@@ -150,8 +173,10 @@ class Gate:
         self._waited = waited
         self._next = float("-inf")  # when the next call may start
         self._awaited = False  # whether a call waits for that
-        self._waiting: OrderedDict[_Waiter, None] = OrderedDict()  # in order of arrival; a dict pops its first slowly
-        self._stuck = False  # whether none of them may start before a call or a pause has ended
+        self._arrived = 0
+        self._queue: _Waiters = OrderedDict()  # in order of arrival
+        self._slow_queue: _Waiters = OrderedDict()  # those that were found to wait for a slow slot
+        self._paused: dict[PauseKey, _Waiters] = {}  # by the pause that holds them
         self._pauses: dict[PauseKey, tuple[float, ApiReason]] = {}  # until when, and why
         self._timer: asyncio.TimerHandle | None = None
 
@@ -167,7 +192,7 @@ class Gate:
     @property
     def queued(self) -> int:
         """Calls that wait for nothing but a slot or the rate limit."""
-        return sum(map(self._may_start, self._waiting))
+        return len(self._queue)
 
     def pause_api(self, call: Call, seconds: float) -> None:
         """Let no call of this API through for `seconds`. Pauses overlap, they do not add up."""
@@ -188,25 +213,22 @@ class Gate:
     async def enter(self, call: Call, deadline: Deadline) -> None:
         """Wait for the call's turn; see `turn`."""
         now = self._clock.monotonic()
-        if self._free and not self._waiting and not self._pauses and now >= self._next and self._slow.may_start(call):
+        if self._free and not self._queue and not self._pauses and now >= self._next and self._slow.may_start(call):
             self._start(call, now)
             self._waited(0.0)
             return
-        waiter = _Waiter(call, deadline, now)
-        self._waiting[waiter] = None
+        self._arrived += 1
+        waiter = _Waiter(call, deadline, now, self._arrived)
         try:
-            if self._pauses:
-                self._look_at_pauses(waiter)
-            self._dispatch(waiter)
+            self._place(waiter)
+            self._dispatch()
             refused = await waiter.turn
         except asyncio.CancelledError:
-            if waiter not in self._waiting:  # its turn had come
+            if waiter.started:
                 self.leave(call, None)
             raise
         finally:
-            if waiter in self._waiting:
-                del self._waiting[waiter]
-                waiter.leave()
+            waiter.leave()
         if refused:
             raise refused
         self._waited(self._clock.monotonic() - waiter.arrived)
@@ -214,28 +236,35 @@ class Gate:
     def leave(self, call: Call, timed_out: bool | None) -> None:
         """Give the slot back. `timed_out` None: the call was cancelled."""
         self._free += 1
-        self._slow.end(call, timed_out)
+        if self._slow.end(call, timed_out) and self._slow_queue:
+            self._queue_again([*self._slow_queue])
         self._dispatch()
 
-    def _dispatch(self, arrived: _Waiter | None = None) -> None:
-        """Start every call that may start now, and set a timer for the next one. `arrived`: the only change since the
-        last time."""
-        candidates = (arrived,) if arrived and self._stuck else self._waiting
-        self._stuck = False
-        while self._free and self._waiting:
+    def _dispatch(self) -> None:
+        """Start every call that may start now, and set a timer for the next one."""
+        while self._free and self._queue:
             now = self._clock.monotonic()
             if now < self._next:
                 self._wake_at(self._next - now)
                 return
-            waiter = next((one for one in candidates if self._may_start(one)), None)
-            if waiter is None:
-                self._stuck = True
-                break
-            self._start(waiter.call, now)
-            del self._waiting[waiter]
-            waiter.leave()
-            waiter.turn.set_result(None)
+            waiter = next(iter(self._queue))
+            if waiter.turn.done():  # it was cancelled
+                waiter.leave()
+            elif self._slow.may_start(waiter.call):
+                self._start(waiter.call, now)
+                waiter.started = True
+                waiter.leave()
+                waiter.turn.set_result(None)
+            else:
+                waiter.wait(self._slow_queue)
         self._awaited = False
+
+    def _queue_again(self, waiters: Iterable[_Waiter]) -> None:
+        """Let calls queue that a slow slot or a pause has kept out, in their order of arrival."""
+        for waiter in waiters:
+            self._place(waiter)
+        for waiter in sorted(self._queue, key=attrgetter("number")):
+            self._queue.move_to_end(waiter)
 
     def _start(self, call: Call, now: float) -> None:
         # If a call has waited for `_next`, the event loop may be late; the calls behind it must not add to the delay.
@@ -243,9 +272,6 @@ class Gate:
         self._next, self._awaited = due + self._spacing, False
         self._free -= 1
         self._slow.start(call)
-
-    def _may_start(self, waiter: _Waiter) -> bool:
-        return not waiter.paused and not waiter.turn.done() and self._slow.may_start(waiter.call)
 
     def _wake_at(self, seconds: float) -> None:
         self._awaited = True
@@ -265,7 +291,9 @@ class Gate:
         elif until <= self._pauses[key][0]:
             return
         self._pauses[key] = until, reason
-        self._look_at_all(key)
+        for waiter in [*self._queue, *self._slow_queue, *self._paused.get(key, ())]:
+            if key in _pause_keys(waiter.call):
+                self._place(waiter)
 
     def _end_pause(self, key: PauseKey) -> None:
         left = self._pauses[key][0] - self._clock.monotonic()
@@ -273,22 +301,19 @@ class Gate:
             asyncio.get_running_loop().call_later(left, self._end_pause, key)
             return
         del self._pauses[key]
-        self._look_at_all(key)
+        self._queue_again([*self._paused.pop(key, ())])
         self._dispatch()
 
-    def _look_at_all(self, key: PauseKey) -> None:
-        for waiter in self._waiting:
-            if key in _pause_keys(waiter.call):
-                self._look_at_pauses(waiter)
-
-    def _look_at_pauses(self, waiter: _Waiter) -> None:
-        """Pause or queue a call according to the pauses; fail it when a pause is longer than its deadline allows."""
-        until, reason = max(
-            (self._pauses[key] for key in _pause_keys(waiter.call) if key in self._pauses),
-            default=(float("-inf"), "rate_limited"),
-        )
+    def _place(self, waiter: _Waiter) -> None:
+        """Let a call queue, or wait for a pause; fail it when the pause is longer than its deadline allows."""
+        pauses = [key for key in _pause_keys(waiter.call) if key in self._pauses] if self._pauses else ()
+        longest = max(pauses, key=lambda key: self._pauses[key][0], default=None)
+        if longest is None:
+            waiter.wait(self._queue)
+            return
+        until, reason = self._pauses[longest]
         left = until - self._clock.monotonic()
-        waiter.set_paused(left > 0)
+        waiter.wait(self._paused.setdefault(longest, OrderedDict()), paused=True)
         if left > 0 and left >= waiter.deadline.remaining() and not waiter.turn.done():
             text = f"BlueKing asked for a pause of {left:.0f} s more, which is longer than this poll may take"
             waiter.turn.set_result(ApiError(reason, text, retry_after=left))

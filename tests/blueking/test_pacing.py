@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import pairwise
+from types import FrameType
 from typing import Any
 
 import pytest
 from msgspec import Struct
 
 from exporter import log
+from exporter.blueking import pacing
 from exporter.blueking.client import TRIES, Client, Deadline, Operation
 from exporter.blueking.envelope import Reply, ResponseDecoder
 from exporter.blueking.pacing import Call, Gate, RetryBudget
@@ -311,6 +314,38 @@ async def test_cancelled_calls_leave_no_trace() -> None:
         await _cancel([task])
     await asyncio.wait_for(asyncio.gather(*(turns.turn(hold=1.0) for _ in range(4))), 5)
     assert deadline.remaining() < before
+
+
+@pytest.mark.looptime(noop_cycles=2)
+@pytest.mark.parametrize("why", ["pause", "slow"])
+async def test_calls_that_wait_for_something_else_are_not_looked_at(why: str) -> None:
+    """What a call costs does not depend on how many calls a pause or slow slots keep waiting."""
+    work = []
+    for waiting in (1, 500):
+        turns = Turns(rate=1000.0, slots=4)
+        if why == "slow":
+            with contextlib.suppress(ApiError):
+                async with turns.gate.turn(turns.call, Deadline(60, turns.clock)):
+                    raise ApiError("timeout", "no answer")
+        else:
+            turns.gate.pause_scope(turns.call, 50, "http_5xx")
+        held = [asyncio.create_task(turns.turn(hold=50)) for _ in range(waiting + 1)]
+        await asyncio.sleep(2)
+        calls = 0
+
+        def count(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += event == "call" and frame.f_code.co_filename == pacing.__file__
+
+        sys.setprofile(count)
+        try:
+            for _ in range(50):
+                await asyncio.gather(*(turns.turn(call=Call(LIST, "job", OTHER)) for _ in range(3)))
+        finally:
+            sys.setprofile(None)
+        work.append(calls)
+        await _cancel(held)
+    assert work[1] < 2 * work[0], "a timer may wake the gate a little early, and then again"
 
 
 @pytest.mark.looptime(noop_cycles=2)
