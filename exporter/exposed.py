@@ -189,7 +189,7 @@ class Exposed:
 
     __slots__ = (
         "_changed", "_clock", "_collector", "_due", "_errors", "_gauges", "_hold", "_now", "_own", "_own_prefix",
-        "_page", "_prefix", "_report", "_samples", "_stale_after", "_telemetry", "key",
+        "_page", "_prefix", "_samples", "_stale_after", "_telemetry", "key",
     )  # fmt: skip
 
     def __init__(
@@ -209,7 +209,6 @@ class Exposed:
         self._clock = clock
         self._hold = hold
         self._stale_after = stale_after
-        self._report = PollReport()
         self._gauges = Gauges()
         self._prefix = scope_prefix(collector.scope)
         self._own_prefix = scope_prefix(collector.scope, collector.name)
@@ -243,10 +242,9 @@ class Exposed:
         """How many series are shown."""
         return self._page.series(self.key)
 
-    @property
-    def fresh(self) -> bool:
+    def fresh(self, report: PollReport) -> bool:
         """Whether gauges are shown: the newest complete poll is at most `stale_after` intervals ago."""
-        completed = self._report.completed
+        completed = report.completed
         return completed is not None and self._clock.monotonic() <= completed + self._patience
 
     def samples(self, state: CollectorState, bounds: LabelBounds) -> Mapping[str, Mapping[Labels, float]]:
@@ -259,12 +257,11 @@ class Exposed:
 
         `final`: the page is written once, so no series is held at 0.
         """
-        self._report = report
         begun = time.perf_counter()
         # After the wall clock was set back, a series that has been shown must not be hidden again.
         self._now = math.inf if final else max(self._now, self._clock.wall())
         own = self._own_values(report)
-        samples = report.samples if report.shows_state and self.fresh else {}
+        samples = report.samples if report.shows_state and self.fresh(report) else {}
         changes = {**self._changed_gauges(own), **self._changed_samples(samples)}
         held_until = self._due <= self._now
         if held_until or report.errors is not self._errors:
@@ -281,12 +278,11 @@ class Exposed:
             self._gauges.show(samples)
         self._telemetry.rendered(time.perf_counter() - begun)
 
-    @property
-    def wait(self) -> float:
-        """Seconds until time alone changes what is shown, 0 or less when it has."""
+    def wait(self, report: PollReport) -> float:
+        """Seconds until time alone changes what is shown of this report, 0 or less when it has."""
         wait = self._due - max(self._now, self._clock.wall())
-        if self._samples and self._report.completed is not None:
-            wait = min(wait, self._report.completed + self._patience - self._clock.monotonic())
+        if self._samples and report.completed is not None:
+            wait = min(wait, report.completed + self._patience - self._clock.monotonic())
         return wait
 
     def close(self) -> None:

@@ -170,8 +170,8 @@ class Poller:
         if not self.attempted:
             return "starting"
         if self.success:
-            return "ok" if self.exposed.fresh else "stale"
-        return "failing" if self.exposed.fresh or self.report.last_success is None else "stale"
+            return "ok" if self.exposed.fresh(self.report) else "stale"
+        return "failing" if self.exposed.fresh(self.report) or self.report.last_success is None else "stale"
 
     @property
     def wait(self) -> float | None:
@@ -325,7 +325,10 @@ class Poller:
             payload = observation.payload
         self._update(duration=self._clock.monotonic() - begun, circuit_open=self.circuit_open)
         self.attempted = True
-        self.show()
+        if self._page_timer is not None and self.success and payload is None:
+            self._page.change_later(self.key, self.show)
+        else:
+            self.show()
         self._page.release(self.key)
         self._encode(payload)
         await self._log_finished(finished)
@@ -410,14 +413,14 @@ class Poller:
     def _set_page_timer(self) -> None:
         """Show again when time alone has changed something, unless the timer that is set ends before."""
         # A timer that fires too early finds nothing changed and is set again, so it fires a little late.
-        due = asyncio.get_running_loop().time() + self.exposed.wait + 0.01
+        due = asyncio.get_running_loop().time() + self.exposed.wait(self.report) + 0.01
         if due < (self._page_timer.when if self._page_timer else math.inf):
             self._cancel_page_timer()
             self._page_timer = self._timers.at(due, self._show_again)
 
     def _show_again(self) -> None:
         self._page_timer = None
-        if self.exposed.wait > 0:
+        if self.exposed.wait(self.report) > 0:
             self._set_page_timer()  # a poll has been complete since the timer was set
         else:
             self.show()

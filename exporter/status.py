@@ -188,7 +188,7 @@ class _Described(Sequence[D], Generic[T, D]):
 
 def _poller_status(poller: Poller, name: str) -> PollerStatus:
     state = poller.state
-    fresh = poller.exposed.fresh
+    fresh = poller.exposed.fresh(poller.report)
     return PollerStatus(
         **_of(poller.collector),
         name=name,

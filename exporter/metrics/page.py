@@ -25,6 +25,8 @@ PIECE = 64 * 1024
 """Bytes of classic text that chunks are gathered to: enough to compress well, little enough to do it in one go."""
 WRITE = 256 * 1024
 """Bytes that are handed to the socket at once; between two of them the event loop serves others."""
+CHANGES = 64
+"""Changes that are left for later at most; they take a millisecond together."""
 KEPT = 32 * 1024 * 1024
 """Bytes of the largest page whose lines stay in memory after they were sent uncompressed."""
 
@@ -159,6 +161,7 @@ class Page:
         self._on_cut = on_cut
         self._owners: dict[Key | None, _Owner] = {}
         self._reserved: dict[Key, int] = {}
+        self._later: dict[Key, Callable[[], None]] = {}
         self._snapshots: dict[Format, Snapshot] = {}
         self._settled = True
 
@@ -192,8 +195,23 @@ class Page:
             self._snapshots.clear()
             self._settled = False
 
+    def change_later(self, key: Key, change: Callable[[], None]) -> None:
+        """Call `change`, which changes what this owner shows, before the page is read the next time.
+
+        Many changes in one go cost a fraction of what each of them costs alone, between other work.
+        """
+        self._later[key] = change
+        if len(self._later) >= CHANGES:
+            self._change_now()
+
+    def _change_now(self) -> None:
+        while self._later:
+            self._later.popitem()[1]()
+
     def remove(self, key: Key | None) -> None:
         """Show nothing more for this owner."""
+        if key is not None:
+            self._later.pop(key, None)
         self.put(key, {})
         self._owners.pop(key, None)
         if key is not None:
@@ -201,6 +219,7 @@ class Page:
 
     def series(self, key: Key | None) -> int:
         """How many series the owner shows, those that are cut included."""
+        self._change_now()
         owner = self._owners.get(key)
         return sum(shelf.chunk(owner).series for shelf in self._shelves.values()) if owner else 0
 
@@ -260,7 +279,9 @@ class Page:
         return Exposition(self.snapshot(form, names), extra + end, gzip)
 
     def _settle(self) -> None:
-        """Find the cut that `max_series` asks for: the same number of series for each owner and detail family."""
+        """Make the changes that were left for later, and find the cut that `max_series` asks for: the same number of
+        series for each owner and detail family."""
+        self._change_now()
         if self._settled:
             return
         self._settled = True

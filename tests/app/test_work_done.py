@@ -167,11 +167,14 @@ scopes: [{{bk_scope_type: biz, bk_scope_id: "2", name: a}}]
 
 
 async def test_an_idle_poll_is_one_call_no_commit_and_a_few_lines(tmp_path: Path) -> None:
-    """Where nothing happens, only the times of the poll are rendered. They are committed once, when all is over."""
+    """Where nothing happens, only the times of the newest poll are rendered, when the page is read. They are committed
+    once, when all is over."""
     async with watched(tmp_path) as one:
         await one.poll(20)
         assert one.calls == {"window": 20}
         assert one.store.commits == []
+        assert one.page.rendered == {}
+        assert one.page.counts()
         assert {name.removeprefix("blueking_exporter_collector_") for name in one.page.rendered} == {
             "duration_seconds",
             "last_success_timestamp_seconds",

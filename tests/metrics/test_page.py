@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import HOST_LABELS, Chunk, Counts, Family, GaugeChunk, Labels
 from exporter.metrics.negotiate import Format, negotiate
-from exporter.metrics.page import PIECE, WRITE, Page, Piece, Snapshot
+from exporter.metrics.page import CHANGES, PIECE, WRITE, Page, Piece, Snapshot
 from exporter.metrics.render import render_counts, render_gauge, scope_prefix
 from exporter.model import Key, Scope
 from tests.support.parsers import parse
@@ -325,6 +325,30 @@ def test_the_cut_fits_and_wastes_nothing(sizes: list[int], limit: int) -> None:
     if shown < sum(sizes):
         level = max(min(k, size) for size in sizes for k in range(10) if sum(min(k, s) for s in sizes) <= limit)
         assert shown + sum(size > level for size in sizes) > limit
+
+
+def test_changes_for_later_are_made_when_the_page_is_read() -> None:
+    page, made = Page(FAMILIES), []
+
+    def change(number: int, value: float) -> None:
+        made.append(number)
+        page.change(key(number), gauge(key(number), value=value))
+
+    page.change_later(key(1), lambda: change(1, 1))
+    page.change_later(key(1), lambda: change(1, 2))  # instead of the one before
+    page.change_later(key(2), lambda: change(2, 1))
+    page.remove(key(2))
+    assert made == []
+    assert page.counts() == {UNFINISHED.name: 1}
+    assert f'{UNFINISHED.name}{{bk_scope_type="biz",bk_scope_id="1"}} 2' in body(page)
+    assert made == [1], "once, and nothing for an owner that is gone"
+
+
+def test_changes_for_later_are_bounded() -> None:
+    page, made = Page(FAMILIES), []
+    for number in range(CHANGES):
+        page.change_later(key(number), lambda number=number: made.append(number))  # type: ignore[misc]
+        assert len(made) == (CHANGES if number == CHANGES - 1 else 0)
 
 
 def test_any_history_of_puts_leaves_what_was_put_last() -> None:
