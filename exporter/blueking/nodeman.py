@@ -67,11 +67,12 @@ class NodemanApi:
             "pagesize": _page_size(pagesize),
         }
         answer = await self._ask("job_list", "/api/job/job_list/", params, self._job_list, deadline)
+        asked = set(job_ids)
         for job in filter(None, answer.rows):
             if bk_biz_id is not None and job.bk_biz_ids and bk_biz_id not in job.bk_biz_ids:
                 text = f"job_list gives jobs of other businesses: may the user see the tasks of business {bk_biz_id}?"
                 raise ApiError("decode", text, api="job_list")
-            if job_ids and job.id not in job_ids:
+            if asked and job.id not in asked:
                 raise ApiError("decode", f"job_list gives job {job.id}, which was not asked for", api="job_list")
         return answer
 

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Generic, TypeVar
 
 from msgspec import Meta, Raw, Struct, field
-from msgspec.structs import astuple
 
 from exporter.blueking.envelope import Empty, Int, ResponseDecoder, WrongShape, listed, text_in
 from exporter.blueking.steps import OTHER, step_slug
 from exporter.blueking.text import clean_text
-from exporter.blueking.values import Number, Time, host, integer, lower, seconds, status_slug, word
+from exporter.blueking.values import Number, Time, host, integer, lower, seconds, status_slug, times, word
 from exporter.model import Host
 
 When = TypeVar("When", bound=Time | datetime.datetime)
@@ -50,6 +49,19 @@ class _Statistics(Struct, gc=False, rename=lambda name: f"{name}_count"):
     failed: Int | None = None
     ignored: Int | None = None
     total: Int | None = None
+
+    def known(self) -> Statistics | None:
+        """None where no number was sent."""
+        if self == _NO_STATISTICS:
+            return None
+        return Statistics(
+            self.pending or 0,
+            self.running or 0,
+            self.success or 0,
+            self.failed or 0,
+            self.ignored or 0,
+            self.total or 0,
+        )
 
 
 _NO_STATISTICS = _Statistics()
@@ -89,11 +101,11 @@ class JobOf(
     @property
     def statistics(self) -> Statistics | None:
         """None when nothing has been counted, as when creating the job failed."""
-        known: Any = self.sent_statistics
-        if isinstance(known, _Statistics):
-            known = None if known == _NO_STATISTICS else Statistics(*[number or 0 for number in astuple(known)])
-            self.sent_statistics = known  # it is read several times
-        return known  # type: ignore[no-any-return]
+        sent: Any = self.sent_statistics
+        if type(sent) is _Statistics:
+            known: Any = sent.known()
+            self.sent_statistics = sent = known  # it is read several times
+        return sent  # type: ignore[no-any-return]
 
 
 Job = JobOf[int]
@@ -111,8 +123,8 @@ class JobPage(Struct, frozen=True):
 class HostRowOf(
     Struct, Generic[When, Word, Whole], gc=False, kw_only=True, rename=lambda name: name.removeprefix("sent_")
 ):
-    """A host of a job. The members that begin with `sent_` are as the platform sent them, in the order of the usual
-    row; the properties read them, and none raises. Times in unix seconds, None until it begins or ends."""
+    """A host of a job. The members that begin with `sent_` are as the platform sent them; the properties read them, and
+    none raises. The members are in the order of the usual row."""
 
     sent_instance_id: str | None = None
     sent_ip: str | None = None
@@ -122,7 +134,6 @@ class HostRowOf(
     sent_bk_cloud_id: Whole | None = None
     sent_bk_biz_id: Whole | None = None
     sent_status: Word
-    sent_start_time: When | None = None
     sent_end_time: When | None = None
     sent_node_id: Whole | None = None
     # Texts of failed hosts only are read: decoding all of them would take a tenth of the time.
@@ -154,11 +165,8 @@ class HostRowOf(
         return status_slug(self.sent_status)
 
     @property
-    def start_time(self) -> int | None:
-        return seconds(self.sent_start_time, datetime.UTC, "start_time")
-
-    @property
     def end_time(self) -> int | None:
+        """Unix seconds, None until it ends."""
         return seconds(self.sent_end_time, datetime.UTC, "end_time")
 
     def step(self, job: Job) -> str:
@@ -221,18 +229,18 @@ class _JobDetails(_Job):
     total: Int | None = None
 
 
+@functools.cache
 def job_list_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, JobPage]]:
     """The decoders of an answer of job_list."""
 
-    @functools.lru_cache(maxsize=16_384)
-    def unix(time: str | None) -> int | None:
-        return seconds(time, zone, "time")
+    unix = times(zone)
 
     def usual(page: _UsualJobPage) -> JobPage:
         rows: list[JobOf[Any]] = page.rows
         for row in rows:
             row.status = lower(row.status)
-            row.start_time, row.end_time = unix(row.start_time), unix(row.end_time)
+            row.start_time = unix[row.start_time]
+            row.end_time = unix[row.end_time]
         return JobPage(tuple(rows), page.total)
 
     def unusual(page: _JobPage) -> JobPage:
@@ -249,6 +257,7 @@ def job_list_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, 
     return (ResponseDecoder(_UsualJobPage, usual), ResponseDecoder(_JobPage, unusual, strict=False))
 
 
+@functools.cache
 def job_details_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[Any, JobDetails]]:
     """The decoders of an answer of job_details."""
 
@@ -264,7 +273,6 @@ def job_details_decoders(zone: datetime.timezone) -> Sequence[ResponseDecoder[An
         for index, row in enumerate(rows):
             path = f"data.list[{index}]"
             status_slug(row.sent_status, f"{path}.status")
-            row.sent_start_time = seconds(row.sent_start_time, zone, f"{path}.start_time")
             row.sent_end_time = seconds(row.sent_end_time, zone, f"{path}.end_time")
         return details(data, rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exporter.blueking.envelope import WrongShape
@@ -33,23 +33,48 @@ def seconds(value: Time | datetime.datetime, zone: datetime.timezone, path: str)
     None for no time; 0 and less are no time. A time after `_LATEST` is read as `_LATEST`. Raises WrongShape for
     anything else.
     """
-    try:
-        number = _seconds(value, zone)
-    except (ValueError, OverflowError):
-        raise WrongShape(f"{path} is no time") from None
-    return number if number is None or number > 0 else None
-
-
-@functools.lru_cache(maxsize=16_384)
-def _seconds(value: Time | datetime.datetime, zone: datetime.timezone) -> int | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, str) and not value.isdigit():
-        value = datetime.datetime.fromisoformat(value)
     if isinstance(value, datetime.datetime):
-        return int((value.replace(tzinfo=zone) if value.tzinfo is None else value).timestamp())
-    number = float(value)
-    return int(min(number / 1000 if number >= _MILLISECONDS else number, _LATEST))
+        return _positive(int((value if value.tzinfo else value.replace(tzinfo=zone)).timestamp()))
+    try:
+        return times(zone)[value]
+    except WrongShape:
+        raise WrongShape(f"{path} is no time") from None
+
+
+@functools.cache
+def times(zone: datetime.timezone) -> Mapping[Time, int | None]:
+    """Unix seconds by the text or number that gives them, as `seconds` reads it; WrongShape without a path for what is
+    no time. A value is read once: rows are the same from one poll to the next."""
+    return _Times(zone)
+
+
+class _Times(dict[Time, int | None]):
+    MOST = 16_384
+
+    def __init__(self, zone: datetime.timezone) -> None:
+        self._zone = zone
+
+    def __missing__(self, value: Time) -> int | None:
+        try:
+            number = self._read(value)
+        except (ValueError, OverflowError):
+            raise WrongShape("no time") from None
+        if len(self) >= self.MOST:
+            self.clear()
+        self[value] = number
+        return number
+
+    def _read(self, value: Time) -> int | None:
+        if value is None or value == "":
+            return None
+        if isinstance(value, str) and not value.isdigit():
+            return seconds(datetime.datetime.fromisoformat(value), self._zone, "")
+        number = float(value)
+        return _positive(int(min(number / 1000 if number >= _MILLISECONDS else number, _LATEST)))
+
+
+def _positive(number: int) -> int | None:
+    return number if number > 0 else None
 
 
 def check_rows(rows: Sequence[Any], zone: datetime.timezone, *times: str) -> None:
@@ -68,15 +93,21 @@ def check_rows(rows: Sequence[Any], zone: datetime.timezone, *times: str) -> Non
 def integer(value: Number) -> int | None:
     """The integer that a number or text spells, None for anything else and for what needs more than 64 bits."""
     if isinstance(value, str):
-        if len(value) > 20 or not value.isascii():
-            return None
-        try:
-            value = int(value)
-        except ValueError:
-            return None
+        number = _spelled(value)
     elif isinstance(value, float):
-        value = int(value) if value.is_integer() else None
-    return value if value is not None and -(2**63) <= value < 2**63 else None
+        number = int(value) if value.is_integer() else None
+    else:
+        number = value
+    return number if number is not None and -(2**63) <= number < 2**63 else None
+
+
+def _spelled(text: str) -> int | None:
+    if len(text) > 20 or not text.isascii():
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -114,4 +145,6 @@ def host(bk_cloud_id: Number, bk_host_id: Number, *addresses: str | None) -> Hos
     key = str(number) if number is not None and number > 0 else ""
     if not key and not ip:
         return None
-    return Host("" if bk_cloud_id is None else clean_text(str(bk_cloud_id), 64), key, clean_text(ip, 64))
+    cloud = "" if bk_cloud_id is None else str(bk_cloud_id)
+    # Nearly all are integers, which need no cleaning.
+    return Host(cloud[:64] if isinstance(bk_cloud_id, int) else clean_text(cloud, 64), key, clean_text(ip, 64))

@@ -42,7 +42,7 @@ class Attempts:
 
     def forget(self, ids: Iterable[Hashable]) -> None:
         """Forget the failures of these ids: they have been answered or given up."""
-        for id in ids:
+        for id in ids if self._failed or self._resting else ():
             self._failed.pop(id, None)
             self._resting.pop(id, None)
 

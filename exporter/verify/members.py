@@ -72,7 +72,7 @@ _DOCUMENTED: Mapping[str, Mapping[str, str]] = {
         "data": f"{_KIND} ip_filter_list meta",
         "data.list[]": (
             "bk_cloud_name bk_biz_name job_id op_type op_type_display cost_time is_manual ap_id current_version "
-            "target_version suppressed_by_id"
+            "target_version suppressed_by_id start_time"
         ),
     },
     "task_result": {

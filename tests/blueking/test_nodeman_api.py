@@ -231,7 +231,7 @@ async def test_trap16_times_with_and_without_zone_are_the_same_moment(canned: Ca
         canned.body = (FIXTURES / "nodeman_task_result__ok_need_detail.json").read_bytes()
         result = await asker.result()
     row = next(row for row in details.hosts if row.host and row.host.bk_host_id == "2")
-    assert (row.start_time, row.end_time) == (NINE, NINE + 30)
+    assert row.end_time == NINE + 30
     assert (result.instances[0].start_time, result.instances[0].finish_time) == (NINE, NINE + 30)
     assert details.job.start_time is not None
     assert details.job.end_time is not None
@@ -458,13 +458,13 @@ HOST_ROW = {
 async def test_F14_forms_of_times_in_details(canned: Canned, time: object, expected: int | None) -> None:
     """A time of a job and of its hosts may have every form; one odd row does not change the others."""
     usual = {**HOST_ROW, "end_time": "2026-11-23 09:00:00+0800"}
-    canned.says({**JOB_ROW, "start_time": time, "list": [{**HOST_ROW, "start_time": time, "end_time": time}, usual]})
+    canned.says({**JOB_ROW, "start_time": time, "list": [{**HOST_ROW, "end_time": time}, usual]})
     async with asking(canned.url) as asker:
         details = await asker.details()
     odd, other = details.hosts
-    assert (details.job.start_time, odd.start_time, odd.end_time) == (expected, expected, expected)
+    assert (details.job.start_time, odd.end_time) == (expected, expected)
     assert (odd.status, odd.step(details.job), odd.host) == ("failed", "install", Host("0", "2", ""))
-    assert (other.start_time, other.end_time, details.total) == (None, NINE, 2)
+    assert (other.end_time, details.total) == (NINE, 2)
 
 
 @pytest.mark.parametrize(
@@ -603,7 +603,7 @@ async def test_4_1_14_what_was_not_asked_for_is_decode(canned: Canned) -> None:
         ({"list": [HOST_ROW, {**HOST_ROW, "status": None}]}, "data.list[1].status"),
         ({"list": [HOST_ROW, {**HOST_ROW, "status": ""}]}, "data.list[1].status"),
         ({"list": [HOST_ROW, {**HOST_ROW, "end_time": "yesterday"}]}, "data.list[1].end_time"),
-        ({"list": [HOST_ROW, {**HOST_ROW, "start_time": "2026-02-30 09:00:00+0800"}]}, "data.list[1].start_time"),
+        ({"list": [HOST_ROW, {**HOST_ROW, "end_time": "2026-02-30 09:00:00+0800"}]}, "data.list[1].end_time"),
         ({"list": [HOST_ROW, {**HOST_ROW, "inner_ip": 5}]}, "data.list[1].inner_ip"),
         ({"id": None}, "data.id"),
         ({"status": None}, "data.status"),
@@ -783,9 +783,7 @@ def reason_of(body: bytes, form: str) -> str:
         for row in answer.hosts:
             assert row.status
             assert row.host is None or row.host.identity
-            assert all(
-                value is None or isinstance(value, int) for value in (row.bk_biz_id, row.start_time, row.end_time)
-            )
+            assert all(value is None or isinstance(value, int) for value in (row.bk_biz_id, row.end_time))
             assert len(row.instance_id) <= 256
             assert len(row.step(answer.job)) <= 64
             assert isinstance(row.filtered, bool)
@@ -959,7 +957,7 @@ def _values(answer: JobPage | JobDetails) -> list[object]:
         found += [job.task_ids, job.subscription_id, job.bk_biz_ids]
     if isinstance(answer, JobDetails):
         for row in answer.hosts:
-            found += [row.filtered, row.instance_id, row.host, row.bk_biz_id, row.status, row.start_time, row.end_time]
+            found += [row.filtered, row.instance_id, row.host, row.bk_biz_id, row.status, row.end_time]
             found.append(row.step(answer.job))
     return found
 

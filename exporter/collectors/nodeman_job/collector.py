@@ -12,6 +12,7 @@ less and less often.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import ClassVar
 
 import msgspec
@@ -38,6 +39,7 @@ from exporter.collectors.nodeman_job.state import (
     has_ended,
     is_abandoned,
     is_new_run,
+    is_news,
     is_same_job,
     missed_tasks,
 )
@@ -76,11 +78,14 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         await self._look_up(state, records, deadline)
         records.now = self._clock.platform()
         records.watermark = min(begun, records.now)
+        listed = records.rows
         if state:
             await self._check_again(state, records, deadline)
+            known, read = state.jobs, records.from_details
+            records.rows = {id: row for id, row in listed.items() if id in read or is_news(known.get(id), row)}
             await self._read_missed(state, records, deadline)
         await self._examine(state, records, deadline)
-        self._attempts.forget(records.rows)
+        self._attempts.forget(listed)
         return records
 
     async def _baseline(self, records: NodemanJobRecords, deadline: Deadline) -> None:
@@ -108,8 +113,9 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
         now = self._clock.platform()
 
         def is_watched(job: Job) -> bool:
-            running = not ended(job.status, job.end_time) and not is_abandoned(job, now)
-            return job.id in state.jobs or job.id > floor or running
+            if job.id in state.jobs or job.id > floor:
+                return True
+            return not ended(job.status, job.end_time) and not is_abandoned(job, now)
 
         records.rows |= {id: job for id, job in rows.items() if is_watched(job)}
 
@@ -133,7 +139,7 @@ class NodemanJobCollector(NodemanCollector[NodemanJobState, NodemanJobConfig, No
             return answer.rows, answer.total
 
         pages = await read_pages(
-            "job_list", ask, lambda job: job.id, self._page_size, size=size, until=until, pass_over=True
+            "job_list", ask, attrgetter("id"), self._page_size, size=size, until=until, pass_over=True
         )
         if not statuses:  # every row is in the list without a filter, too
             records.unreadable |= {older or 0: count for older, count in pages.unreadable.items()}

@@ -112,6 +112,7 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
             )
         elif was_retried_unseen(known, row):
             missed = [MissedRun()]
+        results, host_running = self._results(id, row)
         for run in missed:
             known = self._count_missed(id, row, known, run)
         if is_new_run(known, row):
@@ -125,7 +126,7 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
             if history or (since is not None and since < self.born and not known.new):
                 known = msgspec.structs.replace(known, timed=True)
             else:
-                steps = [host.step(row) for host in self._own_rows(id) if host.status == "failed"]
+                steps = [step for _, step in results if step is not None]
                 self._count_finished(id, row, status_label(row.status), row.end_time, steps)
             # The platform keeps the end of the first run.
             end = known_end(row.end_time, now) if row.end_time != known.end_time else None
@@ -134,7 +135,10 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
         if over and not timed and row.end_time is not None:
             self._observe_duration(row)
             timed = True
-        hosts = self._take_rows(id, row, known)
+        failed: dict[str, float] = {}
+        for each, step in results:
+            host = each.host
+            self._take(id, row, known, failed, host, name_of(host) if host else each.instance_id, each.end_time, step)
         asked = id in self.records.hosts or id in self.records.unexamined
         self.jobs[id] = TrackedJob(
             row.job_type,
@@ -146,15 +150,30 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
             known.counted,
             timed,
             known.finished,
-            known.failed | hosts,
+            known.failed | failed,
             failures(row) if asked else known.failures,
             now if id in self.records.from_details else known.last_checked,
-            self._has_running_host(id) if asked else known.host_running,
+            host_running if asked else known.host_running,
             provisional_since(known, row, now),
             id in self.records.deferred,
             known.history,
             known.new,
         )
+
+    def _results(self, id: int, row: Job) -> tuple[list[tuple[HostRow, str | None]], bool]:
+        """The results of hosts of this business, each with the step that failed, None after a success; and whether a
+        host says that it has not ended."""
+        results: list[tuple[HostRow, str | None]] = []
+        running = False
+        for host in self.records.hosts.get(id, ()):
+            if not is_ours(host, self.biz):
+                continue
+            status = host.status
+            if status in ("failed", "success"):
+                results.append((host, host.step(row) if status == "failed" else None))
+            else:
+                running |= not ended(status, host.end_time)
+        return results, running
 
     def _note_unknown(self, known: TrackedJob | None, row: Job) -> None:
         if (known is None or known.status != row.status) and row.status not in NODEMAN_STATUSES:
@@ -200,7 +219,9 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
         for instance in run.failed:
             if is_ours(instance, self.biz) and instance.status == "failed":
                 _, step = instance.failure
-                self._take(id, row, known, found, instance.host, instance.instance_id, instance.finish_time, step)
+                host = instance.host
+                name = name_of(host) if host else instance.instance_id
+                self._take(id, row, known, found, host, name, instance.finish_time, step)
         return msgspec.structs.replace(
             known, status=known.status or row.status, end_time=row.end_time, timed=True, failed=known.failed | found
         )
@@ -211,15 +232,6 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
         failed = status in (*FAILED, UNKNOWN)
         self.finished.append(FinishedRun(id, row.job_type, status, failed, row.start_time, end, Counter(steps)))
 
-    def _take_rows(self, id: int, row: Job, known: TrackedJob) -> dict[str, float]:
-        """Count the failures of hosts that are not known yet, keep all results; the failed hosts with their ends."""
-        found: dict[str, float] = {}
-        for host in self._own_rows(id):
-            if host.status in ("failed", "success"):
-                step = host.step(row) if host.status == "failed" else None
-                self._take(id, row, known, found, host.host, host.instance_id, host.end_time, step)
-        return found
-
     def _take(
         self,
         id: int,
@@ -227,13 +239,14 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
         known: TrackedJob,
         found: dict[str, float],
         host: Host | None,
-        instance_id: str,
+        name: str,
         end_time: int | None,
         step: str | None,
     ) -> None:
-        """Take one host result. `step`: the one that failed, None after a success. Adds failed hosts to `found`."""
+        """Keep one host result, and count a failure that is not known yet. `step`: the one that failed, None after a
+        success. Adds failed hosts to `found`, by `name`."""
         now = self.records.now
-        end, name = known_end(end_time, now), name_of(host) if host else instance_id
+        end = known_end(end_time, now)
         labels: Labels | None = None
         if step is not None:
             labels = (NAME, row.job_type, step, "")
@@ -246,14 +259,6 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
         if host:
             end = end or known_end(row.end_time, now) or now
             self.results.append(HostResult(host, id, "", end, labels))
-
-    def _has_running_host(self, id: int) -> bool:
-        """Whether a host of this business that was listed by its status says that it has not ended."""
-        return any(not ended(row.status, row.end_time) for row in self._own_rows(id))
-
-    def _own_rows(self, id: int) -> list[HostRow]:
-        """The host rows of this business, as far as they name one."""
-        return [row for row in self.records.hosts.get(id, ()) if is_ours(row, self.biz)]
 
     def _observe_duration(self, row: Job) -> None:
         if row.start_time is None or row.end_time is None:

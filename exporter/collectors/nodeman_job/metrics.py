@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
+
+from msgspec.structs import astuple
 
 from exporter.blueking.nodeman_jobs import Statistics
 from exporter.collectors import nodeman
@@ -31,19 +33,21 @@ def _unfinished(view: View) -> list[TrackedJob]:
 
 
 def instances(view: View) -> Mapping[Labels, float]:
-    return _summed(
-        ((job.job_type, status), count)
-        for job in view.state.jobs.values()
-        if not is_past(job, view.state.watermark or 0.0, view.config)
-        for status, count in _statuses(job.statistics)
-    )
+    by_type: dict[str, list[Statistics]] = {}
+    for job in view.state.jobs.values():
+        if job.statistics is not None and not is_past(job, view.state.watermark or 0.0, view.config):
+            by_type.setdefault(job.job_type, []).append(job.statistics)
+    return {
+        (job_type, status): count for job_type, jobs in by_type.items() for status, count in _statuses(jobs).items()
+    }
 
 
 def watched_instances(view: View) -> Mapping[Labels, float]:
     return {
         (str(id), job.job_type, status): count
         for id, job in _watched(view)
-        for status, count in _statuses(job.statistics)
+        if job.statistics is not None
+        for status, count in _statuses([job.statistics]).items()
     }
 
 
@@ -55,14 +59,14 @@ def _watched(view: View) -> list[tuple[int, TrackedJob]]:
     return [(id, view.state.jobs[id]) for id in view.config.job_ids if id in view.state.jobs]
 
 
-def _statuses(statistics: Statistics | None) -> list[tuple[str, float]]:
-    """Instances by status; what the total has beyond the five is `other`. A negative number is shown as 0."""
-    if statistics is None:
-        return []
-    names = ("pending", "running", "success", "failed", "ignored")
-    counts = [(name, float(max(0, getattr(statistics, name)))) for name in names]
-    other = statistics.total - sum(count for _, count in counts)
-    return [*counts, ("other", float(other))] if other > 0 else counts
+def _statuses(jobs: Sequence[Statistics]) -> dict[str, float]:
+    """Instances of at least one job by status; what a total has beyond the five is `other`. A negative number is shown
+    as 0."""
+    rows = [row if min(row) >= 0 else tuple(max(0, number) for number in row) for row in map(astuple, jobs)]
+    *columns, _ = zip(*rows, strict=True)
+    counts = {name: float(sum(column)) for name, column in zip(Statistics.__struct_fields__, columns, strict=False)}
+    other = float(sum(max(0, total - sum(numbers)) for *numbers, total in rows))
+    return {**counts, "other": other} if other else counts
 
 
 def _summed(samples: Iterable[tuple[Labels, float]]) -> Mapping[Labels, float]:

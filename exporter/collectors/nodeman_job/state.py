@@ -74,9 +74,9 @@ class MissedRun(msgspec.Struct, frozen=True):
 
 
 class NodemanJobRecords(RunRecords[int, Job, HostRow]):
-    """`floor`: see `NodemanJobState`. `missed`: runs that nobody has seen end, by job. `from_details`: jobs whose row
-    comes from the details, not from the list. `unreadable`: how many rows of the list cannot be read, by the next older
-    job; `without_id`: how many of them have no usable id."""
+    """`rows`: those that `is_news` lets through. `floor`: see `NodemanJobState`. `missed`: runs that nobody has seen
+    end, by job. `from_details`: jobs whose row comes from the details, not from the list. `unreadable`: how many rows
+    of the list cannot be read, by the next older job; `without_id`: how many of them have no usable id."""
 
     now: float = 0.0
     floor: int | None = None
@@ -113,6 +113,25 @@ def is_new_run(known: TrackedJob, row: Job) -> bool:
     return known.counted and not ended(row.status, row.end_time)
 
 
+def is_news(known: TrackedJob | None, row: Job) -> bool:
+    """Whether a row of the list may change anything: what is known of the job, what has been counted, or what is to be
+    read."""
+    return (
+        known is None
+        or known.statistics != row.statistics
+        or known.status != row.status
+        or known.end_time != row.end_time
+        or known.start_time != row.start_time
+        or known.task_ids != row.task_ids
+        or known.job_type != row.job_type
+        # It waits for time to pass, or for its hosts to be read.
+        or known.success_since is not None
+        or known.unread
+        or known.host_running
+        or known.failures != failures(row)
+    )
+
+
 def is_same_job(known: TrackedJob | None, row: Job) -> bool:
     """Whether the id still names the job that is known: it does not when the job was created at another time."""
     return known is not None and (None in (known.start_time, row.start_time) or known.start_time == row.start_time)
@@ -144,7 +163,8 @@ def was_retried_unseen(known: TrackedJob, row: Job) -> bool:
 
 def failures(row: Job) -> int:
     """Failed hosts by the statistics; these may be negative after a retry."""
-    return max(0, row.statistics.failed) if row.statistics else 0
+    statistics = row.statistics
+    return max(0, statistics.failed) if statistics else 0
 
 
 def is_abandoned(row: Job | TrackedJob, now: float) -> bool:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from bisect import bisect
 from collections.abc import Callable, Iterator
 from random import Random
-from types import FrameType
 from typing import Any
 
 import msgspec
@@ -27,28 +25,11 @@ from exporter.errors import ApiError
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Counts
 from exporter.model import Scope
+from tests.support.calls import Calls
 
 NOW = 1_795_000_000_000
 SCOPE = Scope("biz", "2")
 NAME = Raw(b'"nightly"')
-
-
-class Calls:
-    """How many functions were called since `with`: those written in Python, and those of C."""
-
-    def __init__(self) -> None:
-        self.python = self.c = 0
-
-    def __enter__(self) -> Calls:
-        sys.setprofile(self._count)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
-
-    def _count(self, frame: FrameType, event: str, argument: object) -> None:
-        self.python += event == "call"
-        self.c += event == "c_call"
 
 
 class CountedDict(dict[int, Tracked]):
