@@ -325,7 +325,7 @@ class Poller:
             payload = observation.payload
         self._update(duration=self._clock.monotonic() - begun, circuit_open=self.circuit_open)
         self.attempted = True
-        if self._page_timer is not None and self.success and payload is None:
+        if self.success and payload is None:
             self._page.change_later(self.key, self.show)
         else:
             self.show()
