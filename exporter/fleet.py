@@ -236,7 +236,8 @@ class Fleet:
                     saved: list[Saved] = [*self.pollers.values(), *self.others]
                     await gather_bounded((one.save() for one in saved), SAVES)
                     complete = True
-                if not await self._flush([one for one in self.pollers.values() if one.uncommitted(FLUSH - CHECK)]):
+                since = self._services.clock.monotonic() - (FLUSH - CHECK)
+                if not await self._flush([one for one in self.pollers.values() if one.uncommitted_since <= since]):
                     self._commit_next()
                 telemetry.state_size(await store.size())
             except StateError as error:

@@ -106,8 +106,8 @@ class Poller:
     __slots__ = (
         "_again", "_begun", "_clock", "_commits_next", "_committing", "_due", "_full", "_is_due", "_loaded",
         "_page", "_page_timer", "_refusals", "_settings", "_size", "_state", "_store", "_task", "_telemetry",
-        "_timer", "_timers", "_uncommitted_since", "_unknown", "attempted", "collector", "exposed", "key",
-        "message", "next_poll", "reason", "report", "request_id",
+        "_timer", "_timers", "_unknown", "attempted", "collector", "exposed", "key", "message", "next_poll",
+        "reason", "report", "request_id", "uncommitted_since",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, settings: Settings, services: Services) -> None:
@@ -120,6 +120,8 @@ class Poller:
         self.message = ""
         self.request_id = ""
         self.next_poll: float | None = None
+        self.uncommitted_since = math.inf
+        """Monotonic time of the first poll that `flush` has to commit; inf if there is none."""
         self.exposed = Exposed(
             self.key, collector, services.page, services.telemetry, services.clock, settings.hold, settings.stale_after
         )
@@ -132,8 +134,6 @@ class Poller:
         self._loaded = False
         self._commits_next = True
         """Whether the next poll is committed whatever it finds."""
-        self._uncommitted_since: float | None = None
-        """Monotonic time of the first poll that `flush` has to commit."""
         self._state: CollectorState | bytes | None = None
         """Encoded between two polls if it is small."""
         self._size = 0
@@ -448,20 +448,16 @@ class Poller:
             return state
         return await self._work(partial(msgspec.msgpack.encode, state))
 
-    def uncommitted(self, seconds: float) -> bool:
-        """Whether a poll has waited so long for `flush`."""
-        return self._uncommitted_since is not None and self._clock.monotonic() - self._uncommitted_since >= seconds
-
     def commit_next(self) -> None:
         """Commit the next poll whatever it finds: the state may not be writable, and then the poll has to fail."""
         self._commits_next = True
 
     async def begin_flush(self) -> bytes | None:
         """The state, if polls wait to be committed and no other commit runs; then `end_flush` must follow."""
-        if self._uncommitted_since is None or self._committing.locked():
+        if self.uncommitted_since == math.inf or self._committing.locked():
             return None
         await self._committing.acquire()
-        self._uncommitted_since = None
+        self.uncommitted_since = math.inf
         try:
             return await self._payload()
         except BaseException:
@@ -477,10 +473,10 @@ class Poller:
     def cancel_flush(self) -> None:
         """Nothing is known of the state that `begin_flush` gave."""
         self._committing.release()
-        self._uncommitted_since = self._clock.monotonic()
+        self.uncommitted_since = self._clock.monotonic()
 
     async def _commit(self, payload: bytes) -> None:
-        waiting, self._uncommitted_since = self._uncommitted_since, None
+        waiting, self.uncommitted_since = self.uncommitted_since, math.inf
         try:
             await self._store.commit(self.key, payload)
         except StateError as error:
@@ -488,12 +484,12 @@ class Poller:
             raise
         self._committed(None)
 
-    def _committed(self, error: StateError | None, waiting: float | None = None) -> None:
+    def _committed(self, error: StateError | None, waiting: float = math.inf) -> None:
         """Note how a commit has ended. `waiting`: since when polls had waited for it."""
         if error is None:
             self._telemetry.state_written(self._clock.wall())
         elif not isinstance(error, StateTaken):  # else nothing is wrong with the state
-            self._uncommitted_since, self._commits_next = waiting, True
+            self.uncommitted_since, self._commits_next = waiting, True
             self._telemetry.state_write_error()
 
     def _succeeded(self, observation: Observation) -> None:
@@ -503,8 +499,8 @@ class Poller:
         self._refusals = 0
         if observation.payload is not None:
             self._commits_next = observed.more
-        elif self._uncommitted_since is None:
-            self._uncommitted_since = self._clock.monotonic()
+        else:
+            self.uncommitted_since = min(self.uncommitted_since, self._clock.monotonic())
         completed, current = self._clock.monotonic(), self.report.current or not observed.more
         before = self.state
         self.exposed.counted(before.counts if before else Counts(), observed.state.counts)
