@@ -19,6 +19,7 @@ from pathlib import Path
 from bench.pages import ROWS
 from bench.platform import config
 from exporter import log
+from exporter.app import COLLECT
 from exporter.blueking.client import Client
 from exporter.clock import Clock
 from exporter.config.load import load
@@ -62,7 +63,8 @@ async def run(url: str, count: int, folder: Path, profile: bool, state_url: str 
 
             await round_of()
             gc.collect()
-            gc.freeze()  # as the command does
+            gc.freeze()  # as the daemon does
+            gc.set_threshold(*COLLECT)
             profiler = cProfile.Profile()
             if profile:
                 profiler.enable()

@@ -45,6 +45,7 @@ from exporter.collectors.job.state import (
     end_order,
     group,
     ms,
+    must_forget,
     news,
     seconds,
     selects,
@@ -441,7 +442,7 @@ class JobCollector:
             or state.executions
             or state.resumable_executions
             or state.unreadable
-            or any(ended.create_time < begin for ended in state.ended_executions.values())
+            or must_forget(state.ended_executions, begin)
             or state.hosts.fold((), now=at / 1000, ttl=self.config.failing_host_ttl, settled=0.0) is not state.hosts
         ):
             return None

@@ -27,6 +27,7 @@ from exporter.collectors.job.state import (
     known_time,
     matches,
     ms,
+    must_forget,
     number_text,
     seconds,
     selects,
@@ -510,7 +511,9 @@ class Fold:
             else:
                 new[_only_may_run_again(kept)][id] = kept
         moved = self.state is not None and begin > self.state.begin
-        gone = [id for id, known in ended.items() if known.create_time < begin] if moved else []
+        # To walk through them and to commit what is left, when nothing else happens, would make quiet polls dear.
+        forgets = moved and (bool(changed or self.ended) or must_forget(ended, begin))
+        gone = [id for id, known in ended.items() if known.create_time < begin] if forgets else []
         return (
             _replaced(places[0], new[0], changed),
             _replaced(places[1], new[1], changed),

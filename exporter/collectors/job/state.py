@@ -6,7 +6,7 @@ Times are ms since the epoch as the platform gives them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal
 
 import msgspec
@@ -33,6 +33,8 @@ END_AWAITED = 300_000
 """ms for which an end time may come later than the status."""
 EARLY_START = 86_400_000
 """A start so long before the creation, or longer, is no time."""
+FORGOTTEN_WITHIN = 300_000
+"""ms for which an execution that has left the window is kept, unless the state changes for another reason."""
 RESUMABLE = frozenset({11, 13})
 """Statuses besides failures from which JOB takes an execution up again: stopped, refused by a person."""
 
@@ -256,6 +258,15 @@ def _differs(known: Tracked, row: Execution) -> bool:
     if outcome is None:
         return not known.counted and row.start_time not in (None, known.start_time)
     return row.end_time not in (None, known.end_time)
+
+
+def must_forget(ended: Mapping[int, Ended], begin: int) -> bool:
+    """Whether executions have left the window so long ago that they are forgotten although nothing else changes.
+
+    Only the first one is looked at. It was listed before all others, so none of them waits much longer.
+    """
+    first = next(iter(ended.values()), None)
+    return first is not None and first.create_time < begin - FORGOTTEN_WITHIN
 
 
 def known_times(row: Execution, now: int) -> tuple[Execution, list[Odd]]:

@@ -28,7 +28,7 @@ from exporter.collectors.job.fold import (
     REOPENED,
     STEP_FAILURES,
 )
-from exporter.collectors.job.state import JobRecords, JobState, known_times, matches, transition
+from exporter.collectors.job.state import FORGOTTEN_WITHIN, JobRecords, JobState, known_times, matches, transition
 from exporter.config.schema import JobConfig, Watch
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Counts, Labels
@@ -305,7 +305,10 @@ def test_a_poll_that_finds_nothing_new_is_not_folded() -> None:
     ended = poll(BASE, 1, [execution(7, 3, 10_000)])
     assert JOB.unchanged(ended, empty, empty.now / 1000) == observed(ended, empty).state
     left = records(LOOKBACK // INTERVAL + 2, [])
-    assert JOB.unchanged(ended, left, 0.0) is None
+    assert JOB.unchanged(ended, left, left.now / 1000) == observed(ended, left).state, "forgetting can wait"
+    late = records((LOOKBACK + FORGOTTEN_WITHIN) // INTERVAL + 2, [])
+    assert JOB.unchanged(ended, late, 0.0) is None
+    assert observed(ended, late).state.ended_executions == {}
     row, answer = failing(8, 10_000, script(1, 4, {1: 104}))
     fails = poll(BASE, 1, [row], examined={8: answer})
     fails = msgspec.structs.replace(fails, resumable_executions={})
@@ -322,9 +325,10 @@ def test_the_state_forgets_what_can_no_longer_matter(ends: list[tuple[int, int, 
     """It keeps what the next poll lists again, what has not ended, and what may run again within reopen_window."""
     rows = [execution(id, status, end, age=age) for id, (status, end, age) in enumerate(ends, 1)]
     running = [execution(1000 + id, 2, age=age) for id, (_, _, age) in enumerate(ends, 1)]
-    state = poll(poll(BASE, 1, rows + running), number, checked=True)
     now = NOW + number * INTERVAL
-    wanted = {row.id for row in rows if row.create_time >= now - LOOKBACK}
+    new = execution(5000, 3, now - NOW, age=NOW - now)
+    state = poll(poll(BASE, 1, rows + running), number, [new], checked=True)
+    wanted = {row.id for row in [*rows, new] if row.create_time >= now - LOOKBACK}
     wanted |= {row.id for row in rows if row.status in (4, 9, 11) and now - (row.end_time or 0) < REOPEN}
     wanted |= {row.id for row in running if now - row.create_time <= AGE}
     assert known_ids(state) == wanted

@@ -206,6 +206,22 @@ async def test_a_quiet_poll_does_not_look_at_50_000_executions_that_may_run_agai
     assert (many.python, many.c) == (few.python, few.c)
 
 
+async def test_a_quiet_poll_does_not_look_at_executions_that_have_ended() -> None:
+    """However many of them the window holds."""
+
+    async def quiet(count: int) -> Calls:
+        _, observed = await polled(count)
+        clock = Clock(wall=lambda: NOW / 1000, monotonic=lambda: 0.0)
+        job = collector(Lists(), [NOW / 1000 + 30])
+        records = await job.fetch(observed.state, Deadline(60.0, clock))
+        with Calls() as calls:
+            assert job.unchanged(observed.state, records, NOW / 1000 + 30) is not None
+        return calls
+
+    few, many = await quiet(50), await quiet(5_000)
+    assert (many.python, many.c) == (few.python, few.c)
+
+
 async def test_watched_names_are_matched_for_new_rows_only() -> None:
     """`watch` reads the names of rows that are counted, not those of known ones."""
     entry = Watch("n", name="night*")
