@@ -20,7 +20,7 @@ MILLISECOND_ROUNDS = 32
 """Readings of an overfull millisecond: each comes in another order, so what one misses the next finds."""
 SLICE_ROWS = 4_000
 """Rows that one poll reads of a long history: few enough to be read and examined within a poll's deadline."""
-MOST_ROWS = 4 * SLICE_ROWS
+MOST_ROWS = 3 * SLICE_ROWS
 """Rows that one poll reads of a long history where the state is large: few enough to be kept in memory."""
 START_LIMIT_CODE = "1241010"
 """JOB v3: `start` is past the limit that the operator of the platform set."""
