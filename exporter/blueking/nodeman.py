@@ -134,10 +134,11 @@ class NodemanApi:
         }
         path = "/backend/api/subscription/task_result/"
         answer = await self._ask("task_result", path, params, task_result_decoders(self._zone, with_steps), deadline)
+        asked_tasks, asked_instances = {None, *task_ids}, set(instance_ids)
         for row in answer.instances if task_ids or instance_ids else ():
-            if task_ids and row.task_id not in (None, *task_ids):
+            if task_ids and row.task_id not in asked_tasks:
                 raise ApiError("decode", f"task_result gives task {row.task_id}, not asked for", api="task_result")
-            if instance_ids and row.instance_id not in instance_ids:
+            if instance_ids and row.instance_id not in asked_instances:
                 raise ApiError("decode", "task_result gives instances that were not asked for", api="task_result")
         return answer
 

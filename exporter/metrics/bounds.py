@@ -43,7 +43,8 @@ class LabelBounds:
         the room. Without room, all its platform-chosen values become `OTHER`; where it takes none, the new ones do.
         """
         chosen = platform_chosen(names)
-        fitting = _replaced(labels, [at for at, name in chosen if not self._fits(name, labels[at])])
+        beyond = [at for at, name in chosen if not self._fits(name, labels[at])]
+        fitting = _replaced(labels, beyond) if beyond else labels
         if not chosen or any(fitting in known for known in shown):
             return fitting
         if self.full or max(series, 1) > self.room:
