@@ -121,34 +121,27 @@ class SQLiteStore:
     def _write(self, batch: _Batch) -> None:
         """Write `batch`, then write all commits that came during the write as one batch, so a slow disk costs one
         wait."""
-        loop = asyncio.get_running_loop()
 
         def write() -> None:
-            try:
-                with self._transaction() as db:
-                    # In place: to replace the row would write its index anew, and three times as many pages.
-                    db.executemany(
-                        "INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
-                        " SET payload = excluded.payload, updated = excluded.updated",
-                        batch.rows.values(),
-                    )
-            except BaseException as error:
-                end(batch.written.set_exception, error)
-            else:
-                end(batch.written.set_result, None)
+            with self._transaction() as db:
+                # In place: to replace the row would write its index anew, and three times as many pages.
+                db.executemany(
+                    "INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+                    " SET payload = excluded.payload, updated = excluded.updated",
+                    batch.rows.values(),
+                )
 
-        def end(settle: Callable[[T], None], outcome: T) -> None:
-            # One future less than with `run_in_executor`, and one turn of the loop less.
-            with contextlib.suppress(RuntimeError):  # the loop may have ended
-                loop.call_soon_threadsafe(written, settle, outcome)
-
-        def written(settle: Callable[[T], None], outcome: T) -> None:
+        def written(job: asyncio.Future[None]) -> None:
             self._writing = False
-            settle(outcome)
+            if error := job.exception():
+                batch.written.set_exception(error)
+            else:
+                batch.written.set_result(None)
             if self._next:
                 self._write(self._next)
 
-        self._thread.submit(write)
+        # A loop in virtual time waits for what it runs in an executor, and only for that.
+        asyncio.get_running_loop().run_in_executor(self._thread, write).add_done_callback(written)
         self._next, self._writing = None, True
 
     async def keys(self) -> dict[Key, float]:
