@@ -149,6 +149,7 @@ class JobCollector:
         page_news = _News(state, self._now)
         # A slice commits the whole state, so slices grow with it: else commits would be most of the work.
         rows = max(SLICE_ROWS, min(len(state.ended_executions) // 4, MOST_ROWS))
+        asked = now
         first, window = await self._read_news(begin, end, max(watermark, begin), rows, deadline, page_news)
         more = window.end < end
         now = self._now()
@@ -156,7 +157,8 @@ class JobCollector:
         # one behind it, what had been counted before stays counted.
         end = min(max(window.end, watermark), now)
         if first <= begin:
-            begin = max(begin, state.begin, min(end, now - ms(self.config.lookback)))
+            # A row may have been listed while later pages were read: `lookback` counts from the beginning.
+            begin = max(begin, state.begin, min(end, min(asked, now) - ms(self.config.lookback)))
         self._span = (end - watermark) * rows // max(rows // MOST_GROWTH, len(window.rows)) if more else None
         records = JobRecords(
             *(begin, end, now, window.rows, _values(page_news.odd, window.rows)),

@@ -313,6 +313,24 @@ async def test_4_1_3_a_slow_platform_is_read_in_shorter_slices() -> None:
     assert api.calls <= 3 * 12_000 / 200
 
 
+async def test_4_1_3_what_is_listed_late_while_a_poll_reads_is_counted_by_the_next_one() -> None:
+    """However long the reading takes: `lookback` counts from when it began."""
+    now = [NOW / 1000]
+    api = PagedLists(now)
+    job = collector(api, now, lookback=10.0)
+    state = (await poll(job, None, now)).state
+    now[0] += 20
+    end = round(now[0] * 1000)
+    api.rows = [ended_well(1000 + number, end - 5_000 + 20 * number) for number in range(250)]
+    late = api.rows[200]
+    api.seconds, api.late = 8.0, {late.id: 9.5}
+    state = (await poll(job, state, now)).state
+    assert late.id not in state.ended_executions, "it was listed after the page in which it belongs"
+    api.seconds = 0.0
+    state = (await poll(job, state, now)).state
+    assert sum(one.value for one in state.counts.counters[CREATED].values()) == 250
+
+
 @pytest.mark.parametrize("seed", [*range(6), 37, 38, 45, 49])
 async def test_4_1_3_a_catch_up_counts_every_execution_once(seed: int) -> None:
     """However dense the history is, whichever calls fail, wherever the process ends or stands still, and although some
