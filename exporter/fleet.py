@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 import msgspec
 
@@ -25,15 +25,13 @@ from exporter.blueking.nodemgr import NodemgrApi
 from exporter.clock import Clock
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import Collector, Platforms
-from exporter.collectors.calls import gather_bounded
+from exporter.collectors.calls import gather_bounded, parts
 from exporter.config.schema import Config, ScopeConfig
 from exporter.errors import ConfigError, Problem, StateError
 from exporter.exposed import scope_key, show_scope, show_status_codes
 from exporter.model import Key, Scope
 from exporter.poller import Poller, Services, Settings, flush
 from exporter.state.base import Stored
-
-T = TypeVar("T")
 
 CHECK = 10.0
 """Seconds between two looks at the state."""
@@ -278,14 +276,14 @@ class Fleet:
             if not unchanged:
                 new |= {one.scope: one for one in config.scopes if one.scope not in unchanged_scopes}
             collector_of: dict[Key, Collector] = {}
-            for part in _parts([*new.values()], LOADED):
+            for part in parts([*new.values()], LOADED):
                 collector_of |= {Key(one.name, one.scope): one for one in collectors(part, client, services.clock)}
                 await asyncio.sleep(0)
             enabled = kept if unchanged else {**kept, **{key: new[key.scope] for key in collector_of}}
             missing = [one for key, one in collector_of.items() if key not in self.pollers and assigned(key)]
             added: list[Poller] = []
             stored: dict[Key, Stored] = {}
-            for few in _parts(missing, LOADED):
+            for few in parts(missing, LOADED):
                 added += [Poller(one, settings, services) for one in few]
                 stored |= await services.store.load_many([Key(one.name, one.scope) for one in few])
             undo.pop_all()
@@ -320,7 +318,7 @@ class Fleet:
             if number % MANY == MANY - 1:
                 await asyncio.sleep(0)  # thousands of them must not hold up a scrape
         self._complete, self._assigned, self.enabled, self._settings = config, assigned, enabled, settings
-        for some in _parts([poller for poller in self.pollers.values() if not poller.started], SCOPES):
+        for some in parts([poller for poller in self.pollers.values() if not poller.started], SCOPES):
             for poller in some:
                 if self.pollers.get(poller.key) is poller:
                     poller.start(self._poll_due)
@@ -357,7 +355,7 @@ class Fleet:
 
     async def _flush(self, pollers: Sequence[Poller]) -> bool:
         """Commit their polls that found nothing new. False, and the others are left as they are, when that fails."""
-        for part in _parts(pollers, SAVES):
+        for part in parts(pollers, SAVES):
             if not await flush(self._services.store, part):
                 return False
         return True
@@ -377,11 +375,6 @@ class Fleet:
                 show_scope(page, one, config)
             if number % SCOPES == SCOPES - 1:
                 await asyncio.sleep(0)
-
-
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The items, so many at once; between two parts the event loop may run."""
-    return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
 def _same_scopes(old: Config | None, new: Config) -> dict[Scope, ScopeConfig]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 from exporter import log
+from exporter.collectors.calls import parts
 from exporter.config.schema import ScopeConfig
 from exporter.errors import StateError
 from exporter.fleet import Fleet
@@ -109,8 +110,7 @@ class Sharing:
                 await self._store.leave()
                 await asyncio.sleep(1.5 * self._store.every)
                 keys = sorted(self._store.held, key=lambda key: key.scope)
-                for start in range(0, len(keys), RELEASED_PER_HEARTBEAT):
-                    part = keys[start : start + RELEASED_PER_HEARTBEAT]
+                for part in parts(keys, RELEASED_PER_HEARTBEAT):
                     for key in part:
                         self._fleet.drop(key)
                     await self._store.release(part)

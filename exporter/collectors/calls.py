@@ -1,9 +1,9 @@
-"""Calls of one poll: how many polls one id may fail, and how many calls run at once."""
+"""Calls of one poll: how many polls one id may fail, how many calls run at once, what one call asks for."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Coroutine, Hashable, Iterable
+from collections.abc import Container, Coroutine, Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from exporter.errors import ApiError
@@ -62,6 +62,11 @@ class Attempts:
         if left:
             self._resting[id] = left - 1, polls
         return left > 0
+
+
+def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items in their order, `size` at once; the last part may be shorter."""
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
 async def gather_bounded(calls: Iterable[Coroutine[Any, Any, T]], limit: int) -> list[T]:

@@ -127,10 +127,11 @@ class FailingHosts(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         """
         results = iter(results)
         batch = list(itertools.islice(results, BATCH))
-        if not batch and not (self.rows or self.listed or self.cleared or self.untracked):
-            return self
-        if not batch and self._oldest_failure >= now - ttl and self._oldest_success >= settled:
-            return self
+        if not batch:
+            # Most scopes have no failing host: nothing is derived to find that out.
+            empty = not (self.rows or self.listed or self.cleared or self.untracked)
+            if empty or (self._oldest_failure >= now - ttl and self._oldest_success >= settled):
+                return self
         fold = _Fold(self, now - ttl, most)
         while batch:
             fold.apply(sorted(batch, key=lambda result: (result.end, result.run)))

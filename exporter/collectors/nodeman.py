@@ -22,7 +22,7 @@ from exporter.collectors.base import (
     Observed,
     Platforms,
 )
-from exporter.collectors.calls import Attempts, gather_bounded
+from exporter.collectors.calls import Attempts, gather_bounded, parts
 from exporter.collectors.failing_hosts import FailingHosts, HostResult, Run
 from exporter.config.schema import ScopeConfig
 from exporter.errors import ApiError
@@ -197,7 +197,7 @@ class NodemanCollector(Generic[S, C, A, R]):
         answers: list[tuple[Sequence[K], H]] = []
         refused: list[tuple[Sequence[K], ApiError]] = []
         size = self._page_size.at(0, PAGE_SIZE)
-        waiting = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
+        waiting: list[Sequence[K]] = list(parts(ids, size))
         while waiting:
             some = waiting.pop()
             try:

@@ -13,9 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import FrameType
 
-import msgspec
 import pytest
 
 from exporter import log
@@ -39,6 +37,7 @@ from exporter.simulator.server import SimulatorServer
 from exporter.simulator.world import StepScript, target
 from exporter.state.memory import MemoryStore
 from exporter.telemetry import Telemetry
+from tests.support.calls import Calls
 from tests.support.paths import FIXTURES
 
 SCOPE = Scope("biz", "2")
@@ -67,26 +66,6 @@ class CountingPage(Page):
     def change(self, key: Key | None, chunks: Mapping[str, Chunk | None]) -> None:
         self.rendered |= {name: chunk for name, chunk in chunks.items() if chunk is not None}
         super().change(key, chunks)
-
-
-class CallsOf:
-    """How often functions were called since `with`, by name: these functions of Python, and `msgpack.encode`."""
-
-    def __init__(self, *names: str) -> None:
-        self.names: Counter[str] = Counter(dict.fromkeys(names, 0))
-
-    def __enter__(self) -> CallsOf:
-        sys.setprofile(self._count)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
-
-    def _count(self, frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and frame.f_code.co_name in self.names:
-            self.names[frame.f_code.co_name] += 1
-        elif event == "c_call" and argument is msgspec.msgpack.encode:
-            self.names["msgpack.encode"] += 1
 
 
 class Watched:
@@ -197,13 +176,13 @@ async def test_a_new_execution_is_committed_once_and_renders_what_it_changes(tmp
         one.forget()
         one.run(3)
         one.passed += INTERVAL
-        with CallsOf("render_counts") as calls:
+        with Calls() as calls:
             await one.poller.poll()
         assert len(one.store.commits) == 1
         counted = {name for name in one.page.rendered if name.startswith("blueking_job_execution")}
         assert counted == {CREATED, FINISHED, DURATION, WAIT}
         assert calls.names["render_counts"] == 4
-        assert calls.names["msgpack.encode"] == 1
+        assert calls.names["msgpack_encode"] == 1
 
 
 async def test_polls_leave_nothing_behind(tmp_path: Path) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import pairwise
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -24,6 +22,7 @@ from exporter.blueking.transport import OnHeaders, Request
 from exporter.clock import Clock
 from exporter.errors import ApiError, Problem
 from exporter.model import Scope
+from tests.support.calls import Calls
 from tests.support.upstream import EMPTY_PAGE, Recorder, config
 
 LIST, STATUS = "get_job_instance_list", "get_job_instance_status"
@@ -331,19 +330,10 @@ async def test_calls_that_wait_for_something_else_are_not_looked_at(why: str) ->
             turns.gate.pause_scope(turns.call, 50, "http_5xx")
         held = [asyncio.create_task(turns.turn(hold=50)) for _ in range(waiting + 1)]
         await asyncio.sleep(2)
-        calls = 0
-
-        def count(frame: FrameType, event: str, argument: object) -> None:
-            nonlocal calls
-            calls += event == "call" and frame.f_code.co_filename == pacing.__file__
-
-        sys.setprofile(count)
-        try:
+        with Calls(pacing.__file__) as calls:
             for _ in range(50):
                 await asyncio.gather(*(turns.turn(call=Call(LIST, "job", OTHER)) for _ in range(3)))
-        finally:
-            sys.setprofile(None)
-        work.append(calls)
+        work.append(calls.python)
         await _cancel(held)
     assert work[1] < 2 * work[0], "a timer may wake the gate a little early, and then again"
 

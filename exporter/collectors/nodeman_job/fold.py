@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from exporter.blueking.nodeman_jobs import HostRow, Job
+from exporter.blueking.nodeman_subscriptions import Instance
 from exporter.collectors.base import TRUNCATED, FinishedRun, Observed
 from exporter.collectors.failing_hosts import HostResult
 from exporter.collectors.nodeman import (
@@ -40,7 +41,7 @@ from exporter.collectors.nodeman_job.state import (
 from exporter.config.schema import NodemanJobConfig
 from exporter.metrics.counts import Tally
 from exporter.metrics.family import Labels
-from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN, Host
+from exporter.model import NODEMAN_STATUSES, NODEMAN_UNFINISHED, UNKNOWN
 
 FINISHED = "blueking_nodeman_jobs_finished_total"
 DURATION = "blueking_nodeman_job_duration_seconds"
@@ -137,8 +138,7 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
             timed = True
         failed: dict[str, float] = {}
         for each, step in results:
-            host = each.host
-            self._take(id, row, known, failed, host, name_of(host) if host else each.instance_id, each.end_time, step)
+            self._take(id, row, known, failed, each, each.end_time, step)
         asked = id in self.records.hosts or id in self.records.unexamined
         self.jobs[id] = TrackedJob(
             row.job_type,
@@ -219,9 +219,7 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
         for instance in run.failed:
             if is_ours(instance, self.biz) and instance.status == "failed":
                 _, step = instance.failure
-                host = instance.host
-                name = name_of(host) if host else instance.instance_id
-                self._take(id, row, known, found, host, name, instance.finish_time, step)
+                self._take(id, row, known, found, instance, instance.finish_time, step)
         return msgspec.structs.replace(
             known, status=known.status or row.status, end_time=row.end_time, timed=True, failed=known.failed | found
         )
@@ -238,14 +236,14 @@ class Fold(NodemanFold[NodemanJobState, NodemanJobConfig, NodemanJobRecords]):
         row: Job,
         known: TrackedJob,
         found: dict[str, float],
-        host: Host | None,
-        name: str,
+        result: HostRow | Instance,
         end_time: int | None,
         step: str | None,
     ) -> None:
         """Keep one host result, and count a failure that is not known yet. `step`: the one that failed, None after a
-        success. Adds failed hosts to `found`, by `name`."""
-        now = self.records.now
+        success. Adds failed hosts to `found`, by name."""
+        now, host = self.records.now, result.host
+        name = name_of(host) if host else result.instance_id
         end = known_end(end_time, now)
         labels: Labels | None = None
         if step is not None:

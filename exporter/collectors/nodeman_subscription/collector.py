@@ -18,6 +18,7 @@ from exporter.blueking.nodeman import PAGE_SIZE, NodemanApi
 from exporter.blueking.nodeman_subscriptions import Instance, TaskResult
 from exporter.blueking.pacing import Deadline
 from exporter.collectors.base import FailedCall, Trial
+from exporter.collectors.calls import parts
 from exporter.collectors.nodeman import NodemanCollector, is_ours, read_pages
 from exporter.collectors.nodeman_subscription.fold import Fold
 from exporter.collectors.nodeman_subscription.metrics import FAMILIES
@@ -138,8 +139,7 @@ class NodemanSubscriptionCollector(
             still_running = frozenset(name for name, row in found.rows.items() if row.status in NODEMAN_UNFINISHED)
         # What had failed and is in none of these has moved on, or belongs to an earlier task.
         missing = [instance for instance in before if instance not in instances]
-        for begin in range(0, len(missing), PAGE_SIZE):
-            some = missing[begin : begin + PAGE_SIZE]
+        for some in parts(missing, PAGE_SIZE):
             page = await read(instance_ids=some, statuses=() if complete else MOVED, pagesize=len(some), all_tasks=True)
             instances |= {row.instance_id: row for row in page.instances}
         return Answer(counter, newest, tuple(instances.values()), complete, not same, still_running)

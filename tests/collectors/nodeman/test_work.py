@@ -110,16 +110,22 @@ async def poll(
     return records, watching.observe(state, records, Tally(counts, float(NOW), 0.0, watching.families))
 
 
+async def after_baseline() -> tuple[Platform, NodemanJobCollector, NodemanJobState]:
+    """A platform that had one job, and what the first poll made of it."""
+    platform = Platform()
+    watching = collector(platform)
+    platform.jobs = [job(1)]
+    _, observed = await poll(watching, None)
+    return platform, watching, observed.state
+
+
 async def test_a_known_job_that_has_not_changed_is_not_folded() -> None:
     """A poll that finds nothing new passes no row on, and costs a few calls for each row that it reads."""
 
     async def quiet(count: int) -> Calls:
-        platform = Platform()
-        watching = collector(platform)
-        platform.jobs = [job(1)]
-        _, observed = await poll(watching, None)
+        platform, watching, state = await after_baseline()
         platform.jobs = [job(id) for id in range(count, 0, -1)]
-        _, observed = await poll(watching, observed.state)
+        _, observed = await poll(watching, state)
         assert sum(one.value for one in observed.state.counts.counters[FINISHED].values()) == count - 1
         with Calls() as calls:
             records, again = await poll(watching, observed.state)
@@ -136,14 +142,11 @@ async def test_each_failed_host_is_read_once() -> None:
     """Reading and counting the hosts of a job costs a bounded number of calls each, whatever their number."""
 
     async def failed(count: int) -> Calls:
-        platform = Platform()
-        watching = collector(platform)
-        platform.jobs = [job(1)]
-        _, observed = await poll(watching, None)
+        platform, watching, state = await after_baseline()
         platform.jobs = [job(2, status="FAILED", success=0, failed=count), job(1)]
         platform.hosts = [host(number) for number in range(1, count + 1)]
         with Calls() as calls:
-            _, observed = await poll(watching, observed.state)
+            _, observed = await poll(watching, state)
         assert platform.details == [2]
         assert {labels[2]: one.value for labels, one in observed.state.counts.counters[HOST_FAILURES].items()} == {
             "install": count
